@@ -1,0 +1,33 @@
+"""Make a checkpoint small enough to ship: the weights that are used and how to build their model, nothing else.
+
+python checkpoints/strip.py RUN/last.ckpt OUT.ckpt              a model for `sample`: averaged weights, float32
+python checkpoints/strip.py RUN/last.ckpt OUT.pt --network      the network's weights alone
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from lightning_ddpm.checkpoint import read
+from lightning_ddpm.files import sha256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--network", action="store_true", help="the network's weights alone")
+    options = parser.parse_args()
+    checkpoint = read(options.run)
+    kept = {
+        key: checkpoint[key] for key in ("state_dict", "hyper_parameters", "global_step", "pytorch-lightning_version")
+    }
+    if options.network:
+        kept = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
+    torch.save(kept, options.out)
+    print(f"{options.out}: {options.out.stat().st_size:,} bytes, sha256 {sha256(options.out)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Exponential moving average of the weights: what is evaluated, sampled and shipped.
+
+Ho's CIFAR-10 checkpoint has FID 3.21 with it and 12.14 without.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor
+
+from lightning_ddpm.errors import UserError
+
+
+class EMA(WeightAveraging):
+    """After every optimizer step: average <- decay * average + (1 - decay) * weights. Parameters only.
+
+    The decay warms up as (1 + n) / (10 + n) over the n steps so far, so that the random initial weights do not linger;
+    n is in the checkpoint. Validation sees the average, and so does whoever asks with :meth:`averaged`, wherever it
+    stands in the list of callbacks. A checkpoint holds both weight sets; its ``state_dict`` is the average. After fit
+    the module has the average.
+
+    Args:
+        decay: what the decay warms up to (Ho: 0.9999).
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"the EMA's decay must lie in [0, 1), got {decay}; Ho et al. use 0.9999")
+        self.decay = decay
+        self._swapped = False
+        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+
+    def _average(self, average: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
+        decay = min(self.decay, (1 + int(n)) / (10 + int(n)))
+        torch._foreach_lerp_(list(average), list(current), 1 - decay)
+
+    @contextmanager
+    def averaged(self, module: LightningModule) -> Iterator[None]:
+        """Inside, the module has the averaged weights; afterwards its own again, also after an exception."""
+        if self._average_model is None or self._swapped:
+            yield
+            return
+        self._swap(module)
+        try:
+            yield
+        finally:
+            self._swap(module)
+
+    def _swap(self, module: LightningModule) -> None:
+        self._swap_models(module)
+        self._swapped = not self._swapped
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._swapped = False
+        super().setup(trainer, pl_module, stage)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._average_model is not None and not self._swapped:
+            self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._swapped and trainer.state.fn == "fit":
+            self._swap(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._swapped:
+            self._swap(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Swapped, not copied: a checkpoint written from here on still holds both sets.
+        if self._average_model is not None and not self._swapped:
+            self._swap(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._average_model is None:
+            return
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:
+            average, current = checkpoint["current_model_state"], checkpoint["state_dict"]
+            checkpoint["state_dict"], checkpoint["current_model_state"] = average, current
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._average_model is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+@contextmanager
+def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Inside, the module has the weights that the trainer's EMA keeps, where it has one."""
+    average = next((each for each in trainer.callbacks if isinstance(each, EMA)), None)  # type: ignore[attr-defined]
+    if average is None:
+        yield
+        return
+    with average.averaged(module):
+        yield

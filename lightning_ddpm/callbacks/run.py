@@ -1,0 +1,143 @@
+"""The run itself: its folder, what it says at the start, how fast it goes."""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
+
+from lightning_ddpm.console import duration, say
+from lightning_ddpm.data.sampler import ImageRange
+from lightning_ddpm.images import save
+
+
+class Checkpoints(ModelCheckpoint):
+    """``last.ckpt``, every so many steps and at the end, and ``best.ckpt`` by a logged figure, in the run's folder.
+
+    Args:
+        monitor: the figure, lower being better; ``null`` for last.ckpt alone.
+        every_n_steps: of the optimizer.
+    """
+
+    def __init__(self, every_n_steps: int, monitor: str | None = None) -> None:
+        super().__init__(
+            filename="best" if monitor else "last",
+            monitor=monitor,
+            save_last=monitor is not None,
+            every_n_train_steps=every_n_steps,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.dirpath = str(trainer.default_root_dir)
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
+
+
+class RunSummary(Callback):
+    """Says before the first step what is about to happen, and where its results go."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        steps = trainer.estimated_stepping_batches
+        if not trainer.is_global_zero:
+            return
+        device = pl_module.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        per_epoch = len(data.train) // batch
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        say(
+            f"run: {Path(trainer.default_root_dir).absolute()} "
+            f"(last.ckpt, best.ckpt, config.yaml, samples/; tensorboard --logdir {trainer.default_root_dir})\n"
+            f"device: {trainer.world_size} x {name}, precision {trainer.precision}\n"
+            f"images: {len(data.train)} of {data.channels}x{data.size}x{data.size}, {len(data.held_out)} held out\n"
+            f"model: {parameters:,} parameters\n"
+            f"training: {steps:g} steps of {batch} images, {per_epoch} steps an epoch"
+        )
+
+
+class Throughput(Callback):
+    """Logs ``train/images_per_second``: the median step of the last few, so that evaluations do not count."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._ended: float | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if self._ended is not None:
+            self._seconds.append(now - self._ended)
+        self._ended = now
+        if len(self._seconds) >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            images = len(batch[0]) * trainer.world_size
+            rate = images / statistics.median(self._seconds)
+            self._seconds.clear()
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/images_per_second": rate}, step=trainer.global_step)
+
+
+class ProgressLines(ProgressBar):
+    """A plain line now and then: what a log file can hold.
+
+    Args:
+        seconds: between lines.
+    """
+
+    def __init__(self, seconds: float = 15.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._enabled = True
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = self._said = time.monotonic()
+        self._first = trainer.global_step
+        self._total = int(trainer.estimated_stepping_batches)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now, done = time.monotonic(), trainer.global_step - self._first
+        last = trainer.global_step == self._total
+        if not self._enabled or done < 1 or (now - self._said < self.seconds and not last):
+            return
+        self._said = now
+        left = (now - self._started) / done * (self._total - trainer.global_step)
+        figures = self.get_metrics(trainer, pl_module)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if isinstance(value, (int, float)))
+        say(f"step {trainer.global_step} of {self._total}: {shown}; {duration(left)} left")
+
+
+class ImageWriter(BasePredictionWriter):
+    """Writes what ``predict`` generates as PNG files into the run's folder ``predictions``."""
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: ImageRange,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        folder = Path(trainer.default_root_dir) / "predictions"
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, pixels in enumerate(prediction, start=int(batch[1])):
+            save(pixels, folder / f"{index:06d}.png")

@@ -1,0 +1,66 @@
+"""Pictures of what the model makes, from the same noise all along the run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from lightning_ddpm.callbacks.ema import averaged_weights
+from lightning_ddpm.callbacks.interval import Interval
+from lightning_ddpm.callbacks.tensorboard import writers
+from lightning_ddpm.diffusion import Sampler
+from lightning_ddpm.generation import generate
+from lightning_ddpm.images import grid, save
+from lightning_ddpm.module import DDPM
+
+
+class SampleGrid(Callback):
+    """Draws n images with the EMA weights, as a TensorBoard image and a PNG in the run's folder ``samples``.
+
+    Args:
+        n: number of images.
+        sampler: how; ``null`` for the model's own.
+        every_n_steps: of the optimizer, or
+        every_n_epochs: one of the two.
+        seed: of the set of images.
+    """
+
+    def __init__(
+        self,
+        n: int = 64,
+        sampler: Sampler | None = None,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.n, self.sampler, self.seed = n, sampler, seed
+        self.interval = Interval(every_n_steps, every_n_epochs)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interval.start(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.interval.after_batch(trainer):
+            self.draw(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.interval.after_epoch(trainer):
+            self.draw(trainer, pl_module)
+
+    def draw(self, trainer: Trainer, module: LightningModule) -> None:
+        """Draw now, on the first rank; the others go on to the next step and wait there."""
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(module, DDPM)
+        context = trainer.precision_plugin.forward_context
+        with averaged_weights(trainer, module):
+            made = generate(module, self.n, self.seed, sampler=self.sampler, context=context)
+            picture = grid(torch.cat([pixels.cpu() for _, pixels in made]))
+        folder = Path(trainer.default_root_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        save(picture, folder / f"step-{trainer.global_step:07d}.png")
+        for writer in writers(trainer):
+            writer.add_image("samples", picture, trainer.global_step)

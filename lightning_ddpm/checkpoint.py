@@ -1,0 +1,82 @@
+"""Checkpoints, read without running what is in them."""
+
+import pickle
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jsonargparse import ArgumentParser
+from pytorch_lightning import LightningModule
+
+from lightning_ddpm.errors import UserError
+
+Module = TypeVar("Module", bound=LightningModule)
+
+
+def hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint must say for the model to be built from it alone, in Lightning's own form.
+
+    Args:
+        config: the complete ``class_path`` and ``init_args`` of a LightningModule, as plain data.
+    """
+    return {
+        "_class_path": config["class_path"],
+        "_instantiator": "pytorch_lightning.cli.instantiate_module",
+        **config.get("init_args", {}),
+    }
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """The content of a checkpoint, weights and plain data only.
+
+    Raises:
+        UserError: no such file, damaged, holding code, or of another program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        there = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        raise UserError(
+            f"there is no checkpoint {path}" + (f"; there is {', '.join(map(str, there))}" if there else "")
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it holds more than weights and plain data, or is no checkpoint, and reading it could "
+            f"run a program ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is no checkpoint, or damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(checkpoint):
+        raise UserError(f"{path} is a checkpoint of another program: it does not say which model it is of")
+    if "_class_path" not in checkpoint["hyper_parameters"]:
+        raise UserError(f"{path} does not say how to build its model; only runs of `lightning_ddpm fit` do")
+    return checkpoint
+
+
+def load(path: Path | str, kind: type[Module], raw: bool = False) -> Module:
+    """The model of a checkpoint, built and filled from it alone, in evaluation mode on the CPU.
+
+    Args:
+        path: the file.
+        kind: the class that the model must have.
+        raw: take the weights as trained, not their moving average.
+
+    Raises:
+        UserError: as :func:`read`, or the checkpoint is of something else, or has no raw weights.
+    """
+    checkpoint = read(path)
+    config = dict(checkpoint["hyper_parameters"])
+    class_path = config.pop("_class_path")
+    config.pop("_instantiator", None)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "model", fail_untyped=False)
+    try:
+        parsed = parser.parse_object({"model": {"class_path": class_path, "init_args": config}})
+        module = parser.instantiate_classes(parsed).model
+    except Exception as error:  # jsonargparse has many; all mean that this model cannot be built here
+        raise UserError(f"{path} is of {class_path}, which cannot be built as {kind.__name__} here: {error}") from error
+    if raw and "current_model_state" not in checkpoint:
+        raise UserError(f"{path} has no raw weights beside its averaged ones; leave --raw out")
+    module.load_state_dict(checkpoint["current_model_state" if raw else "state_dict"])
+    return module.eval()  # type: ignore[no-any-return]

@@ -1,0 +1,44 @@
+"""A classifier of clean images, whose features and verdicts judge generated ones."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_ddpm.networks import ConvNet
+
+
+class Classifier(LightningModule):
+    """Cross-entropy on images that are slightly shifted at random, so that features do not hang on single pixels.
+
+    Args:
+        network: images -> logits, with features.
+        optimizer: parameters -> optimizer.
+        lr_scheduler: optimizer -> scheduler, stepped after every optimizer step.
+    """
+
+    def __init__(self, network: ConvNet, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable) -> None:
+        super().__init__()
+        self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, label = batch
+        dy, dx = torch.randint(-1, 2, (2,)).tolist()
+        shifted = torch.roll(functional.pad(x, (1, 1, 1, 1), value=-1), (dy, dx), (2, 3))[..., 1:-1, 1:-1]
+        loss = functional.cross_entropy(self.network(shifted), label)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, label = batch
+        logits = self.network(x)
+        self.log("val/loss", functional.cross_entropy(logits, label), sync_dist=True)
+        accuracy = (logits.argmax(1) == label).float().mean()
+        self.log("val/accuracy", accuracy, prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}

@@ -1,0 +1,52 @@
+"""The command line. What a command needs is imported when it runs, so that help comes at once."""
+
+import sys
+from collections.abc import Sequence
+
+from lightning_ddpm.errors import UserError
+
+USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightning_ddpm COMMAND [options])
+
+  fit       train a model:                 fit --config configs/digits.yaml
+  sample    draw images from a checkpoint: sample --ckpt checkpoints/pretrained/digits.ckpt --n 64 --out DIR
+  validate  loss and Fréchet distance:     validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
+  test      the same, on held-out images:  test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
+  predict   images through the Trainer:    predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
+
+COMMAND --help lists its options; any value of a config can be given as an option, as in --trainer.max_steps 1000."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, or 2 for bad input, which is said in a sentence."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    try:
+        if command == "sample":
+            from lightning_ddpm.sample import run as run_sample
+
+            run_sample(arguments[1:])
+        elif command in ("fit", "validate", "test", "predict"):
+            from lightning_ddpm.trainer_cli import run as run_trainer
+
+            run_trainer(arguments)
+        else:
+            raise UserError(f"there is no command {command!r}; try --help")
+    except Exception as error:
+        mistake = _user_error(error)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an exception, if that is what it comes from."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

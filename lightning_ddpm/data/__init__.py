@@ -1,0 +1,28 @@
+"""Images: where they come from and how they reach the model."""
+
+from lightning_ddpm.data.datamodule import ImageDataModule
+from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset
+from lightning_ddpm.data.sources import (
+    CIFAR10,
+    LSUN,
+    MNIST,
+    CelebA,
+    Digits,
+    FashionMNIST,
+    ImageFolder,
+    ImageSource,
+)
+
+__all__ = [
+    "CIFAR10",
+    "LSUN",
+    "MNIST",
+    "CelebA",
+    "Digits",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageDataset",
+    "ImageFolder",
+    "ImageSource",
+    "MemoryDataset",
+]

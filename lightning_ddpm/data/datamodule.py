@@ -1,0 +1,126 @@
+"""One DataModule over any image source."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_ddpm.data.datasets import Batch, ImageDataset
+from lightning_ddpm.data.sampler import ImageRange, Shard, ShuffledShard, ranges
+from lightning_ddpm.data.sources import ImageSource
+from lightning_ddpm.errors import UserError
+from lightning_ddpm.images import to_float
+from lightning_ddpm.randomness import generator, run_seed
+
+
+class ImageDataModule(LightningDataModule):
+    """Batches of images (b, c, h, w) in [-1, 1] and labels (b,) int64, -1 where there is none.
+
+    Images travel to the device as uint8 and become floats there, in :meth:`on_after_batch_transfer` alone.
+
+    Args:
+        source: the data set.
+        root: the folder it lies in, or is downloaded to.
+        batch_size: images a step on each device.
+        flip: mirror half of the training images left to right, as Ho et al. do but for LSUN-cat and digits.
+        workers: processes that read ahead; 0 for sets kept in memory.
+        generate: images that ``predict`` generates.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        root: str = "data",
+        batch_size: int = 128,
+        flip: bool = False,
+        workers: int = 0,
+        generate: int = 64,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        self.source, self.root, self.batch_size = source, Path(root), batch_size
+        self.flip, self.workers, self.generate = flip, workers, generate
+        self.channels, self.size = source.channels, source.size
+
+    def class_names(self) -> list[str]:
+        """What the labels mean; empty where there are none."""
+        return self.source.class_names(self.root)
+
+    def prepare_data(self) -> None:
+        self.source.prepare(self.root)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and not hasattr(self, "train"):
+            self.train: ImageDataset = self.source.open(self.root, "train")
+        if stage in ("fit", "validate", "test") and not hasattr(self, "held_out"):
+            self.held_out: ImageDataset = self.source.open(self.root, "test")
+        if stage == "fit" and self.batch_size * self._world > len(self.train):
+            raise UserError(
+                f"a batch of {self.batch_size} images on each of {self._world} devices is more than the data set has "
+                f"({len(self.train)}); lower data.batch_size"
+            )
+
+    def reference(self) -> ImageDataset:
+        """The training images as they are, un-flipped: what generated images are compared with."""
+        if not hasattr(self, "train"):
+            self.train = self.source.open(self.root, "train")
+        return self.train
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train, ShuffledShard(len(self.train), run_seed(), self._rank, self._world))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.held_out, Shard(len(self.held_out), self._rank, self._world))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[ImageRange]:
+        """The images to generate, not to read."""
+        mine = ranges(self.generate, run_seed(), self.batch_size, self._rank, self._world)
+        return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.trainer is not None and self.trainer.predicting:
+            return batch
+        images, labels = batch
+        x_0 = to_float(images)
+        return (self._flip(x_0) if self.flip and self._training else x_0), labels
+
+    def _flip(self, x_0: Tensor) -> Tensor:
+        assert self.trainer is not None
+        step = self.trainer.fit_loop.total_batch_idx
+        randomness = generator(x_0.device, "flip", run_seed(), self._rank, index=step)
+        flipped = torch.rand(len(x_0), device=x_0.device, generator=randomness) < 0.5
+        return torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
+
+    def _loader(self, data: ImageDataset, sampler: Shard | ShuffledShard) -> DataLoader[Batch]:
+        return DataLoader(
+            data,  # type: ignore[arg-type]  # __getitems__ hands out batches
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.workers > 0,
+        )
+
+    @property
+    def _training(self) -> bool:
+        return self.trainer is not None and self.trainer.training
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,63 @@
+"""Which images a rank sees, and in which order."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from lightning_ddpm.randomness import generator
+
+
+class ShuffledShard(Sampler[int]):
+    """One rank's share of an epoch's permutation, a function of (seed, epoch) alone.
+
+    Every rank gets equally many images, so up to ``world - 1`` of them sit an epoch out, others each time.
+
+    Args:
+        n: number of images.
+        seed: of the run.
+        rank, world: which share of how many.
+    """
+
+    def __init__(self, n: int, seed: int, rank: int, world: int) -> None:
+        self.n, self.seed, self.rank, self.world = n, seed, rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n // self.world
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.n, generator=generator("cpu", "order", self.seed, index=self.epoch))
+        return iter(order[self.rank : len(self) * self.world : self.world].tolist())
+
+
+class Shard(Sampler[int]):
+    """Every world-th image, none twice and none missing: for figures over a whole set.
+
+    Args:
+        n: number of images.
+        rank, world: which share of how many.
+    """
+
+    def __init__(self, n: int, rank: int, world: int) -> None:
+        self.indices = range(rank, n, world)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+ImageRange = tuple[int, int, int]
+"""(seed, start, stop): images start..stop of the set that the seed names."""
+
+
+def ranges(n: int, seed: int, batch_size: int, rank: int, world: int) -> list[ImageRange]:
+    """One rank's share of n images to generate: whole batches of fixed indices, none twice and none missing."""
+    starts = range(0, n, batch_size)[rank::world]
+    return [(seed, start, min(start + batch_size, n)) for start in starts]

@@ -1,0 +1,87 @@
+"""The forward process, its posterior, and the mean of the one reverse step that all samplers share.
+
+Ho, Jain & Abbeel 2020 (arXiv:2006.11239); Song, Meng & Ermon 2021 (arXiv:2010.02502). Every ``t`` is a step or a (b,)
+tensor of steps in 0..T, every image a tensor (b, c, h, w); s < t throughout. Coefficients are formed in the schedule's
+precision and meet the image in the image's.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lightning_ddpm.diffusion.schedule import NoiseSchedule
+
+Step = Tensor | int
+
+
+class Gaussian(NamedTuple):
+    """N(mean, variance I): ``mean`` is shaped as the image, ``variance`` broadcasts to it."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: Step, eps: Tensor) -> Tensor:
+    """x_t ~ q(x_t | x_0) made of standard normal ``eps``; Ho et al. 2020, eq. 4."""
+    return scale(schedule.signal[t], x_0) + scale(schedule.noise[t], eps)
+
+
+def q_transition(schedule: NoiseSchedule, x_s: Tensor, s: Step, t: Step) -> Gaussian:
+    """q(x_t | x_s); for s = t - 1 it is Ho et al. 2020, eq. 2, for s = 0 their eq. 4."""
+    mean = scale((schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), x_s)
+    return Gaussian(mean, broadcast(transition_variance(schedule, s, t), x_s))
+
+
+def q_posterior(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, s: Step, t: Step) -> Gaussian:
+    """q(x_s | x_t, x_0); for s = t - 1 it is Ho et al. 2020, eq. 6-7."""
+    alpha_bar_s, alpha_bar_t = schedule.alpha_bar[s], schedule.alpha_bar[t]
+    of_x_0 = alpha_bar_s.sqrt() * transition_variance(schedule, s, t) / (1 - alpha_bar_t)
+    of_x_t = (alpha_bar_t / alpha_bar_s).sqrt() * (1 - alpha_bar_s) / (1 - alpha_bar_t)
+    return Gaussian(scale(of_x_0, x_0) + scale(of_x_t, x_t), broadcast(posterior_variance(schedule, s, t), x_t))
+
+
+def transition_variance(schedule: NoiseSchedule, s: Step, t: Step) -> Tensor:
+    """Variance of q(x_t | x_s): beta_t for s = t - 1. Shaped as ``t``, in the schedule's precision."""
+    return 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
+
+
+def posterior_variance(schedule: NoiseSchedule, s: Step, t: Step) -> Tensor:
+    """Variance of q(x_s | x_t, x_0): beta~_t for s = t - 1, and 0 for s = 0. Shaped as ``t``."""
+    return transition_variance(schedule, s, t) * (1 - schedule.alpha_bar[s]) / (1 - schedule.alpha_bar[t])
+
+
+def eps_to_x_0(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: Step) -> Tensor:
+    """The x_0 that noise ``eps`` turns into ``x_t``; Ho et al. 2020, eq. 15."""
+    return (x_t - scale(schedule.noise[t], eps)) / broadcast(schedule.signal[t], x_t)
+
+
+def x_0_to_eps(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, t: Step) -> Tensor:
+    """The noise that turns ``x_0`` into ``x_t``: :func:`eps_to_x_0` solved for eps."""
+    return (x_t - scale(schedule.signal[t], x_0)) / broadcast(schedule.noise[t], x_t)
+
+
+def reverse_mean(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, s: Step, sigma: Tensor) -> Tensor:
+    """Mean of x_s given x^_0 and eps^: sqrt(alpha_bar_s) x^_0 + sqrt(1 - alpha_bar_s - sigma^2) eps^.
+
+    Song et al. 2021, eq. 12. With sigma^2 = beta~_t it is the mean of q(x_s | x_t, x^_0), so one formula serves DDPM
+    (sigma^2 = beta~_t) and DDIM (sigma = 0), over steps of any length.
+
+    Args:
+        schedule: the noise schedule.
+        x_0: (b, c, h, w) the predicted image.
+        eps: (b, c, h, w) the noise that goes with it in x_t.
+        s: the earlier step, 0 <= s < t.
+        sigma: standard deviation of the noise that the mean leaves room for.
+    """
+    direction = (1 - schedule.alpha_bar[s] - sigma**2).clamp(min=0).sqrt()
+    return scale(schedule.signal[s], x_0) + scale(direction, eps)
+
+
+def broadcast(coefficient: Tensor, image: Tensor) -> Tensor:
+    """() or (b,) coefficients in the image's precision, shaped (1, ..., 1) or (b, 1, ..., 1) to meet it."""
+    return coefficient.to(image.dtype).reshape(coefficient.shape + (1,) * (image.ndim - coefficient.ndim))
+
+
+def scale(coefficient: Tensor, image: Tensor) -> Tensor:
+    """The image times () or (b,) coefficients."""
+    return broadcast(coefficient, image) * image

@@ -1,0 +1,116 @@
+"""How fast the noise comes: beta_t and alpha_bar_t for t = 0..T.
+
+Time runs t = 1..T as in Ho et al. 2020 (arXiv:2006.11239), and ``alpha_bar[0] = 1`` is stored, so that x_0 is simply
+x_t at t = 0: no padding, no previous-step table, no mask at the first step.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ddpm.errors import UserError
+
+
+class NoiseSchedule(nn.Module, ABC):
+    """Variances beta_1..beta_T and what follows from them, as constants that move with the module.
+
+    Attributes (each of shape (T + 1,), indexed by t, entry 0 being the data):
+        beta: variance of one step q(x_t | x_{t-1}); ``beta[0]`` is 0 and never used.
+        alpha_bar: product of alpha_s = 1 - beta_s over s <= t; ``alpha_bar[0]`` is 1.
+        signal: sqrt(alpha_bar_t), the factor of x_0 in x_t.
+        noise: sqrt(1 - alpha_bar_t), the factor of eps in x_t.
+
+    The tables are float64 wherever the device has it (Apple's MPS does not: float32 there), whatever precision the
+    network runs in: in bfloat16 ``1 - alpha_bar`` would lose all its digits. Never saved, never averaged.
+    """
+
+    beta: Tensor
+    alpha_bar: Tensor
+    signal: Tensor
+    noise: Tensor
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        if steps < 1:
+            raise UserError(f"a schedule needs at least one step, got steps={steps}; Ho et al. use 1000")
+        beta = torch.cat([torch.zeros(1, dtype=torch.float64), self.betas(steps)])
+        bad = (~((beta[1:] > 0) & (beta[1:] < 1))).nonzero()
+        if len(bad):
+            t = int(bad[0]) + 1
+            raise UserError(f"every beta must lie in (0, 1), got beta_{t}={beta[t].item():g} at t={t} of {steps}")
+        alpha_bar = torch.cumprod(1 - beta, 0)
+        self.register_buffer("beta", beta, persistent=False)
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
+        self.register_buffer("signal", alpha_bar.sqrt(), persistent=False)
+        self.register_buffer("noise", (1 - alpha_bar).sqrt(), persistent=False)
+
+    @abstractmethod
+    def betas(self, steps: int) -> Tensor:
+        """beta_1..beta_T in float64, shape (steps,)."""
+
+    @property
+    def T(self) -> int:
+        """Number of steps."""
+        return len(self.beta) - 1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Follow the module to its device, but leave the precision of constants alone.
+        device = fn(torch.empty(0, device=self.beta.device)).device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return super()._apply(lambda table: table.to(device, dtype), recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def extra_repr(self) -> str:
+        return f"T={self.T}, alpha_bar_T={float(self.alpha_bar[-1]):.3g}"
+
+
+class Linear(NoiseSchedule):
+    """beta_t rises linearly from ``beta_min`` to ``beta_max``; Ho et al. 2020, section 4."""
+
+    def __init__(self, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
+        self.beta_min, self.beta_max = beta_min, beta_max
+        super().__init__(steps)
+
+    def betas(self, steps: int) -> Tensor:
+        return torch.linspace(self.beta_min, self.beta_max, steps, dtype=torch.float64)
+
+
+class Quadratic(NoiseSchedule):
+    """sqrt(beta_t) rises linearly: beta small for longer; ``quad`` in Ho et al.'s released code."""
+
+    def __init__(self, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
+        if beta_min < 0 or beta_max < 0:
+            raise UserError(f"every beta must lie in (0, 1), got beta_min={beta_min} and beta_max={beta_max}")
+        self.beta_min, self.beta_max = beta_min, beta_max
+        super().__init__(steps)
+
+    def betas(self, steps: int) -> Tensor:
+        return torch.linspace(self.beta_min**0.5, self.beta_max**0.5, steps, dtype=torch.float64) ** 2
+
+
+class Sigmoid(NoiseSchedule):
+    """beta_t follows a sigmoid over [-6, 6] from ``beta_min`` to ``beta_max``; Xu et al. 2022 (arXiv:2203.02923)."""
+
+    def __init__(self, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
+        self.beta_min, self.beta_max = beta_min, beta_max
+        super().__init__(steps)
+
+    def betas(self, steps: int) -> Tensor:
+        ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
+        return self.beta_min + (self.beta_max - self.beta_min) * ramp
+
+
+class Cosine(NoiseSchedule):
+    """alpha_bar_t follows a squared cosine; Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 17, beta <= 0.999."""
+
+    def __init__(self, steps: int = 1000, offset: float = 0.008) -> None:
+        self.offset = offset
+        super().__init__(steps)
+
+    def betas(self, steps: int) -> Tensor:
+        time = torch.arange(steps + 1, dtype=torch.float64) / steps
+        alpha_bar = torch.cos((time + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
+        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)

@@ -1,0 +1,27 @@
+"""Which of the T steps a shorter chain visits: a subsequence of 1..T that always ends in T, where sampling starts."""
+
+from collections.abc import Callable
+
+from lightning_ddpm.errors import UserError
+
+Spacing = Callable[[int, int], list[int]]
+"""(T, number of steps) -> that many increasing steps in 1..T."""
+
+
+def uniform(T: int, steps: int) -> list[int]:
+    """Equal gaps from 1 to T; ``linear`` in Song et al. 2021, appendix D.2."""
+    return _increasing(T, [1 + (T - 1) * i / max(steps - 1, 1) for i in range(steps)])
+
+
+def quadratic(T: int, steps: int) -> list[int]:
+    """Gaps that grow with t, so that most steps go to fine detail; Song et al. 2021, appendix D.2."""
+    return _increasing(T, [(1 + (T**0.5 - 1) * i / max(steps - 1, 1)) ** 2 for i in range(steps)])
+
+
+def _increasing(T: int, times: list[float]) -> list[int]:
+    if not 1 <= len(times) <= T:
+        raise UserError(f"the number of sampling steps must lie in 1..{T} (the schedule's T), got {len(times)}")
+    steps: list[int] = []
+    for time in times:
+        steps.append(max(round(time), steps[-1] + 1 if steps else 1))
+    return [*steps[:-1], T]

@@ -1,0 +1,59 @@
+"""N images from a model and a seed, dealt over the ranks: the same images on any number of them.
+
+Image i depends on (model, seed, i) alone. Batches are fixed ranges of indices, dealt whole, so which rank computes one
+changes nothing; another batch size changes rounding inside convolutions, by a grey level at most.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from lightning_ddpm.data.sampler import ImageRange, ranges
+from lightning_ddpm.diffusion import Sampler
+from lightning_ddpm.module import DDPM
+
+
+def generate(
+    module: DDPM,
+    n: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    rank: int = 0,
+    world: int = 1,
+    sampler: Sampler | None = None,
+    context: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[tuple[ImageRange, Tensor]]:
+    """Yield this rank's images, batch by batch.
+
+    Args:
+        module: the model, with the weights to use.
+        n: images in all.
+        seed: of the set of images.
+        batch_size: images generated at a time.
+        rank, world: which share of how many.
+        sampler: how; ``None`` for the model's own.
+        context: entered around each batch: the precision that the network runs in.
+
+    Yields:
+        Which images, as (seed, start, stop), and (stop - start, c, h, w) uint8 on the module's device.
+    """
+    with evaluating(module):
+        for batch in ranges(n, seed, batch_size, rank, world):
+            with context():
+                pixels = module.generate(batch, sampler)
+            yield batch, pixels
+
+
+@contextmanager
+def evaluating(module: LightningModule) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; as it was afterwards, also after an exception."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)

@@ -1,0 +1,6 @@
+"""Networks, in torch and einops."""
+
+from lightning_ddpm.networks.convnet import ConvNet
+from lightning_ddpm.networks.unet import UNet
+
+__all__ = ["ConvNet", "UNet"]

@@ -1,0 +1,123 @@
+"""The parts of Ho et al.'s U-Net (2020, arXiv:2006.11239, appendix B; details as in their released code)."""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_ddpm.errors import UserError
+
+
+def fan_avg_(weight: Tensor, scale: float = 1.0) -> Tensor:
+    """Uniform fan-average initialisation, in place: variance ``scale`` / ((fan_in + fan_out) / 2)."""
+    return nn.init.xavier_uniform_(weight, gain=math.sqrt(scale))
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
+    """Convolution that keeps the size, initialised as Ho's."""
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    fan_avg_(layer.weight, scale)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
+    """Dense layer, initialised as Ho's."""
+    layer = nn.Linear(inputs, outputs)
+    fan_avg_(layer.weight, scale)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """GroupNorm with Ho's eps of 1e-6."""
+    if channels % groups:
+        raise UserError(
+            f"channels must be a multiple of groups, got {channels} and {groups}; "
+            f"try groups={math.gcd(channels, groups)}"
+        )
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Position features [sin, cos] of the zero-based step t - 1; the lowest frequency is exactly 1/10000.
+
+    Args:
+        dim: number of features, even.
+    """
+
+    frequency: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim % 2 or dim < 4:
+            raise UserError(f"the step embedding needs an even width of at least 4, got {dim}")
+        exponent = torch.arange(dim // 2, dtype=torch.float64) / (dim // 2 - 1)
+        self.register_buffer("frequency", torch.exp(-math.log(10000) * exponent).float(), persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Steps (b,) in 1..T -> (b, dim)."""
+        angle = rearrange(t - 1, "b -> b 1").float() * self.frequency.float()
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv; add the step; norm, SiLU, dropout, conv; add the input. (b, c, h, w) -> (b, outputs, h, w)."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = group_norm(inputs, groups)
+        self.conv1 = conv(inputs, outputs)
+        self.step = linear(embedding, outputs)
+        self.norm2 = group_norm(outputs, groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv(outputs, outputs, scale=1e-10)
+        self.skip = conv(inputs, outputs, kernel=1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(functional.silu(self.norm1(x)))
+        h = h + rearrange(self.step(functional.silu(embedding)), "b c -> b c 1 1")
+        h = self.conv2(self.dropout(functional.silu(self.norm2(h))))
+        return self.skip(x) + h  # type: ignore[no-any-return]
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over the pixels, added to the input. (b, c, h, w) -> the same."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, groups)
+        self.query, self.key, self.value = (linear(channels, channels) for _ in range(3))
+        self.out = linear(channels, channels, scale=1e-10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(self.norm(x), "b c h w -> b 1 (h w) c")
+        mixed = functional.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
+        out: Tensor = rearrange(self.out(mixed), "b 1 (h w) c -> b c h w", h=x.shape[2])
+        return x + out
+
+
+class Downsample(nn.Module):
+    """Halve the size by a stride-2 convolution padded on the right and below only, as TensorFlow pads."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        fan_avg_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(functional.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Double the size by repeating pixels, then convolve."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]

@@ -1,0 +1,127 @@
+"""fit, validate, test and predict: LightningCLI with the run's folder and the data's shape filled in."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from lightning_ddpm.callbacks import ImageWriter, ProgressLines, RunSummary, Throughput
+from lightning_ddpm.checkpoint import hyper_parameters, read
+from lightning_ddpm.console import on_terminal
+from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.errors import UserError
+from lightning_ddpm.files import require_writable
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml into the run's folder when training starts, and only then."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class DDPMCLI(LightningCLI):
+    """LightningCLI for this project."""
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: Lightning would let the checkpoint's hyper-parameters overrule it."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        self._resolve_checkpoint(config)
+        arguments = config.get("model.init_args.network.init_args")
+        if arguments is not None:
+            _fill_shape(arguments, config.data)
+
+    def _resolve_checkpoint(self, config: Namespace) -> None:
+        folder = Path(config.trainer.default_root_dir or ".")
+        if config.get("ckpt_path") in ("last", "best"):
+            config.ckpt_path = str(folder / f"{config.ckpt_path}.ckpt")
+        config.weights_only = True
+        if config.get("ckpt_path"):
+            read(config.ckpt_path)
+        elif self.subcommand != "fit":
+            raise UserError(f"{self.subcommand} needs trained weights: give --ckpt_path RUN/last.ckpt")
+        elif (folder / "last.ckpt").exists():
+            raise UserError(
+                f"{folder} already holds a run; go on with it by --ckpt_path last, start another with "
+                "--trainer.default_root_dir FOLDER, or delete it"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        folder = Path(config.default_root_dir or "checkpoints/run")
+        if not config.fast_dev_run:
+            require_writable(folder)
+        kwargs["default_root_dir"] = str(folder)
+        kwargs["callbacks"] = [Throughput(), *(config.callbacks or []), RunSummary(), ImageWriter()]
+        if config.logger is None or config.logger is True:
+            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+        if config.logger is not False and not config.fast_dev_run:
+            kwargs["callbacks"].append(LearningRateMonitor("step"))
+        if config.enable_progress_bar is not False:
+            kwargs["callbacks"].append(RichProgressBar(leave=True) if on_terminal() else ProgressLines())
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        self._dump_config()
+        self.model.save_hyperparameters(hyper_parameters(self.config_dump["model"]), logger=False)
+
+
+def _fill_shape(arguments: Namespace, data: Namespace) -> None:
+    """Tell the network its images' channels, size and classes, or refuse what it says of them itself."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False)
+    module = parser.instantiate_classes(Namespace(data=data.clone())).data  # type: ignore[no-untyped-call]
+    shape = {"channels": module.channels, "size": module.size}
+    if "classes" in arguments:
+        shape["classes"] = len(module.class_names())
+    for name, given in shape.items():
+        if arguments.get(name, given) is None:
+            arguments[name] = given
+        elif name in arguments and arguments[name] != given:
+            raise UserError(
+                f"the data has {name}={given} and the network is told {name}={arguments[name]}; leave "
+                f"model.network.{name} out to take the data's, or change the data"
+            )
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one of Lightning's commands.
+
+    Args:
+        arguments: the command and its options.
+    """
+    _quiet()
+    DDPMCLI(
+        LightningModule,
+        ImageDataModule,
+        subclass_mode_model=True,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
+        parser_kwargs={"prog": "lightning-ddpm"},
+        args=list(arguments),
+    )
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says to everybody and helps nobody here."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(f"{name}.utilities.rank_zero").addFilter(
+            lambda record: "litlogger" not in record.getMessage()
+        )
+    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
