@@ -1,8 +1,9 @@
 """What happens beside training."""
 
+from lightning_ddpm.callbacks.checkpoints import Checkpoints
 from lightning_ddpm.callbacks.ema import EMA
 from lightning_ddpm.callbacks.evaluation import Evaluation
-from lightning_ddpm.callbacks.run import Checkpoints, ImageWriter, ProgressLines, RunSummary, Throughput
+from lightning_ddpm.callbacks.run import ImageWriter, ProgressLines, RunSummary, Throughput
 from lightning_ddpm.callbacks.sample_grid import SampleGrid
 
 __all__ = [

@@ -25,7 +25,7 @@ class Evaluation(Callback):
     """Fréchet distance of n generated images to the un-augmented training set, by all ranks together, on EMA weights.
 
     The same n images' noise every time. Logged as ``val/<metric>``, the metric's name saying the feature network, and
-    usable as ``monitor`` of a checkpoint. Runs in fit at its interval (never in the sanity check), in validate and test.
+    usable as ``monitor`` of a checkpoint. Runs in fit at its interval (not in the sanity check), in validate and test.
 
     Args:
         extractor: the feature network; Inception's distance is the FID.

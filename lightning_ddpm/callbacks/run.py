@@ -7,36 +7,11 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import BasePredictionWriter, ProgressBar
 
 from lightning_ddpm.console import duration, say
 from lightning_ddpm.data.sampler import ImageRange
 from lightning_ddpm.images import save
-
-
-class Checkpoints(ModelCheckpoint):
-    """``last.ckpt``, every so many steps and at the end, and ``best.ckpt`` by a logged figure, in the run's folder.
-
-    Args:
-        monitor: the figure, lower being better; ``null`` for last.ckpt alone.
-        every_n_steps: of the optimizer.
-    """
-
-    def __init__(self, every_n_steps: int, monitor: str | None = None) -> None:
-        super().__init__(
-            filename="best" if monitor else "last",
-            monitor=monitor,
-            save_last=monitor is not None,
-            every_n_train_steps=every_n_steps,
-            enable_version_counter=False,
-        )
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.dirpath = str(trainer.default_root_dir)
-        super().setup(trainer, pl_module, stage)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
 
 
 class RunSummary(Callback):
