@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
+from lightning_ddpm.callbacks.evaluation import Evaluation
 from lightning_ddpm.callbacks.interval import Interval
 
 
@@ -31,7 +32,9 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._keep_best(trainer)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(each, Evaluation) and each.evaluated == trainer.global_step for each in callbacks):
+            self._keep_best(trainer)  # not after every step: reading the figure waits for the device
         if self.interval.after_batch(trainer):
             self._save(trainer, "last")
 

@@ -27,6 +27,9 @@ class Evaluation(Callback):
     The same n images' noise every time. Logged as ``val/<metric>``, the metric's name saying the feature network, and
     usable as ``monitor`` of a checkpoint. Runs in fit at its interval (not in the sanity check), in validate and test.
 
+    Attributes:
+        evaluated: the step of the last evaluation.
+
     Args:
         extractor: the feature network; Inception's distance is the FID.
         n: images to generate; 50,000 for a figure to publish.
@@ -53,6 +56,7 @@ class Evaluation(Callback):
         self.interval = Interval(every_n_steps, every_n_epochs)
         self.batch_size, self.seed = batch_size, seed
         self.distance: FrechetDistance | None = None
+        self.evaluated = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the extractor's weights, on the first rank first: what is missing is said before any work."""
@@ -116,6 +120,7 @@ class Evaluation(Callback):
             for pixels in progress(counted, share, "evaluation", trainer.is_global_zero, bar=False):
                 distance.update(pixels)
         value = distance.compute()
+        self.evaluated = trainer.global_step
         if trainer.is_global_zero:
             say(f"step {trainer.global_step}: val/{self.extractor.metric} {value:.4g} ({self.n} images)")
         return value

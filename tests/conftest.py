@@ -1,0 +1,44 @@
+"""Fixtures that several test files share."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from command_line import ddpm, tiny_digits, write_yaml
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """What the package caches goes to a folder of this session, in this process and its children."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTNING_DDPM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # Lightning calls jsonargparse by names that its newest versions warn of.
+        patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+        yield
+
+
+class FinishedRun(NamedTuple):
+    """A finished run: its folder, and what it printed."""
+
+    folder: Path
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """configs/digits.yaml, shrunk, trained for four steps by the command line. Read from it, do not write into it."""
+    folder = tmp_path_factory.mktemp("digits")
+    config = write_yaml(folder / "config.yaml", tiny_digits(folder / "run"))
+    ended = ddpm("fit", "--config", config)
+    assert ended.returncode == 0, ended.stderr
+    return FinishedRun(folder / "run", ended.stdout, ended.stderr)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Every download fails at once, whatever network there is."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)

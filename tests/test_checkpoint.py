@@ -1,0 +1,154 @@
+"""Checkpoints are read without running what is in them, and what cannot be read is said in a sentence."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from lightning_ddpm.checkpoint import hyper_parameters, load, read
+from lightning_ddpm.classifier import Classifier
+from lightning_ddpm.errors import UserError
+from lightning_ddpm.module import DDPM
+
+CONFIG: dict[str, Any] = {
+    "class_path": "lightning_ddpm.module.DDPM",
+    "init_args": {
+        "network": {
+            "class_path": "lightning_ddpm.networks.UNet",
+            "init_args": {"channels": 1, "size": 8, "width": 8, "multipliers": [1, 2], "attention": [4]}
+            | {"blocks": 1, "groups": 4},
+        },
+        "schedule": {"class_path": "lightning_ddpm.diffusion.Cosine", "init_args": {"steps": 20}},
+        "sampler": {"class_path": "lightning_ddpm.diffusion.DDIM", "init_args": {"steps": 3}},
+    },
+}
+
+
+class Malice:
+    """Makes a file when it is unpickled by a reader that runs code."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    """What a good checkpoint holds: an average that is twice the raw weights."""
+    raw = tiny_model().state_dict()
+    return {
+        "state_dict": {name: 2 * value for name, value in raw.items()},
+        "current_model_state": raw,
+        "hyper_parameters": hyper_parameters(CONFIG),
+    }
+
+
+def sentence(path: Path) -> str:
+    """What reading the file is refused with; loading it as a model is refused likewise."""
+    with pytest.raises(UserError) as reading:
+        read(path)
+    with pytest.raises(UserError) as loading:
+        load(path, DDPM)
+    assert str(reading.value) == str(loading.value)
+    assert str(path) in str(reading.value)
+    assert "\n" not in str(reading.value)
+    return str(reading.value)
+
+
+def test_a_model_is_built_and_filled_from_its_checkpoint_alone(tmp_path: Path, content: dict[str, Any]) -> None:
+    torch.save(content, tmp_path / "model.ckpt")
+    model, raw = load(tmp_path / "model.ckpt", DDPM), load(tmp_path / "model.ckpt", DDPM, raw=True)
+    assert not model.training
+    assert model.schedule.T == 20
+    assert model.sampler.steps == 3
+    for name, value in content["current_model_state"].items():
+        assert torch.equal(raw.state_dict()[name], value)
+        assert torch.equal(model.state_dict()[name], 2 * value)
+
+
+def test_raw_weights_that_are_not_there_are_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
+    del content["current_model_state"]
+    torch.save(content, tmp_path / "model.ckpt")
+    load(tmp_path / "model.ckpt", DDPM)
+    with pytest.raises(UserError, match=r"no raw weights .* leave --raw out"):
+        load(tmp_path / "model.ckpt", DDPM, raw=True)
+
+
+def test_a_missing_file_is_an_error_that_names_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").touch()
+    assert f"there is {tmp_path / 'last.ckpt'}" in sentence(tmp_path / "lost.ckpt")
+    assert "there is no checkpoint" in sentence(tmp_path / "no folder" / "lost.ckpt")
+    assert "there is no checkpoint" in sentence(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_an_error(tmp_path: Path, content: dict[str, Any], share: float) -> None:
+    path = tmp_path / "half.ckpt"
+    torch.save(content, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    sentence(path)
+
+
+@pytest.mark.parametrize("first", range(0, 256, 3))
+def test_any_other_file_is_an_error(tmp_path: Path, first: int) -> None:
+    path = tmp_path / "text.ckpt"
+    path.write_bytes(bytes([first]) + b"his is a text\nand no checkpoint at all.\n" * 3)
+    sentence(path)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"model": torch.zeros(3), "epoch": 7},
+        {"state_dict": {"weight": torch.zeros(3)}},
+        {"state_dict": {}, "hyper_parameters": {"lr": 0.1}},
+        {"state_dict": {}, "hyper_parameters": None},
+        [torch.zeros(3)],
+        torch.zeros(3),
+    ],
+    ids=["other keys", "bare weights", "other hyper-parameters", "no hyper-parameters", "a list", "a tensor"],
+)
+def test_a_checkpoint_of_another_program_is_an_error(tmp_path: Path, foreign: object) -> None:
+    torch.save(foreign, tmp_path / "foreign.ckpt")
+    assert "does not say" in sentence(tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize("how", ["torch.save", "torch's old format", "pickle"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, content: dict[str, Any], how: str) -> None:
+    path, trace = tmp_path / "evil.ckpt", tmp_path / "it ran"
+    content["callbacks"] = Malice(trace)
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content["callbacks"], protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch.save")
+    assert "is refused" in sentence(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())  # noqa: S301
+    assert trace.exists(), "the file holds no code: this test proves nothing"
+
+
+def test_a_model_of_another_kind_is_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(UserError, match="cannot be built as Classifier"):
+        load(tmp_path / "model.ckpt", Classifier)
+
+
+def test_a_class_that_is_not_there_is_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["hyper_parameters"]["_class_path"] = "lightning_ddpm.module.NoSuchModel"
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(UserError, match="NoSuchModel, which cannot be built"):
+        load(tmp_path / "model.ckpt", DDPM)
+
+
+def test_weights_that_do_not_fit_the_model_are_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["state_dict"].popitem()
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(UserError):
+        load(tmp_path / "model.ckpt", DDPM)

@@ -1,0 +1,597 @@
+"""The command line: its main path through real processes, and what it says to bad input."""
+
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import REPOSITORY, callback, ddpm, read_yaml, run, tiny_digits, write_yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_ddpm.checkpoint import load
+from lightning_ddpm.cli import main
+from lightning_ddpm.images import grid, to_uint8
+from lightning_ddpm.module import DDPM
+from lightning_ddpm.randomness import ImageNoise
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command in this process: (exit status, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # so that what the command sets is taken back after the test
+        try:
+            status = main([str(word) for word in arguments])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def images(folder, n):
+    return np.stack([pixels(folder / f"{index:06d}.png") for index in range(n)])
+
+
+def losses(folder):
+    events = EventAccumulator(str(folder)).Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# The main path
+
+
+def test_fit_writes_one_folder_with_checkpoints_config_events_and_samples(digits_run):
+    folder = digits_run.folder
+    assert {"last.ckpt", "best.ckpt", "config.yaml"} <= {path.name for path in folder.iterdir()}
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-0000002.png", "step-0000004.png"]
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    events = EventAccumulator(str(folder)).Reload()
+    assert [step for step, _ in losses(folder)] == [0, 1, 2, 3]
+    distances = {event.step: event.value for event in events.Scalars("val/fd_digits")}
+    assert sorted(distances) == [2, 4]
+    best = torch.load(folder / "best.ckpt", weights_only=True)
+    assert best["global_step"] == min(distances, key=distances.get)
+
+
+def test_fit_says_at_the_start_what_it_will_do_and_where(digits_run):
+    out = digits_run.out
+    parameters = sum(p.numel() for p in load(digits_run.folder / "last.ckpt", DDPM).parameters())
+    for said in (
+        str(digits_run.folder),
+        "1 x cpu, precision 32-true",
+        "1618 of 1x8x8, 179 held out",
+        f"{parameters:,} parameters",
+        "4 steps of 16 images, 101 steps an epoch",
+        "65 images x 2 network evaluations",
+    ):
+        assert said in out
+
+
+def test_fit_prints_plain_lines_and_no_bar_in_a_log_file(digits_run):
+    assert "step 4 of 4: train/loss" in digits_run.out
+    for sign in ("\r", "\x1b", "━", "█"):
+        assert sign not in digits_run.out + digits_run.err
+
+
+def test_the_saved_config_is_complete_and_runs_again_with_the_same_losses(digits_run, command, tmp_path):
+    saved = read_yaml(digits_run.folder / "config.yaml")
+    assert saved["model"]["init_args"]["network"]["init_args"]["channels"] == 1
+    assert saved["model"]["init_args"]["optimizer"]["init_args"]["betas"] == [0.9, 0.999]
+    config = digits_run.folder / "config.yaml"
+    status, _, err = command("fit", "--config", config, "--trainer.default_root_dir", tmp_path / "again")
+    assert status == 0, err
+    first, again = losses(digits_run.folder), losses(tmp_path / "again")
+    assert [step for step, _ in first] == [step for step, _ in again]
+    assert [value for _, value in again] == pytest.approx([value for _, value in first], rel=1e-5)
+
+
+def test_fit_refuses_a_folder_that_holds_a_run_and_writes_nothing_over(digits_run, command):
+    before = contents(digits_run.folder)
+    status, _, err = command("fit", "--config", digits_run.folder / "config.yaml")
+    assert status == 2
+    assert err.startswith("error: ")
+    assert "--ckpt_path last" in err
+    assert contents(digits_run.folder) == before
+
+
+def test_fit_goes_on_from_the_last_checkpoint(digits_run, command, tmp_path):
+    shutil.copytree(digits_run.folder, tmp_path / "run")
+    config, root = tmp_path / "run" / "config.yaml", tmp_path / "run"
+    options = ("--trainer.default_root_dir", root, "--trainer.max_steps", "6", "--ckpt_path", "last")
+    status, out, err = command("fit", "--config", config, *options)
+    assert status == 0, err
+    assert "step 6 of 6" in out
+    assert torch.load(root / "last.ckpt", weights_only=True)["global_step"] == 6
+    drawn = contents(digits_run.folder / "samples")
+    now = contents(root / "samples")
+    assert set(now) - set(drawn) == {Path("step-0000006.png")}
+    assert {name: now[name] for name in drawn} == drawn
+
+
+def test_validate_test_and_predict_read_a_checkpoint(digits_run, command, tmp_path):
+    config, weights = digits_run.folder / "config.yaml", digits_run.folder / "last.ckpt"
+    options = ("--config", config, "--ckpt_path", weights, "--trainer.default_root_dir", tmp_path)
+    before = contents(digits_run.folder)
+    for name in ("validate", "test"):
+        status, out, err = command(name, *options)
+        assert status == 0, err
+        stage = "val" if name == "validate" else "test"
+        assert f"{stage}/loss" in out
+        assert f"{stage}/fd_digits" in out
+    status, _, err = command("predict", *options, "--data.generate", "5", "--data.batch_size", "2")
+    assert status == 0, err
+    predicted = tmp_path / "predictions"
+    assert sorted(path.name for path in predicted.iterdir()) == [f"{index:06d}.png" for index in range(5)]
+    status, _, err = command("sample", "--ckpt", weights, "--n", "5", "--batch_size", "2", "--out", tmp_path / "sampled")
+    assert status == 0, err
+    assert (images(predicted, 5) == images(tmp_path / "sampled", 5)).all()
+    assert contents(digits_run.folder) == before
+
+
+def test_validation_of_a_checkpoint_uses_the_averaged_weights(digits_run, command, tmp_path):
+    config, weights = digits_run.folder / "config.yaml", digits_run.folder / "last.ckpt"
+    options = ("--config", config, "--ckpt_path", weights, "--trainer.default_root_dir", tmp_path)
+    status, out, err = command("validate", *options)
+    assert status == 0, err
+    events = EventAccumulator(str(digits_run.folder)).Reload()
+    at_the_end = events.Scalars("val/fd_digits")[-1].value
+    assert f"val/fd_digits {at_the_end:.4g} " in out
+
+
+def on_a_terminal(*arguments):
+    """Run the command with a terminal for its output; what came there."""
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "lightning_ddpm", *(str(word) for word in arguments)]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
+    process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown: list[bytes] = []
+
+    def read():
+        while True:
+            try:
+                shown.append(os.read(ours, 65536))
+            except OSError:  # the terminal is closed: the process has ended
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        status = process.wait(timeout=240)
+    finally:
+        process.kill()
+        reader.join(timeout=10)
+        os.close(ours)
+    return status, b"".join(shown).decode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def sampled(digits_run, tmp_path_factory):
+    """Five images drawn by a process on a terminal, with the trajectory: (folder, what the terminal showed)."""
+    folder = tmp_path_factory.mktemp("sampled")
+    weights = digits_run.folder / "last.ckpt"
+    animation = folder / "animation" / "out.gif"
+    status, shown = on_a_terminal(
+        *("sample", "--ckpt", weights, "--n", "5", "--batch_size", "5", "--out", folder, "--trajectory", animation)
+    )
+    assert status == 0, shown
+    return folder, shown
+
+
+def test_sample_writes_numbered_images_and_a_grid_of_them(sampled):
+    folder, _ = sampled
+    names = sorted(path.name for path in folder.glob("*.png"))
+    assert names == [*(f"{index:06d}.png" for index in range(5)), "grid.png"]
+    drawn = torch.from_numpy(images(folder, 5)).to(torch.uint8)[:, None]
+    assert drawn.shape == (5, 1, 8, 8)
+    assert (pixels(folder / "grid.png") == grid(drawn).permute(1, 2, 0).numpy()).all()
+
+
+def test_sample_draws_with_the_averaged_weights_and_the_checkpoints_own_sampler(sampled, digits_run):
+    model = load(digits_run.folder / "last.ckpt", DDPM)
+    noise = ImageNoise(0, 0, 5)
+    with torch.no_grad():
+        x_0 = model.sampler.sample(model.denoiser, noise(torch.empty(5, 1, 8, 8)), noise)
+    assert np.abs(to_uint8(x_0)[:, 0].numpy().astype(int) - images(sampled[0], 5)).max() <= 1
+
+
+def test_sample_on_a_terminal_shows_a_bar_with_its_speed(sampled):
+    _, shown = sampled
+    assert "━" in shown
+    assert "5/5" in shown
+    assert "images/s" in shown
+
+
+def test_the_trajectory_is_an_animation_from_noise_to_the_images(sampled):
+    folder, _ = sampled
+    with Image.open(folder / "animation" / "out.gif") as animation:
+        frames = []
+        for index in range(animation.n_frames):
+            animation.seek(index)
+            frames.append(np.asarray(animation.convert("RGB")).astype(int))
+    assert len(frames) == 6  # x_T and what each of five steps made of it
+    assert np.abs(frames[-1] - pixels(folder / "grid.png")).max() <= 1
+    noise = ImageNoise(0, 0, 5)(torch.empty(5, 1, 8, 8))
+    assert np.abs(frames[0] - grid(to_uint8(noise)).permute(1, 2, 0).numpy().astype(int)).max() <= 1
+
+
+def test_sampled_images_do_not_depend_on_the_batch_size(sampled, digits_run, command, tmp_path):
+    status, _, err = command(
+        *("sample", "--ckpt", digits_run.folder / "last.ckpt", "--n", "5", "--batch_size", "2", "--out", tmp_path)
+    )
+    assert status == 0, err
+    assert np.abs(images(tmp_path, 5) - images(sampled[0], 5)).max() <= 1
+
+
+@pytest.mark.parametrize("option", [("--seed", "1"), ("--raw",), ("--steps", "3")], ids=lambda option: option[0])
+def test_another_seed_raw_weights_and_fewer_steps_change_the_images(option, sampled, digits_run, command, tmp_path):
+    status, out, err = command(
+        *("sample", "--ckpt", digits_run.folder / "last.ckpt", "--n", "5", "--out", tmp_path, *option)
+    )
+    assert status == 0, err
+    assert np.abs(images(tmp_path, 5) - images(sampled[0], 5)).max() > 1
+    assert f"{3 if option[0] == '--steps' else 5} network evaluations each" in out
+    assert ("raw weights" if option[0] == "--raw" else "EMA weights") in out
+
+
+def test_help_comes_at_once_and_names_the_commands():
+    started = run(sys.executable, "-X", "importtime", "-m", "lightning_ddpm", "--help")
+    assert started.returncode == 0
+    for command in ("fit", "sample", "validate", "test", "predict"):
+        assert f"\n  {command} " in started.stdout
+    imported = {line.split("|")[-1].strip() for line in started.stderr.splitlines()}
+    assert "lightning_ddpm.cli" in imported
+    assert "torch" not in imported
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("fit", "--data.batch_size"), ("sample", "--trajectory"), ("validate", "--ckpt_path")]
+)
+def test_the_help_of_a_command_lists_its_options(name, option, command):
+    status, out, _ = command(name, "--help")
+    assert status == 0
+    assert option in out
+
+
+def test_the_installed_script_runs_the_same_program():
+    script = Path(sysconfig.get_path("scripts")) / "lightning-ddpm"
+    if not script.exists():
+        pytest.skip("the package is not installed, so its script is not there")
+    assert run(script, "--help").stdout == run(sys.executable, "-m", "lightning_ddpm", "--help").stdout
+
+
+# Bad input: a sentence, a status that is not 0, nothing written
+
+
+def sentence(status, err):
+    """What is said to be wrong: all from the one line that begins with ``error:``."""
+    assert status not in (0, None)
+    assert "Traceback" not in err
+    lines = err.splitlines()
+    starts = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+    assert len(starts) == 1, err
+    return "\n".join(lines[starts[0] :])
+
+
+def picture(path, size=(12, 12), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise(size, 50).convert(mode).save(path)
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+    """Fits a changed tiny config, which must be refused before anything is written; the error's sentence."""
+
+    def fit(change=None, *options):
+        folder = tmp_path / "run"
+        config = tiny_digits(folder)
+        if change:
+            change(config)
+        status, out, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config), *options)
+        said = sentence(status, err)
+        assert "run: " not in out  # the summary before the first step
+        left = [path.name for path in folder.rglob("*") if not path.name.startswith("events.out.tfevents.")]
+        assert left == []
+        return said
+
+    return fit
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of the user's, and what makes the tiny config read it as 8x8 pictures."""
+    root = tmp_path / "pictures"
+    root.mkdir()
+
+    def use(config, size=8, channels=1):
+        init_args = {"channels": channels, "size": size, "holdout": 0.5}
+        config["data"]["source"] = {"class_path": "lightning_ddpm.data.ImageFolder", "init_args": init_args}
+        config["data"].update(root=str(root), batch_size=2)
+        config["trainer"]["callbacks"] = config["trainer"]["callbacks"][:1]
+
+    return root, use
+
+
+def test_an_unknown_key_is_named(refused):
+    assert "widht" in refused(None, "--model.network.widht", "8")
+    assert "bacth_size" in refused(lambda config: config["data"].update(bacth_size=2))
+
+
+def test_a_missing_data_folder_is_named(refused, pictures):
+    root, use = pictures
+    root.rmdir()
+    assert str(root) in refused(use)
+
+
+def test_an_empty_folder_is_named(refused, pictures):
+    root, use = pictures
+    assert f"{root} holds no images" in refused(use)
+
+
+def test_an_unreadable_image_is_named(refused, pictures):
+    root, use = pictures
+    (root / "broken.png").write_bytes(b"this is no picture")
+    assert str(root / "broken.png") in refused(use)
+
+
+def test_images_whose_header_alone_is_whole_are_named(refused, pictures):
+    root, use = pictures
+    for index in range(4):
+        picture(root / f"{index}.png", size=(64, 64))
+    whole = (root / "2.png").read_bytes()
+    (root / "2.png").write_bytes(whole[: len(whole) // 2])
+    assert str(root / "2.png") in refused(use)
+
+
+def test_an_image_smaller_than_the_crop_is_named_with_both_sizes(refused, pictures):
+    root, use = pictures
+    for index in range(4):
+        picture(root / f"{index}.png", size=(7, 12) if index == 2 else (12, 12))
+    said = refused(use)
+    assert "7x12" in said
+    assert "8x8" in said
+    assert str(root / "2.png") in said
+
+
+def test_a_batch_larger_than_the_data_set_is_refused_with_both_numbers(refused):
+    said = refused(None, "--data.batch_size", "1619")
+    assert "1619" in said
+    assert "1618" in said
+
+
+def test_a_size_that_cannot_be_halved_is_refused_with_a_size_that_can(refused, pictures):
+    root, use = pictures
+    for index in range(8):
+        picture(root / f"{index}.png")
+
+    def odd(config):
+        use(config, size=9)
+        config["model"]["init_args"]["network"]["init_args"]["attention"] = []
+
+    said = refused(odd)
+    assert "got 9" in said
+    assert "size=10" in said
+
+
+@pytest.mark.parametrize(("name", "given", "told"), [("channels", 1, 3), ("size", 8, 16)])
+def test_data_and_network_that_disagree_are_both_named(name, given, told, refused):
+    said = refused(None, f"--model.network.{name}", str(told))
+    assert f"the data has {name}={given}" in said
+    assert f"the network is told {name}={told}" in said
+
+
+def test_a_chain_without_steps_is_refused(refused):
+    assert "steps=0" in refused(None, "--model.schedule.steps", "0")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "bounds"),
+    [
+        ("Linear", {"beta_min": 0.0}),
+        ("Linear", {"beta_min": -0.1}),
+        ("Linear", {"beta_max": 1.0}),
+        ("Quadratic", {"beta_min": -0.1}),
+        ("Quadratic", {"beta_max": 1.0}),
+        ("Sigmoid", {"beta_min": -0.1}),
+        ("Sigmoid", {"beta_max": 1.01}),
+    ],
+    ids=str,
+)
+def test_a_beta_outside_0_to_1_is_refused(schedule, bounds, refused):
+    def change(config):
+        class_path = f"lightning_ddpm.diffusion.{schedule}"
+        config["model"]["init_args"]["schedule"] = {"class_path": class_path, "init_args": {"steps": 20, **bounds}}
+
+    assert "every beta must lie in (0, 1)" in refused(change)
+
+
+def test_an_average_that_cannot_converge_is_refused(refused):
+    said = refused(lambda config: callback(config, "EMA").update(decay=2))
+    assert "got 2" in said
+    assert "[0, 1)" in said
+
+
+@pytest.mark.parametrize("folder", ["file/below", "/proc/lightning_ddpm"])
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(folder, refused, tmp_path):
+    if folder.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("there is no /proc here")
+    (tmp_path / "file").write_text("a regular file")
+    target = tmp_path / folder  # an absolute folder stays itself
+    said = refused(None, "--trainer.default_root_dir", str(target))
+    assert str(target) in said
+    assert not target.exists()
+
+
+def test_missing_inception_weights_offline_are_an_error_with_the_ways_out(refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for proxy in ("http_proxy", "https_proxy"):  # nothing listens there: offline on any machine
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    inception = {"class_path": "lightning_ddpm.metrics.Inception"}
+    said = refused(lambda config: callback(config, "Evaluation").update(extractor=inception, n=4096))
+    for way_out in ("(1)", "(2)", "(3)", "weights_path", str(tmp_path / "torch")):
+        assert way_out in said
+
+
+class Code:
+    """Pickled, it makes whoever loads it create a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def with_code(path, mark):
+    torch.save({"state_dict": {}, "hyper_parameters": {"_class_path": Code(mark)}}, path)
+
+
+@pytest.fixture(params=["sample", "validate", "fit"])
+def with_checkpoint(request, command, tmp_path):
+    """Gives a checkpoint to a command, which must refuse it; the error's sentence."""
+
+    def call(path):
+        folder = tmp_path / "run"
+        if request.param == "sample":
+            status, _, err = command("sample", "--ckpt", path, "--out", folder)
+        else:
+            config = write_yaml(tmp_path / "config.yaml", tiny_digits(folder))
+            status, _, err = command(request.param, "--config", config, "--ckpt_path", path)
+        assert not folder.exists() or not contents(folder)
+        return sentence(status, err)
+
+    return call
+
+
+def test_a_missing_checkpoint_is_named(with_checkpoint, tmp_path):
+    assert f"there is no checkpoint {tmp_path / 'none.ckpt'}" in with_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_a_checkpoint_of_another_program_is_refused(with_checkpoint, tmp_path):
+    torch.save({"model": torch.zeros(3)}, tmp_path / "other.ckpt")
+    assert "another program" in with_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(with_checkpoint, tmp_path):
+    (tmp_path / "text.ckpt").write_text("Dear reader,")
+    assert str(tmp_path / "text.ckpt") in with_checkpoint(tmp_path / "text.ckpt")
+
+
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(with_checkpoint, tmp_path):
+    path, mark = tmp_path / "code.ckpt", tmp_path / "it-ran"
+    with_code(path, mark)
+    said = with_checkpoint(path)
+    assert str(path) in said
+    assert "could run a program" in said
+    assert not mark.exists()
+    torch.load(path, weights_only=False)  # the same file does run where nobody looks: the test tests something
+    assert mark.exists()
+
+
+def test_a_damaged_checkpoint_is_refused(with_checkpoint, digits_run, tmp_path):
+    whole = (digits_run.folder / "last.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert str(tmp_path / "half.ckpt") in with_checkpoint(tmp_path / "half.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--n", "0"), "--n must be at least 1, got 0"),
+        (("--n", "-3"), "--n must be at least 1, got -3"),
+        (("--batch_size", "0"), "--batch_size must be at least 1, got 0"),
+        (("--steps", "0"), "--steps must be at least 1, got 0"),
+        (("--steps", "21"), "20, the checkpoint's T, got 21"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_numbers_of_images_and_steps_that_make_no_sense_are_refused(options, named, digits_run, command, tmp_path):
+    out = tmp_path / "out"
+    status, _, err = command("sample", "--ckpt", digits_run.folder / "last.ckpt", "--out", out, *options)
+    assert named in sentence(status, err)
+    assert not out.exists()
+
+
+def test_sampling_into_a_folder_that_cannot_be_written_is_refused(digits_run, command, tmp_path):
+    (tmp_path / "file").write_text("a regular file")
+    out = tmp_path / "file" / "below"
+    status, _, err = command("sample", "--ckpt", digits_run.folder / "last.ckpt", "--out", out)
+    assert str(out) in sentence(status, err)
+
+
+def test_sampling_over_a_larger_set_is_refused(digits_run, command, tmp_path):
+    picture(tmp_path / "000007.png")
+    before = contents(tmp_path)
+    status, _, err = command("sample", "--ckpt", digits_run.folder / "last.ckpt", "--n", "3", "--out", tmp_path)
+    assert "000007.png" in sentence(status, err)
+    assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_without_averaged_weights_has_no_raw_ones_beside_them(digits_run, command, tmp_path):
+    checkpoint = torch.load(digits_run.folder / "last.ckpt", weights_only=True)
+    del checkpoint["current_model_state"]
+    torch.save(checkpoint, tmp_path / "stripped.ckpt")
+    status, _, err = command("sample", "--ckpt", tmp_path / "stripped.ckpt", "--raw", "--out", tmp_path / "out")
+    assert "--raw" in sentence(status, err)
+
+
+def test_a_classifier_cannot_be_sampled(command, tmp_path):
+    config = read_yaml(REPOSITORY / "configs" / "digits_features.yaml")
+    config["trainer"].update(default_root_dir=str(tmp_path / "run"), accelerator="cpu", max_steps=1, log_every_n_steps=1)
+    status, _, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
+    assert status == 0, err
+    weights = tmp_path / "run" / "last.ckpt"
+    status, _, err = command("sample", "--ckpt", weights, "--out", tmp_path / "out")
+    said = sentence(status, err)
+    assert "Classifier" in said
+    assert "DDPM" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_are_asked_for_where_they_are_needed(command, tmp_path):
+    config = write_yaml(tmp_path / "config.yaml", tiny_digits(tmp_path / "run"))
+    status, _, err = command("validate", "--config", config)
+    assert "--ckpt_path" in sentence(status, err)
+
+
+def test_an_unknown_command_is_named():
+    ended = ddpm("smaple", "--n", "5")
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert "smaple" in sentence(ended.returncode, ended.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("fit", "--config", "configs/digits.yaml", "--trainer.max_stepps", "4"), "max_stepps"),
+        (("sample", "--ckpt", "nowhere/last.ckpt", "--out", "{out}"), "nowhere/last.ckpt"),
+        (("fit", "--config", "configs/nothing.yaml"), "nothing.yaml"),
+    ],
+    ids=["key", "checkpoint", "config"],
+)
+def test_a_process_given_bad_input_ends_with_a_sentence_and_a_status(arguments, named, tmp_path):
+    ended = ddpm(*(word.format(out=tmp_path / "out") for word in arguments))
+    assert named in sentence(ended.returncode, ended.stderr)
+    assert not (tmp_path / "out").exists()
