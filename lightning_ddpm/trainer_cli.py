@@ -62,7 +62,7 @@ class DDPMCLI(LightningCLI):
         if not config.fast_dev_run:
             require_writable(folder)
         kwargs["default_root_dir"] = str(folder)
-        kwargs["callbacks"] = [Throughput(), *(config.callbacks or []), RunSummary(), ImageWriter()]
+        kwargs["callbacks"] = [Throughput(), RunSummary(), *(config.callbacks or []), ImageWriter()]
         if config.logger is None or config.logger is True:
             kwargs["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
         if config.logger is not False and not config.fast_dev_run:
@@ -110,7 +110,7 @@ def run(arguments: Sequence[str]) -> None:
         save_config_callback=SaveConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
+        trainer_defaults={"enable_model_summary": False},
         parser_kwargs={"prog": "lightning-ddpm"},
         args=list(arguments),
     )

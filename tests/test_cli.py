@@ -114,6 +114,7 @@ def test_fit_refuses_a_folder_that_holds_a_run_and_writes_nothing_over(digits_ru
     assert contents(digits_run.folder) == before
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 def test_fit_goes_on_from_the_last_checkpoint(digits_run, command, tmp_path):
     shutil.copytree(digits_run.folder, tmp_path / "run")
     config, root = tmp_path / "run" / "config.yaml", tmp_path / "run"
@@ -128,6 +129,7 @@ def test_fit_goes_on_from_the_last_checkpoint(digits_run, command, tmp_path):
     assert {name: now[name] for name in drawn} == drawn
 
 
+@pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices")
 def test_validate_test_and_predict_read_a_checkpoint(digits_run, command, tmp_path):
     config, weights = digits_run.folder / "config.yaml", digits_run.folder / "last.ckpt"
     options = ("--config", config, "--ckpt_path", weights, "--trainer.default_root_dir", tmp_path)

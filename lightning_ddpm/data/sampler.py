@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 from lightning_ddpm.randomness import generator
 
+# Both are DistributedSamplers so that Lightning knows they share images out themselves, and leaves them alone.
 
-class ShuffledShard(Sampler[int]):
+
+class ShuffledShard(DistributedSampler[int]):
     """One rank's share of an epoch's permutation, a function of (seed, epoch) alone.
 
     Every rank gets equally many images, so up to ``world - 1`` of them sit an epoch out, others each time.
@@ -20,22 +22,18 @@ class ShuffledShard(Sampler[int]):
     """
 
     def __init__(self, n: int, seed: int, rank: int, world: int) -> None:
-        self.n, self.seed, self.rank, self.world = n, seed, rank, world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
+        super().__init__(range(n), num_replicas=world, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self.n = n
 
     def __len__(self) -> int:
-        return self.n // self.world
+        return self.n // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
         order = torch.randperm(self.n, generator=generator("cpu", "order", self.seed, index=self.epoch))
-        return iter(order[self.rank : len(self) * self.world : self.world].tolist())
+        return iter(order[self.rank : len(self) * self.num_replicas : self.num_replicas].tolist())
 
 
-class Shard(Sampler[int]):
+class Shard(DistributedSampler[int]):
     """Every world-th image, none twice and none missing: for figures over a whole set.
 
     Args:
@@ -44,6 +42,7 @@ class Shard(Sampler[int]):
     """
 
     def __init__(self, n: int, rank: int, world: int) -> None:
+        super().__init__(range(n), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.indices = range(rank, n, world)
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ torchmetrics does the arithmetic, in float64. What is added here: reference stat
 """
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from lightning_ddpm.metrics.features import FeatureExtractor
 
 Reduce = Callable[[Tensor], Tensor]
 """Sum of a tensor over all ranks, on all ranks."""
+
+Statistics = tuple[np.ndarray, np.ndarray, int]
+"""Mean (d,), covariance (d, d) and number of feature vectors."""
 
 BATCH = 64
 """Images that go through a feature network at a time: fixed, because it changes the rounding of features."""
@@ -53,13 +57,14 @@ class FrechetDistance:
             Where the statistics are kept, in words.
         """
         path = self.cache_path(data)
-        found = reduce(torch.tensor(float(path.is_file()), device=self.device))
-        if int(found) == world:
-            mu, sigma, n = _read(path)
-        else:
-            mu, sigma, n = self._statistics(data, reduce, rank, world, progress)
+        cached = _read(path)
+        if int(reduce(torch.tensor(float(cached is not None), device=self.device))) < world:
+            cached = self._statistics(data, reduce, rank, world, progress)
+            mu, sigma, n = cached
             if rank == 0:
                 write_whole(path, lambda file: np.savez(file, mu=mu, sigma=sigma, n=n))
+        assert cached is not None
+        mu, sigma, n = cached
         if rank == 0:  # torchmetrics sums over ranks: the reference must be counted once
             mean, cov = torch.from_numpy(mu), torch.from_numpy(sigma)
             self.metric.real_features_sum.copy_(n * mean)
@@ -74,7 +79,7 @@ class FrechetDistance:
 
     def _statistics(
         self, data: ImageDataset, reduce: Reduce, rank: int, world: int, progress: Callable[..., Iterator[Tensor]]
-    ) -> tuple[np.ndarray, np.ndarray, int]:
+    ) -> Statistics:
         starts = range(0, len(data), BATCH)[rank::world]
         batches = (range(start, min(start + BATCH, len(data))) for start in starts)
         read = ((len(batch), data.__getitems__(batch)[0]) for batch in batches)
@@ -102,6 +107,10 @@ class FrechetDistance:
         return value
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    with np.load(path, allow_pickle=False) as file:
-        return file["mu"], file["sigma"], int(file["n"])
+def _read(path: Path) -> Statistics | None:
+    """What the cache has; nothing where it is missing or damaged: it is computed again then."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["mu"], file["sigma"], int(file["n"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None

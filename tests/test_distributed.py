@@ -1,0 +1,102 @@
+"""Two real processes on the CPU train, evaluate and sample as one does."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from command_line import ddpm, tiny_digits, write_yaml
+from rank_spies import weights
+
+TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+def watched(folder):
+    """The tiny run, with spies that write into ``folder``."""
+    config = tiny_digits(folder / "run")
+    config["trainer"]["callbacks"].append({"class_path": "rank_spies.RankSpy", "init_args": {"folder": str(folder)}})
+    watched_digits = {"class_path": "rank_spies.WatchedDigits", "init_args": {"folder": str(folder / "source")}}
+    config["data"].update(source=watched_digits, batch_size=8)
+    return config
+
+
+def seen(folder, rank):
+    return json.loads((folder / f"rank-{rank}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of four steps on two ranks."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    config = write_yaml(folder / "config.yaml", watched(folder))
+    ended = ddpm("fit", "--config", config, *TWO, PYTHONPATH=Path(__file__).parent)
+    assert ended.returncode == 0, ended.stderr
+    (folder / "out.txt").write_text(ended.stdout)
+    return folder
+
+
+def test_weights_and_their_average_are_equal_on_both_ranks_and_in_the_checkpoint(trained):
+    first, second = seen(trained, 0), seen(trained, 1)
+    assert first["process"] != second["process"]
+    assert first["raw"] == second["raw"]
+    assert first["ema"] == second["ema"]
+    assert first["raw"] != first["ema"]
+    assert weights(trained / "run" / "last.ckpt") == {"raw": first["raw"], "ema": first["ema"]}
+
+
+def test_images_steps_and_noise_differ_between_the_ranks(trained):
+    first, second = seen(trained, 0), seen(trained, 1)
+    assert first["images"] != second["images"]
+    assert first["t"] != second["t"]
+    assert abs(correlation(first["eps"], second["eps"])) < 0.6  # of 32 pairs of independent numbers, 3.4 sigma
+    for each in (first, second):
+        assert 0.5 < sum(eps**2 for eps in each["eps"]) / 32 < 1.9  # it is the noise that was looked at
+
+
+def correlation(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def test_data_are_fetched_by_the_first_rank_alone_and_opened_by_both(trained):
+    prepared = [path.name for path in (trained / "source").glob("prepare-*")]
+    assert prepared == [f"prepare-{seen(trained, 0)['process']}"]
+    opened = {path.name for path in (trained / "source").glob("open-*")}
+    assert opened == {f"open-{seen(trained, rank)['process']}" for rank in (0, 1)}
+
+
+def test_the_run_is_said_once_with_its_global_batch(trained):
+    out = (trained / "out.txt").read_text()
+    assert out.count("device: 2 x cpu") == 1
+    assert out.count("4 steps of 16 images, 101 steps an epoch") == 1
+    assert out.count("step 4: val/fd_digits") == 1
+    assert seen(trained, 0)["figures"]["val/fd_digits"] == seen(trained, 1)["figures"]["val/fd_digits"]
+
+
+def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, tmp_path):
+    figures = {}
+    for world, options in ((1, ()), (2, TWO)):
+        folder = tmp_path / str(world)
+        config = watched(folder)
+        config["trainer"]["callbacks"][1]["init_args"].update(n=101, batch_size=16)
+        arguments = ("--config", write_yaml(folder / "config.yaml", config), "--ckpt_path", trained / "run" / "last.ckpt")
+        cache = tmp_path / f"cache-{world}"  # each computes the reference statistics too
+        ended = ddpm("validate", *arguments, *options, PYTHONPATH=Path(__file__).parent, LIGHTNING_DDPM_CACHE=cache)
+        assert ended.returncode == 0, ended.stderr
+        assert len(list(cache.rglob("fd_digits-*.npz"))) == 1
+        for rank in range(world):
+            figures[world, rank] = seen(folder, rank)["figures"]["val/fd_digits"]
+    assert figures[2, 0] == figures[2, 1]
+    assert figures[2, 0] == pytest.approx(figures[1, 0], rel=1e-6)
+
+
+def test_two_ranks_sample_the_very_images_of_one(trained, tmp_path):
+    options = ("--ckpt", trained / "run" / "last.ckpt", "--n", "7", "--batch_size", "2", "--accelerator", "cpu")
+    drawn = {}
+    for world in (1, 2):
+        ended = ddpm("sample", *options, "--devices", world, "--out", tmp_path / str(world))
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("wrote 7 images") == 1
+        drawn[world] = {path.name: path.read_bytes() for path in (tmp_path / str(world)).iterdir()}
+    assert len(drawn[1]) == 8  # and grid.png
+    assert drawn[1] == drawn[2]
