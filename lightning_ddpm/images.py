@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -42,7 +43,9 @@ def decode(image: Image.Image, channels: int, size: int) -> Tensor:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((transforms.pil_to_tensor(image)[0].int() >> 8).to(torch.uint8).numpy())
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(f"pixels of 32 bits (mode {image.mode}) have no agreed white; save the image with 8 or 16 bits")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -14,7 +14,7 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 
 
 def run(*command: object, seconds: float = 240, **environment: object) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end in the repository, its children in one group that is gone afterwards."""
+    """Run a command in the repository until it and all its children have ended; too late, and all are killed."""
     variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
     variables.pop("PL_GLOBAL_SEED", None)  # a test that trained in this process would leave it
     process = subprocess.Popen(
@@ -28,25 +28,17 @@ def run(*command: object, seconds: float = 240, **environment: object) -> subpro
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=seconds)
-    finally:
-        leaked = _end_group(process.pid)
-    assert not leaked, f"{command} left processes of its own behind"
+        out, err = process.communicate(timeout=seconds)  # a child left behind would keep the pipes open
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"{command} had not ended after {seconds} s:\n{out}\n{err}") from None
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def ddpm(*arguments: object, seconds: float = 240, **environment: object) -> subprocess.CompletedProcess[str]:
     """Run ``python -m lightning_ddpm`` in a process of its own."""
     return run(sys.executable, "-m", "lightning_ddpm", *arguments, seconds=seconds, **environment)
-
-
-def _end_group(group: int) -> bool:
-    """Whether anything of the group was still there; nothing is any more."""
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def read_yaml(path: Path) -> Any:

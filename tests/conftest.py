@@ -6,6 +6,8 @@ from typing import NamedTuple
 import pytest
 from command_line import ddpm, tiny_digits, write_yaml
 
+from lightning_ddpm.cli import main
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
@@ -42,3 +44,18 @@ def offline(monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command of the command line in this process: (exit status, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # so that what the command sets is taken back after the test
+        try:
+            status = main([str(word) for word in arguments])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return call

@@ -1,4 +1,4 @@
-"""What each rank of a distributed test writes down about itself, for the test to read. Configs name it by class_path."""
+"""What each rank of a distributed test writes down about itself; the tests' configs name it by class_path."""
 
 import hashlib
 import json
@@ -30,7 +30,9 @@ class RankSpy(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batch = batch
         if "eps" not in self.seen:
-            self.handle = pl_module.network.register_forward_pre_hook(lambda network, inputs: self._see(pl_module, inputs))
+            self.handle = pl_module.network.register_forward_pre_hook(
+                lambda network, inputs: self._see(pl_module, inputs)
+            )
 
     def _see(self, module, inputs):
         x_t, t = inputs

@@ -17,25 +17,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_ddpm.checkpoint import load
-from lightning_ddpm.cli import main
 from lightning_ddpm.images import grid, to_uint8
 from lightning_ddpm.module import DDPM
 from lightning_ddpm.randomness import ImageNoise
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs a command in this process: (exit status, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # so that what the command sets is taken back after the test
-        try:
-            status = main([str(word) for word in arguments])
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def pixels(path):
@@ -144,7 +128,9 @@ def test_validate_test_and_predict_read_a_checkpoint(digits_run, command, tmp_pa
     assert status == 0, err
     predicted = tmp_path / "predictions"
     assert sorted(path.name for path in predicted.iterdir()) == [f"{index:06d}.png" for index in range(5)]
-    status, _, err = command("sample", "--ckpt", weights, "--n", "5", "--batch_size", "2", "--out", tmp_path / "sampled")
+    status, _, err = command(
+        "sample", "--ckpt", weights, "--n", "5", "--batch_size", "2", "--out", tmp_path / "sampled"
+    )
     assert status == 0, err
     assert (images(predicted, 5) == images(tmp_path / "sampled", 5)).all()
     assert contents(digits_run.folder) == before
@@ -560,7 +546,9 @@ def test_a_checkpoint_without_averaged_weights_has_no_raw_ones_beside_them(digit
 
 def test_a_classifier_cannot_be_sampled(command, tmp_path):
     config = read_yaml(REPOSITORY / "configs" / "digits_features.yaml")
-    config["trainer"].update(default_root_dir=str(tmp_path / "run"), accelerator="cpu", max_steps=1, log_every_n_steps=1)
+    config["trainer"].update(
+        default_root_dir=str(tmp_path / "run"), accelerator="cpu", max_steps=1, log_every_n_steps=1
+    )
     status, _, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
     assert status == 0, err
     weights = tmp_path / "run" / "last.ckpt"

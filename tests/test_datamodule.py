@@ -18,19 +18,14 @@ from lightning_ddpm.images import to_uint8
 
 
 class Recorder(LightningModule):
-    """Learns nothing and keeps every batch that it is given, before and after the transfer."""
+    """Learns nothing and keeps every batch that it is given."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.before: list[tuple[Tensor, Tensor]] = []
         self.training_batches: list[tuple[Tensor, Tensor]] = []
         self.validation_batches: list[tuple[Tensor, Tensor]] = []
         self.test_batches: list[tuple[Tensor, Tensor]] = []
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        self.before.append(batch)
-        return batch
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         self.training_batches.append(batch)
@@ -44,6 +39,18 @@ class Recorder(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class WatchedData(ImageDataModule):
+    """Keeps every batch as it is before its transfer."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.before.append(batch)
+        return batch
 
 
 def fit(data: ImageDataModule, folder: Path, epochs: int = 1, **arguments: Any) -> Recorder:
@@ -67,9 +74,10 @@ def rows(images: Tensor) -> list[bytes]:
 
 
 def test_images_travel_as_uint8_and_arrive_as_floats_in_minus_one_to_one(tmp_path: Path) -> None:
-    recorder = fit(ImageDataModule(Digits(), batch_size=600), tmp_path)
-    assert len(recorder.before) == len(recorder.training_batches) == 3
-    for (pixels, labels), (images, same_labels) in zip(recorder.before, recorder.training_batches, strict=True):
+    data = WatchedData(Digits(), batch_size=600)
+    recorder = fit(data, tmp_path)
+    assert len(data.before) == len(recorder.training_batches) == 3
+    for (pixels, labels), (images, same_labels) in zip(data.before, recorder.training_batches, strict=True):
         assert pixels.dtype == torch.uint8
         assert images.dtype == torch.float32
         assert same_labels.dtype == torch.int64
@@ -151,8 +159,9 @@ def flips(folder: Path, seed: int = 0, epochs: int = 1, batch_size: int = 200) -
     """Which of the training images were mirrored, and which could be told; fails if one is anything else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", str(seed))
-        recorder = fit(ImageDataModule(Digits(), batch_size=batch_size, flip=True), folder, epochs)
-    before = torch.cat([pixels for pixels, _ in recorder.before])
+        data = WatchedData(Digits(), batch_size=batch_size, flip=True)
+        recorder = fit(data, folder, epochs)
+    before = torch.cat([pixels for pixels, _ in data.before])
     after = to_uint8(seen(recorder.training_batches))
     kept, mirrored = ((after == each).flatten(1).all(1) for each in (before, before.flip(-1)))
     assert (kept | mirrored).all()
@@ -167,8 +176,9 @@ def test_about_half_of_the_training_images_are_exact_mirror_images_when_asked_fo
 
 
 def test_nothing_is_flipped_when_not_asked_for(tmp_path: Path) -> None:
-    recorder = fit(ImageDataModule(Digits(), batch_size=200), tmp_path)
-    assert torch.equal(to_uint8(seen(recorder.training_batches)), torch.cat([pixels for pixels, _ in recorder.before]))
+    data = WatchedData(Digits(), batch_size=200)
+    recorder = fit(data, tmp_path)
+    assert torch.equal(to_uint8(seen(recorder.training_batches)), torch.cat([pixels for pixels, _ in data.before]))
 
 
 def test_flips_are_a_function_of_seed_and_step(tmp_path: Path) -> None:
@@ -204,7 +214,7 @@ def test_a_batch_larger_than_the_data_set_is_an_error_before_training(tmp_path: 
     recorder = Recorder()
     with pytest.raises(UserError, match=r"batch of 1619 images .* more than the data set has \(1618\); lower data"):
         quiet_trainer(tmp_path, max_steps=1).fit(recorder, datamodule=ImageDataModule(Digits(), batch_size=1619))
-    assert recorder.before == []
+    assert recorder.training_batches == []
 
 
 def test_a_batch_as_large_as_the_data_set_is_not(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from command_line import ddpm, tiny_digits, write_yaml
+from command_line import callback, ddpm, tiny_digits, write_yaml
 from rank_spies import weights
 
 TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
@@ -73,30 +73,52 @@ def test_the_run_is_said_once_with_its_global_batch(trained):
     assert seen(trained, 0)["figures"]["val/fd_digits"] == seen(trained, 1)["figures"]["val/fd_digits"]
 
 
-def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, tmp_path):
+def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, command, tmp_path, monkeypatch):
     figures = {}
-    for world, options in ((1, ()), (2, TWO)):
+    for world in (1, 2):
         folder = tmp_path / str(world)
         config = watched(folder)
-        config["trainer"]["callbacks"][1]["init_args"].update(n=101, batch_size=16)
-        arguments = ("--config", write_yaml(folder / "config.yaml", config), "--ckpt_path", trained / "run" / "last.ckpt")
-        cache = tmp_path / f"cache-{world}"  # each computes the reference statistics too
-        ended = ddpm("validate", *arguments, *options, PYTHONPATH=Path(__file__).parent, LIGHTNING_DDPM_CACHE=cache)
-        assert ended.returncode == 0, ended.stderr
-        assert len(list(cache.rglob("fd_digits-*.npz"))) == 1
+        callback(config, "Evaluation").update(n=101, batch_size=16)
+        arguments = ("validate", "--config", write_yaml(folder / "config.yaml", config))
+        arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
+        monkeypatch.setenv("LIGHTNING_DDPM_CACHE", str(folder / "cache"))  # each computes the reference statistics too
+        status, err = alone(command, *arguments) if world == 1 else together(*arguments, *TWO)
+        assert status == 0, err
+        assert len(list((folder / "cache").rglob("fd_digits-*.npz"))) == 1
         for rank in range(world):
             figures[world, rank] = seen(folder, rank)["figures"]["val/fd_digits"]
     assert figures[2, 0] == figures[2, 1]
     assert figures[2, 0] == pytest.approx(figures[1, 0], rel=1e-6)
 
 
-def test_two_ranks_sample_the_very_images_of_one(trained, tmp_path):
-    options = ("--ckpt", trained / "run" / "last.ckpt", "--n", "7", "--batch_size", "2", "--accelerator", "cpu")
-    drawn = {}
-    for world in (1, 2):
-        ended = ddpm("sample", *options, "--devices", world, "--out", tmp_path / str(world))
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.count("wrote 7 images") == 1
-        drawn[world] = {path.name: path.read_bytes() for path in (tmp_path / str(world)).iterdir()}
-    assert len(drawn[1]) == 8  # and grid.png
-    assert drawn[1] == drawn[2]
+def test_two_ranks_sample_the_very_images_of_one(trained, command, tmp_path):
+    options = (
+        "sample",
+        "--ckpt",
+        trained / "run" / "last.ckpt",
+        "--n",
+        "7",
+        "--batch_size",
+        "2",
+        "--accelerator",
+        "cpu",
+    )
+    status, err = alone(command, *options, "--out", tmp_path / "1")
+    assert status == 0, err
+    status, err = together(*options, "--devices", "2", "--out", tmp_path / "2")
+    assert status == 0, err
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / world).iterdir()} for world in ("1", "2"))
+    assert len(one) == 8  # and grid.png
+    assert one == two
+
+
+def alone(command, *arguments):
+    """Run in this process: its status and errors."""
+    status, _, err = command(*arguments)
+    return status, err
+
+
+def together(*arguments):
+    """Run in processes of their own: their status and errors."""
+    ended = ddpm(*arguments, PYTHONPATH=Path(__file__).parent)
+    return ended.returncode, ended.stderr

@@ -166,9 +166,7 @@ def test_limits_outside_0_1_are_refused_by_every_schedule(kind: type[Linear], li
     rise=st.floats(0, 0.1),
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_betas_lie_in_0_1_and_alpha_bar_falls(
-    kind: type[Linear], steps: int, beta_min: float, rise: float
-) -> None:
+def test_betas_lie_in_0_1_and_alpha_bar_falls(kind: type[Linear], steps: int, beta_min: float, rise: float) -> None:
     check(kind(steps, beta_min, beta_min + rise), beta_min, beta_min + rise)
 
 

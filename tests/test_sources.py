@@ -239,7 +239,9 @@ def test_of_lsun_s_objects_every_thousandth_is_held_out(tmp_path: Path) -> None:
     source = LSUN("cat", size=8)
     source.prepare(tmp_path)
     train, test = source.open(tmp_path, "train"), source.open(tmp_path, "test")
-    numbers = [everything(part)[0][:, :2, 0, 0].int() @ torch.tensor([256, 1], dtype=torch.int) for part in (train, test)]
+    numbers = [
+        everything(part)[0][:, :2, 0, 0].int() @ torch.tensor([256, 1], dtype=torch.int) for part in (train, test)
+    ]
     assert numbers[1].tolist() == [999, 1999]
     assert sorted(torch.cat(numbers).tolist()) == list(range(2005))
 

@@ -152,7 +152,7 @@ class Evaluation(Callback):
             def reduce(tensor: Tensor) -> Tensor:
                 return trainer.strategy.reduce(tensor, reduce_op="sum")
 
-            show = partial(progress, what="reference", show=trainer.is_global_zero and len(data.reference()) > 5000)
+            show = partial(progress, what="reference", show=trainer.is_global_zero, bar=False)
             rank, world = trainer.global_rank, trainer.world_size
             self.reference = self.distance.set_reference(data.reference(), reduce, rank, world, show)
             protocol = f"n={self.n}, sampler {self.sampler or _ddpm(module).sampler}, seed={self.seed}"

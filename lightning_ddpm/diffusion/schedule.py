@@ -43,6 +43,8 @@ class NoiseSchedule(nn.Module, ABC):
             t = int(bad[0]) + 1
             raise UserError(f"every beta must lie in (0, 1), got beta_{t}={beta[t].item():g} at t={t} of {steps}")
         alpha_bar = torch.cumprod(1 - beta, 0)
+        if steps > 1 and alpha_bar[-2] == 0:
+            raise UserError(f"nothing is left of x_0 before t={steps}: alpha_bar is 0 in float64; lower the betas")
         self.register_buffer("beta", beta, persistent=False)
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
         self.register_buffer("signal", alpha_bar.sqrt(), persistent=False)

@@ -65,6 +65,11 @@ class UNet(nn.Module):
         super().__init__()
         if channels is None or size is None:
             raise UserError(f"UNet needs the images' channels and size, got channels={channels}, size={size}")
+        if min(channels, size, blocks, *multipliers) < 1 or not 0 <= dropout <= 1:
+            raise UserError(
+                "channels, size, blocks and multipliers must be at least 1 and dropout lie in [0, 1], "
+                f"got {channels}, {size}, {blocks}, {list(multipliers)} and {dropout}"
+            )
         halvings = len(multipliers) - 1
         if size % 2**halvings:
             raise UserError(

@@ -1,0 +1,206 @@
+"""Every config is a complete experiment: it says what it is, it builds its model, and the small ones train."""
+
+import functools
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import CONFIGS, REPOSITORY, read_yaml, write_yaml
+from PIL import Image
+
+from lightning_ddpm import callbacks, diffusion, trainer_cli
+from lightning_ddpm.classifier import Classifier
+from lightning_ddpm.metrics import Inception
+from lightning_ddpm.module import DDPM
+from lightning_ddpm.networks import UNet
+from lightning_ddpm.randomness import generator
+
+NAMES = [path.stem for path in CONFIGS]
+LARGE = {"celebahq256": "celebahq", "lsun_church256": "church", "lsun_bedroom256": "bedroom", "lsun_cat256": "cat"}
+
+
+@pytest.fixture
+def build(monkeypatch, tmp_path):
+    """Builds trainer, model and data of a config as the command line does, and stops; U-Nets have no memory."""
+    built = []
+
+    class Built(trainer_cli.DDPMCLI):
+        def _run_subcommand(self, subcommand):
+            built.append(self)
+
+    initialise = UNet.__init__
+
+    @functools.wraps(initialise)
+    def without_memory(self, *args, **kwargs):
+        with torch.device("meta"):
+            initialise(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer_cli, "DDPMCLI", Built)
+    monkeypatch.setattr(UNet, "__init__", without_memory)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+
+    def call(name, *options):
+        here = ("--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path))
+        trainer_cli.run(["fit", "--config", str(config(name)), *here, *options])
+        return built[-1]
+
+    return call
+
+
+def config(name):
+    return REPOSITORY / "configs" / f"{name}.yaml"
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_all_the_promised_configs_are_there():
+    promised = {"digits", "mnist", "fashion_mnist", "cifar10", "image_folder", *LARGE}
+    assert promised <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_says_its_command_hardware_and_what_to_expect(name):
+    header = config(name).read_text().split("\nseed_everything")[0].splitlines()
+    assert all(line.startswith("#") for line in header)
+    for said in ("command:", "hardware:", "expect:"):
+        assert any(line.startswith(f"# {said}  ") for line in header), f"no '# {said}' in {name}.yaml's header"
+    command = next(line for line in header if line.startswith("# command:"))
+    assert f"python -m lightning_ddpm fit --config configs/{name}.yaml" in command
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_keeps_its_run_in_a_folder_of_its_own_name_and_fixes_the_seed(name):
+    content = read_yaml(config(name))
+    assert content["trainer"]["default_root_dir"] == f"checkpoints/{name}"
+    assert isinstance(content["seed_everything"], int)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_builds_its_model_and_data_without_the_data(name, build, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where no data lie
+    cli = build(name)
+    network = cli.model.network
+    assert (network.channels, network.size) == (cli.datamodule.channels, cli.datamodule.size)
+    assert isinstance(cli.model, Classifier if name == "digits_features" else DDPM)
+    optimizer = cli.model.configure_optimizers()["optimizer"]
+    assert optimizer.param_groups[0]["lr"] > 0
+    if isinstance(cli.model, DDPM):
+        assert cli.model.sampler.evaluations(cli.model.schedule.T) <= cli.model.schedule.T
+        assert cli.model.schedule.alpha_bar[-1] < 1e-4  # hardly anything of x_0 is left in x_T
+        assert any(isinstance(each, callbacks.EMA) for each in cli.trainer.callbacks)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_best_is_chosen_by_is_a_figure_that_is_logged(name, build):
+    cli = build(name)
+    keeper = next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.Checkpoints))
+    evaluations = [each for each in cli.trainer.callbacks if isinstance(each, callbacks.Evaluation)]
+    assert keeper.monitor in {None, "val/loss", *(f"val/{each.extractor.metric}" for each in evaluations)}
+    for each in evaluations:
+        assert each.interval.steps <= cli.trainer.max_steps
+
+
+def ho(cli, flips):
+    """What Ho et al. do alike on all data sets; CORRECTNESS.md 22 and appendix B of the paper."""
+    model, data = cli.model, cli.datamodule
+    assert torch.equal(model.schedule.beta[1:], torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    assert isinstance(model.sampler, diffusion.Ancestral)
+    assert isinstance(model.sampler.variance, diffusion.FixedLarge)
+    assert model.sampler.steps is None
+    assert cli.trainer.gradient_clip_val == 1.0
+    assert cli.trainer.gradient_clip_algorithm in (None, "norm")
+    assert cli.trainer.accumulate_grad_batches == 1
+    assert next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.EMA)).decay == 0.9999
+    assert data.flip is flips
+    evaluation = next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.Evaluation))
+    assert isinstance(evaluation.extractor, Inception)
+
+
+def optimisation(cli):
+    """(class of the optimizer, its settings, learning rate by step)."""
+    configured = cli.model.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    assert configured["lr_scheduler"]["interval"] == "step"
+    rates = []
+    for _ in range(5002):
+        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    return optimizer, rates
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step\\(\\)` before")
+def test_cifar10_is_hos_recipe_to_the_letter(build):
+    cli = build("cifar10")
+    ho(cli, flips=True)
+    assert parameters(cli.model) == 35_746_307
+    assert (cli.model.network.channels, cli.model.network.size) == (3, 32)
+    assert {layer.p for layer in cli.model.modules() if isinstance(layer, torch.nn.Dropout)} == {0.1}
+    assert (cli.datamodule.batch_size, cli.trainer.max_steps) == (128, 800_000)
+    optimizer, rates = optimisation(cli)
+    assert type(optimizer) is torch.optim.Adam
+    assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)
+    assert optimizer.defaults["weight_decay"] == 0
+    assert rates[0] == pytest.approx(2e-4 / 5000)
+    assert rates[2500] == pytest.approx(1e-4, rel=1e-3)
+    assert rates[5000] == rates[5001] == pytest.approx(2e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step\\(\\)` before")
+@pytest.mark.parametrize("name", LARGE)
+def test_the_large_models_are_hos(name, build):
+    cli = build(name)
+    ho(cli, flips=name != "lsun_cat256")
+    assert parameters(cli.model) == 113_673_219
+    assert {layer.p for layer in cli.model.modules() if isinstance(layer, torch.nn.Dropout)} == {0.0}
+    assert cli.datamodule.batch_size * 8 == 64  # the header's eight devices
+    assert "--trainer.devices 8" in config(name).read_text()
+    steps = {"celebahq256": 500_000, "lsun_church256": 1_200_000, "lsun_bedroom256": 2_400_000}
+    assert cli.trainer.max_steps == steps.get(name, 1_800_000)
+    assert LARGE[name] in str(vars(cli.datamodule.source)) + str(cli.datamodule.root)
+    _, rates = optimisation(cli)
+    assert max(rates) == pytest.approx(2e-5)
+
+
+def trains(command, path, folder, *options):
+    """Two steps on two images each, from the config as it is but for what does not concern them; the finite losses."""
+    content = read_yaml(path)
+    kept = [each for each in content["trainer"]["callbacks"] if "Inception" not in str(each)]
+    content["trainer"].update(callbacks=kept, accelerator="cpu", log_every_n_steps=1, num_sanity_val_steps=1)
+    content["trainer"].pop("limit_val_batches", None)
+    run, changed = folder / "run", write_yaml(folder / "config.yaml", content)
+    tiny = ("--trainer.max_steps", "2", "--data.batch_size", "2", "--data.workers", "0")
+    status, out, err = command("fit", "--config", changed, "--trainer.default_root_dir", run, *tiny, *options)
+    assert status == 0, err
+    assert "step 2 of 2: train/loss" in out
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    loss = float(out.split("train/loss ")[1].split(",")[0].split(";")[0])
+    assert math.isfinite(loss)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_features"])
+def test_the_digits_train(name, command, tmp_path):
+    trains(command, config(name), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "data"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_the_laptops_configs_train(name, data, command, tmp_path):
+    root = os.environ.get("LIGHTNING_DDPM_TEST_DATA")
+    if not root or not (Path(root) / data).is_dir():
+        pytest.skip(f"no folder {data} where LIGHTNING_DDPM_TEST_DATA points")
+    trains(command, config(name), tmp_path, "--data.root", root)
+
+
+def test_a_folder_of_ones_own_images_trains(command, tmp_path):
+    for index in range(8):
+        noise = torch.randint(0, 256, (40, 48, 3), generator=generator("cpu", "test", index=index), dtype=torch.uint8)
+        folder = tmp_path / "images" / ("cats" if index % 2 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.numpy()).save(folder / f"{index}.png")
+    small = ("--data.root", tmp_path / "images", "--data.source.size", "32", "--data.source.holdout", "0.25")
+    trains(command, config("image_folder"), tmp_path, *small, "--model.network.width", "32")

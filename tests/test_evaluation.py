@@ -1,0 +1,241 @@
+"""Evaluation and SampleGrid: when they run, what they show, and that training does not notice them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import quiet_trainer, same, tiny_model, weights
+
+from lightning_ddpm.callbacks import EMA, Checkpoints, Evaluation, SampleGrid
+from lightning_ddpm.data import Digits, ImageDataModule
+from lightning_ddpm.diffusion import DDIM
+from lightning_ddpm.errors import UserError
+from lightning_ddpm.generation import generate
+from lightning_ddpm.images import grid
+from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance
+from lightning_ddpm.module import DDPM
+
+NAME = "val/fd_digits"
+
+
+def evaluation(**arguments: Any) -> Evaluation:
+    return Evaluation(DigitsFeatures(), **({"n": 70, "sampler": DDIM(steps=2), "batch_size": 32} | arguments))
+
+
+def fit(folder: Path, callbacks: Sequence[Callback], model: DDPM | None = None, **arguments: Any) -> Trainer:
+    torch.manual_seed(0)  # dropout's
+    trainer = quiet_trainer(folder, callbacks=list(callbacks), **({"max_steps": 4} | arguments))
+    trainer.fit(model or tiny_model(), datamodule=ImageDataModule(Digits(), batch_size=16))
+    return trainer
+
+
+def tensorboard(folder: Path) -> TensorBoardLogger:
+    return TensorBoardLogger(folder / "tensorboard", name="", version="")
+
+
+def events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0, "tensors": 0}).Reload()
+
+
+def distance_by_hand(model: DDPM, n: int = 70) -> float:
+    """Of the model's images to all training images, from nothing but the formula's implementation."""
+    data = ImageDataModule(Digits()).reference()
+    distance = FrechetDistance(DigitsFeatures(), torch.device("cpu"))
+    distance.extractor.load()
+    distance.set_reference(data, lambda x: x, 0, 1, lambda batches, total: (batch for _, batch in batches))
+    for _, pixels in generate(model, n, batch_size=32, sampler=DDIM(steps=2)):
+        distance.update(pixels)
+    return distance.compute()
+
+
+class Run(NamedTuple):
+    """A run of eight batches in four steps, evaluated every second step, and what was seen in it."""
+
+    folder: Path
+    seen: "Watcher"
+    events: EventAccumulator
+
+
+class Watcher(Callback):
+    """Keeps what callbacks are told at the end of every batch, and checkpoints at each step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.figures: list[float | None] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        value = trainer.callback_metrics.get(NAME)
+        self.figures.append(None if value is None else float(value))
+        assert pl_module.training
+        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step}.ckpt")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    fit(
+        folder / "run",
+        [EMA(0.5), evaluation(every_n_steps=2), SampleGrid(n=9, every_n_steps=2), watcher := Watcher(folder)],
+        logger=tensorboard(folder),
+        accumulate_grad_batches=2,
+        num_sanity_val_steps=1,
+        limit_val_batches=1,
+        val_check_interval=4,
+    )
+    return Run(folder, watcher, events(folder))
+
+
+def test_an_evaluation_runs_once_at_its_steps_and_not_in_the_sanity_check(run: Run) -> None:
+    assert [event.step for event in run.events.Scalars(NAME)] == [2, 4]
+
+
+def test_the_figure_is_the_same_in_tensorboard_and_for_callbacks(run: Run) -> None:
+    at_2, at_4 = (event.value for event in run.events.Scalars(NAME))
+    assert run.seen.figures[:3] == [None, None, None]
+    assert run.seen.figures[3] == pytest.approx(at_2)
+    assert run.seen.figures[-1] == pytest.approx(at_4)
+    assert at_2 != at_4
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_the_figure_is_the_distance_of_the_averaged_weights_images(run: Run, step: int) -> None:
+    checkpoint = torch.load(run.folder / f"step-{step}.ckpt", weights_only=True)
+    model = tiny_model()
+    model.load_state_dict(checkpoint["state_dict"])
+    logged = {event.step: event.value for event in run.events.Scalars(NAME)}
+    assert logged[step] == pytest.approx(distance_by_hand(model), rel=1e-4)
+    model.load_state_dict(checkpoint["current_model_state"])
+    assert logged[step] != pytest.approx(distance_by_hand(model), rel=1e-3)
+
+
+def test_the_protocol_stands_beside_the_figure(run: Run) -> None:
+    (event,) = run.events.Tensors(f"{NAME}/protocol/text_summary")
+    said = event.tensor_proto.string_val[0].decode()
+    assert "n=70" in said
+    assert "DDIM(steps=2" in said
+    assert DigitsFeatures.expected[:12] in said
+    assert "1618 images" in said
+
+
+def test_the_grid_is_a_png_and_a_tensorboard_image_of_the_averaged_weights_images(run: Run) -> None:
+    samples = run.folder / "run" / "samples"
+    assert sorted(path.name for path in samples.iterdir()) == ["step-0000002.png", "step-0000004.png"]
+    assert [event.step for event in run.events.Images("samples")] == [2, 4]
+    model = tiny_model()
+    for step in (2, 4):
+        model.load_state_dict(torch.load(run.folder / f"step-{step}.ckpt", weights_only=True)["state_dict"])
+        expected = grid(torch.cat([pixels for _, pixels in generate(model, 9)])).permute(1, 2, 0).numpy()
+        assert np.array_equal(np.array(Image.open(samples / f"step-{step:07d}.png")), expected)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["EMA first", "EMA last"])
+def test_the_order_of_callbacks_changes_no_figure(tmp_path: Path, run: Run, first: bool) -> None:
+    callbacks = [EMA(0.5), evaluation(every_n_steps=2)]
+    trainer = fit(tmp_path, callbacks if first else callbacks[::-1], accumulate_grad_batches=2)
+    assert float(trainer.callback_metrics[NAME]) == pytest.approx(run.events.Scalars(NAME)[-1].value, rel=1e-6)
+
+
+def test_training_does_not_notice_evaluations_and_grids(tmp_path: Path) -> None:
+    with_them, without = tiny_model(), tiny_model()
+    fit(tmp_path, [evaluation(every_n_steps=1), SampleGrid(n=4, every_n_steps=1)], with_them)
+    fit(tmp_path, [], without)
+    assert same(weights(with_them), weights(without))
+    assert not same(weights(without), weights(tiny_model()))
+
+
+def test_the_same_noise_every_time(tmp_path: Path) -> None:
+    frozen = tiny_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    other = SampleGrid(n=4, every_n_steps=2, seed=1)
+    fit(
+        tmp_path / "a",
+        [SampleGrid(n=4, every_n_steps=2), evaluation(every_n_steps=2)],
+        frozen,
+        logger=tensorboard(tmp_path),
+    )
+    fit(tmp_path / "b", [other], frozen)
+    first, second = ((tmp_path / "a" / "samples" / f"step-000000{step}.png").read_bytes() for step in (2, 4))
+    assert first == second
+    assert first != (tmp_path / "b" / "samples" / "step-0000002.png").read_bytes()
+    assert len({event.value for event in events(tmp_path).Scalars(NAME)}) == 1
+
+
+def test_every_n_epochs_is_at_the_ends_of_epochs(tmp_path: Path) -> None:
+    callbacks = [evaluation(every_n_epochs=2), SampleGrid(n=4, every_n_epochs=2)]
+    fit(tmp_path, callbacks, logger=tensorboard(tmp_path), max_steps=-1, max_epochs=5, limit_train_batches=3)
+    assert [event.step for event in events(tmp_path).Scalars(NAME)] == [6, 12]
+    assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == ["step-0000006.png", "step-0000012.png"]
+
+
+def test_a_resumed_run_does_not_repeat_the_evaluation_before_it(tmp_path: Path) -> None:
+    fit(tmp_path / "a", []).save_checkpoint(path := tmp_path / "four.ckpt")
+    trainer = quiet_trainer(
+        tmp_path,
+        callbacks=[evaluation(every_n_steps=2)],
+        max_steps=6,
+        logger=tensorboard(tmp_path),
+        limit_train_batches=4,
+    )
+    trainer.fit(tiny_model(), datamodule=ImageDataModule(Digits(), batch_size=16), ckpt_path=path)
+    assert [event.step for event in events(tmp_path).Scalars(NAME)] == [6]
+
+
+def test_the_figure_chooses_the_best_checkpoint_and_the_last_one_is_the_last(tmp_path: Path) -> None:
+    keeper = Checkpoints(every_n_steps=1, monitor=NAME)
+    callbacks = [keeper, evaluation(every_n_steps=1)]
+    fit(tmp_path / "run", callbacks, logger=tensorboard(tmp_path), enable_checkpointing=True, max_steps=6)
+    figures = {event.step: event.value for event in events(tmp_path).Scalars(NAME)}
+    assert list(figures) == [1, 2, 3, 4, 5, 6]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.ckpt", "last.ckpt"]
+    best, last = (torch.load(tmp_path / "run" / f"{name}.ckpt", weights_only=True) for name in ("best", "last"))
+    assert best["global_step"] == min(figures, key=lambda step: figures[step])
+    assert last["global_step"] == 6
+    model = tiny_model()
+    model.load_state_dict(best["state_dict"])
+    assert distance_by_hand(model) == pytest.approx(min(figures.values()), rel=1e-4)
+
+
+def test_without_a_figure_there_is_only_the_last_checkpoint(tmp_path: Path) -> None:
+    fit(tmp_path / "run", [Checkpoints(every_n_steps=3)], enable_checkpointing=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.ckpt"]
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+@pytest.mark.parametrize(("command", "name"), [("validate", NAME), ("test", "test/fd_digits")])
+def test_validate_and_test_measure_the_given_weights(tmp_path: Path, command: str, name: str) -> None:
+    model = tiny_model()
+    trainer = quiet_trainer(tmp_path, callbacks=[evaluation(every_n_steps=1)], limit_val_batches=1.0)
+    (figures,) = getattr(trainer, command)(model, datamodule=ImageDataModule(Digits()), verbose=False)
+    assert figures[name] == pytest.approx(distance_by_hand(model), rel=1e-4)
+
+
+def test_too_few_images_are_warned_of_in_words(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="63 images do not fill the covariance of 64 features.*at least 64"):
+        fit(tmp_path, [evaluation(n=63, every_n_steps=4)])
+
+
+def test_the_cost_is_said_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, [evaluation(every_n_steps=4)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("evaluation: 70 images x 2 network evaluations, about ")
+    assert any(line.startswith("step 4: val/fd_digits ") for line in said[1:])
+
+
+@pytest.mark.parametrize("kind", [evaluation, SampleGrid])
+@pytest.mark.parametrize(
+    "interval", [{}, {"every_n_steps": 1, "every_n_epochs": 1}, {"every_n_steps": 0}, {"every_n_epochs": -1}], ids=str
+)
+def test_an_interval_is_one_number_of_at_least_one(kind: Any, interval: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="give either every_n_steps or every_n_epochs, at least 1"):
+        kind(**interval)
+
+
+def test_one_image_is_not_enough() -> None:
+    with pytest.raises(UserError, match="at least 2 images in batches of at least 1, got 1 and 32"):
+        evaluation(n=1, every_n_steps=1)

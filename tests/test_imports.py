@@ -1,0 +1,138 @@
+"""The arrows of the architecture: a file imports only what stands below it."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import lightning_ddpm
+
+ROOT = Path(lightning_ddpm.__file__).parent
+
+# From the ground up. A line imports only from lines above it; the files of one folder import one another, never round
+# in a circle.
+LAYERS = [
+    ["errors"],
+    ["randomness", "images", "console", "files"],
+    ["diffusion"],
+    ["networks"],
+    ["data"],
+    ["module", "classifier"],
+    ["checkpoint"],
+    ["metrics"],
+    ["generation"],
+    ["callbacks"],
+    ["sample", "trainer_cli"],
+    ["cli"],
+    ["__main__"],
+]
+HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
+FILES = sorted(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py"))
+
+
+def imports(file: str) -> set[str]:
+    """All that a file imports, inside functions too: ``torch.nn``, ``lightning_ddpm.errors``, ..."""
+    path = ROOT / (file.replace(".", "/") + ".py")
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import in line {node.lineno}"
+            module = node.module or ""
+            # ``from package import part`` imports the part where it is one
+            found |= {f"{module}.{a.name}" if is_ours(f"{module}.{a.name}") else module for a in node.names}
+    return found
+
+
+def is_ours(module: str) -> bool:
+    path = ROOT.parent / module.replace(".", "/")
+    return module.startswith("lightning_ddpm") and (path.is_dir() or path.with_suffix(".py").is_file())
+
+
+def ours(file: str) -> set[str]:
+    """The files and folders of this package that a file imports, without the package's name."""
+    return {name.removeprefix("lightning_ddpm.") for name in imports(file) if name.startswith("lightning_ddpm.")}
+
+
+def others(file: str) -> set[str]:
+    """The libraries that a file imports."""
+    return {name.split(".")[0] for name in imports(file)} - {"lightning_ddpm"}
+
+
+def part(module: str) -> str:
+    return module.split(".")[0]
+
+
+def within(folder: str) -> list[str]:
+    return [file for file in FILES if part(file) == folder]
+
+
+def test_every_file_has_its_place() -> None:
+    assert {part(file) for file in FILES} - {"__init__"} == set(HEIGHT)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "__init__"])
+def test_a_file_imports_only_what_stands_below_it(file: str) -> None:
+    for imported in ours(file):
+        assert part(imported) == part(file) or HEIGHT[part(imported)] < HEIGHT[part(file)], f"{file} -> {imported}"
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert imports("__init__") == set()
+
+
+def test_no_imports_go_round_in_a_circle() -> None:
+    def target(name: str) -> str:
+        return name if name in FILES else f"{name}.__init__"
+
+    order = TopologicalSorter({file: {target(name) for name in ours(file)} for file in FILES}).static_order()
+    assert len(list(order)) == len(FILES)
+
+
+@pytest.mark.parametrize("file", within("diffusion"))
+def test_the_mathematics_needs_torch_and_the_errors_only(file: str) -> None:
+    assert others(file) <= set(sys.stdlib_module_names) | {"torch"}
+    assert {part(name) for name in ours(file)} <= {"diffusion", "errors"}
+
+
+@pytest.mark.parametrize("file", within("diffusion"))
+def test_the_mathematics_opens_no_files(file: str) -> None:
+    assert not others(file) & {"io", "os", "pathlib", "tempfile", "shutil", "pickle"}
+
+
+@pytest.mark.parametrize("file", within("networks"))
+def test_networks_need_torch_and_einops_only(file: str) -> None:
+    assert others(file) <= set(sys.stdlib_module_names) | {"torch", "einops"}
+    assert {part(name) for name in ours(file)} <= {"networks", "errors"}
+
+
+def test_the_network_is_injected() -> None:
+    assert not any(part(name) == "networks" for name in ours("module"))
+
+
+def test_callbacks_and_generation_do_not_know_the_command_line() -> None:
+    for file in [*within("callbacks"), "generation", "module"]:
+        assert not others(file) & {"argparse", "jsonargparse"}, file
+
+
+def test_the_mathematics_can_be_used_where_lightning_is_not_installed() -> None:
+    program = (
+        "import sys\n"
+        "for name in ('pytorch_lightning', 'lightning_fabric', 'lightning', 'torchvision', 'PIL'):\n"
+        "    sys.modules[name] = None\n"
+        "import lightning_ddpm.diffusion, lightning_ddpm.networks\n"
+        "print(sorted(name for name in sys.modules if name.startswith('lightning_ddpm.')))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    loaded = {name.removeprefix("lightning_ddpm.").split(".")[0] for name in ast.literal_eval(ran.stdout)}
+    assert loaded == {"diffusion", "networks", "errors"}
+
+
+def test_help_comes_without_loading_torch() -> None:
+    program = "import sys; from lightning_ddpm.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0

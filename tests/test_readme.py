@@ -1,0 +1,196 @@
+"""README.md: every command in it does what it says, or at least is understood."""
+
+import re
+import shlex
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from command_line import REPOSITORY
+from PIL import Image
+from torch.distributed.run import get_args_parser as torchrun_parser
+
+README = (REPOSITORY / "README.md").read_text() if (REPOSITORY / "README.md").is_file() else ""
+BLOCKS = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+QUICKSTART = "pip install -e . && python -m lightning_ddpm fit --config configs/digits.yaml"
+
+
+def blocks(language, title=""):
+    return [text for found, name, text in BLOCKS if (found, name.strip()) == (language, title)]
+
+
+def commands():
+    """Every command line of the bash blocks, as words; ``a && b`` is two."""
+    lines = [line for language, _, text in BLOCKS if language == "bash" for line in text.splitlines() if line]
+    return [shlex.split(part) for line in lines for part in line.split(" && ")]
+
+
+OURS = [words[words.index("lightning_ddpm") + 1 :] for words in commands() if "lightning_ddpm" in words]
+SHIPPED = "checkpoints/pretrained/"
+
+
+def draws(arguments):
+    """Whether it samples from a checkpoint that ships."""
+    return arguments[0] == "sample" and any(word.startswith(SHIPPED) for word in arguments)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """A temporary folder to work in that has the repository's configs and shipped checkpoints."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "pretrained").symlink_to(REPOSITORY / "checkpoints" / "pretrained")
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_first_line_says_what_it_is():
+    assert "Denoising Diffusion Probabilistic Models" in README.splitlines()[0]
+
+
+def test_the_quickstart_is_one_line_that_installs_and_runs():
+    assert blocks("bash", "quickstart") == [f"{QUICKSTART}\n"]
+
+
+def test_the_tests_are_one_line_that_installs_and_runs_them():
+    (line,) = blocks("bash", "test")
+    install, test = line.strip().split(" && ")
+    extra = re.fullmatch(r"pip install -e '\.\[(\w+)\]'", install)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert any(each.startswith("pytest") for each in project["optional-dependencies"][extra[1]])
+    assert shlex.split(test)[:3] == ["python", "-m", "pytest"]
+
+
+def test_there_are_commands_to_train_to_sample_and_to_use_several_machines():
+    assert {"fit", "sample"} <= {arguments[0] for arguments in OURS}
+    assert any(draws(arguments) for arguments in OURS)
+    assert {"torchrun", "srun"} <= {words[0] for words in commands()}
+
+
+def test_every_command_line_starts_a_program_that_is_known():
+    for words in commands():
+        assert words[0] in ("python", "pip", "torchrun", "srun", "tensorboard", "lightning-ddpm"), words
+
+
+def test_the_quickstart_trains(elsewhere, command):
+    arguments = shlex.split(QUICKSTART.split(" -m lightning_ddpm ")[1])
+    tiny = ("--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu")
+    status, out, err = command(*arguments, *tiny)
+    assert status == 0, err
+    assert "step 2 of 2" in out
+    assert torch.load(elsewhere / "checkpoints/digits/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize("arguments", [each for each in OURS if draws(each)], ids=" ".join)
+def test_a_sample_command_draws_images(arguments, elsewhere, command):
+    status, _, err = command(*arguments, "--n", "3")
+    assert status == 0, err
+    out = elsewhere / arguments[arguments.index("--out") + 1]
+    drawn = [np.asarray(Image.open(out / f"{index:06d}.png")) for index in range(3)]
+    assert all(image.max() > 128 > image.min() for image in drawn)  # ink and paper
+    assert (out / "grid.png").is_file()
+    if "--trajectory" in arguments:
+        with Image.open(elsewhere / arguments[arguments.index("--trajectory") + 1]) as animation:
+            assert animation.n_frames > 10
+
+
+@pytest.mark.parametrize("arguments", [each for each in OURS if each[0] == "sample" and not draws(each)], ids=" ".join)
+def test_a_large_sample_command_is_understood(arguments, elsewhere, command):
+    status, _, err = command(
+        *arguments
+    )  # its checkpoint is yet to be trained: said only when all options are understood
+    assert status == 2
+    checkpoint = arguments[arguments.index("--ckpt") + 1]
+    assert f"error: there is no checkpoint {checkpoint}" in err
+
+
+@pytest.mark.parametrize("arguments", [each for each in OURS if each[0] != "sample"], ids=" ".join)
+def test_a_training_command_is_understood(arguments, elsewhere, command):
+    status, out, err = command(*arguments, "--print_config")
+    assert status == 0, err
+    config = yaml.safe_load(out)
+    for option, value in zip(arguments, arguments[1:], strict=False):
+        if option.startswith("--") and option != "--config":
+            given = config
+            for name in option[2:].split("."):
+                given = given[name]
+            assert str(given) == value
+
+
+@pytest.mark.parametrize("words", [each for each in commands() if each[0] == "torchrun"], ids=" ".join)
+def test_torchrun_understands_its_options(words):
+    options = torchrun_parser().parse_args(words[1:])
+    assert options.module
+    assert options.training_script == "lightning_ddpm"
+    nodes, devices = (words[words.index(f"--trainer.{name}") + 1] for name in ("num_nodes", "devices"))
+    assert (options.nnodes, options.nproc_per_node) == (nodes, devices)
+
+
+def test_the_recipes_batch_stays_128_on_several_devices():
+    for words in commands():
+        if "configs/cifar10.yaml" in words:
+            size = {"--trainer.devices": 1, "--trainer.num_nodes": 1, "--data.batch_size": 128}
+            for name in size.keys() & set(words):
+                size[name] = int(words[words.index(name) + 1])
+            assert np.prod(list(size.values())) == 128, words
+
+
+def test_the_python_block_runs(elsewhere):
+    (code,) = blocks("python")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    images = torch.cat(names["images"])
+    assert images.shape == (8, 1, 8, 8)
+    assert images.dtype == torch.uint8
+
+
+OWN_NETWORK = """
+import torch
+
+class MyNetwork(torch.nn.Module):
+    def __init__(self, channels: int | None = None, size: int | None = None) -> None:
+        super().__init__()
+        self.channels, self.size = channels, size
+        self.layer = torch.nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_t, t):
+        return self.layer(x_t)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*iscarding init_args")
+def test_the_yaml_block_brings_ones_own_network_and_sampler_in(elsewhere, command, monkeypatch):
+    (block,) = blocks("yaml")
+    (elsewhere / "own.yaml").write_text(block)
+    class_path = yaml.safe_load(block)["model"]["init_args"]["network"]["class_path"]
+    package, name = class_path.split(".")
+    (elsewhere / f"{package}.py").write_text(OWN_NETWORK.replace("MyNetwork", name))
+    monkeypatch.syspath_prepend(elsewhere)
+    tiny = ("--trainer.max_steps", "1", "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu")
+    status, _, err = command("fit", "--config", "configs/digits.yaml", "--config", "own.yaml", *tiny)
+    sys.modules.pop(package, None)
+    assert status == 0, err
+    model = torch.load(elsewhere / "checkpoints/digits/last.ckpt", weights_only=True)["hyper_parameters"]
+    assert model["network"] == {"class_path": class_path, "init_args": {"channels": 1, "size": 8}}
+    wanted = yaml.safe_load(block)["model"]["init_args"]["sampler"]["init_args"]["steps"]
+    assert model["sampler"]["init_args"]["steps"] == wanted
+
+
+def test_files_that_it_names_are_there_and_pictures_are_small():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    missing = [link for link in links if not (REPOSITORY / link).exists()]
+    assert missing == []
+    large = [
+        link for link in links if (REPOSITORY / link).suffix == ".png" and (REPOSITORY / link).stat().st_size > 3e5
+    ]
+    assert large == []
+
+
+def test_every_config_is_told_of_and_every_one_told_of_is_there():
+    told = set(re.findall(r"\b(\w+\.yaml)", README)) - {"config.yaml"}
+    there = {path.name for path in (REPOSITORY / "configs").glob("*.yaml")}
+    assert told - there == set()
+    assert there - told <= {"digits_features.yaml"}  # made the feature network; not an experiment of its own
