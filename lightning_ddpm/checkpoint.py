@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import LightningModule
 
 from lightning_ddpm.errors import UserError
@@ -54,6 +54,13 @@ def read(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
+def build(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """Make the objects that a parsed configuration describes; jsonargparse 4.49 renamed what does it."""
+    make = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
+    built: Namespace = make(config)
+    return built
+
+
 def load(path: Path | str, kind: type[Module], raw: bool = False) -> Module:
     """The model of a checkpoint, built and filled from it alone, in evaluation mode on the CPU.
 
@@ -73,7 +80,7 @@ def load(path: Path | str, kind: type[Module], raw: bool = False) -> Module:
     parser.add_subclass_arguments(kind, "model", fail_untyped=False)
     try:
         parsed = parser.parse_object({"model": {"class_path": class_path, "init_args": config}})
-        module = parser.instantiate_classes(parsed).model
+        module = build(parser, parsed).model
     except Exception as error:  # jsonargparse has many; all mean that this model cannot be built here
         raise UserError(f"{path} is of {class_path}, which cannot be built as {kind.__name__} here: {error}") from error
     if raw and "current_model_state" not in checkpoint:

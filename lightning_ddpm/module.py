@@ -114,9 +114,10 @@ class DDPM(LightningModule):
         self._sums = torch.zeros(2, QUARTERS, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The same t and eps for a batch every time: two epochs differ by the weights alone."""
+        """The same t and eps for a batch every time, whichever rank has it: two epochs differ by the weights alone."""
         x_0, _ = batch
-        randomness = generator(x_0.device, "validate", self.global_rank, index=batch_idx)
+        index = batch_idx * self.trainer.world_size + self.global_rank
+        randomness = generator(x_0.device, "validate", index=index)
         # One t from each of b equal parts of 1..T: every quarter gets its share whatever the batch.
         ranks = torch.arange(len(x_0), device=x_0.device) + torch.rand(
             len(x_0), device=x_0.device, generator=randomness

@@ -135,11 +135,10 @@ def test_the_grid_is_a_png_and_a_tensorboard_image_of_the_averaged_weights_image
         assert np.array_equal(np.array(Image.open(samples / f"step-{step:07d}.png")), expected)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["EMA first", "EMA last"])
-def test_the_order_of_callbacks_changes_no_figure(tmp_path: Path, run: Run, first: bool) -> None:
-    callbacks = [EMA(0.5), evaluation(every_n_steps=2)]
-    trainer = fit(tmp_path, callbacks if first else callbacks[::-1], accumulate_grad_batches=2)
-    assert float(trainer.callback_metrics[NAME]) == pytest.approx(run.events.Scalars(NAME)[-1].value, rel=1e-6)
+def test_the_order_of_callbacks_changes_no_figure(tmp_path: Path) -> None:
+    first = fit(tmp_path, [EMA(0.5), evaluation(every_n_steps=2)])
+    last = fit(tmp_path, [evaluation(every_n_steps=2), EMA(0.5)])
+    assert float(first.callback_metrics[NAME]) == pytest.approx(float(last.callback_metrics[NAME]), rel=1e-6)
 
 
 def test_training_does_not_notice_evaluations_and_grids(tmp_path: Path) -> None:

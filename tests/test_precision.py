@@ -66,8 +66,7 @@ def half(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")
         with pytest.warns(UserWarning, match="do not fill the covariance"):
-            finished = train("bf16-mixed", "cpu", tmp_path_factory.mktemp("half"))
-        return finished
+            return train("bf16-mixed", "cpu", tmp_path_factory.mktemp("half"))
 
 
 def everything_but_the_network_is_exact(model, dtypes, half_type):

@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 import tomllib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_a_training_command_is_understood(arguments, elsewhere, command):
     status, out, err = command(*arguments, "--print_config")
     assert status == 0, err
     config = yaml.safe_load(out)
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in pairwise(arguments):
         if option.startswith("--") and option != "--config":
             given = config
             for name in option[2:].split("."):

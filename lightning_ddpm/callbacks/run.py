@@ -15,7 +15,7 @@ from lightning_ddpm.images import save
 
 
 class RunSummary(Callback):
-    """Says before the first step what is about to happen, and where its results go."""
+    """Says before the first step what is about to happen and where it goes, and at the end what can be done with it."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -29,12 +29,17 @@ class RunSummary(Callback):
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
         say(
             f"run: {Path(trainer.default_root_dir).absolute()} "
-            f"(last.ckpt, best.ckpt, config.yaml, samples/; tensorboard --logdir {trainer.default_root_dir})\n"
+            f"(checkpoints, config.yaml, pictures; tensorboard --logdir {trainer.default_root_dir})\n"
             f"device: {trainer.world_size} x {name}, precision {trainer.precision}\n"
             f"images: {len(data.train)} of {data.channels}x{data.size}x{data.size}, {len(data.held_out)} held out\n"
             f"model: {parameters:,} parameters\n"
             f"training: {steps:g} steps of {batch} images, {per_epoch} steps an epoch"
         )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = Path(trainer.default_root_dir) / "last.ckpt"
+        if trainer.is_global_zero and last.is_file():
+            say(f"done: python -m lightning_ddpm sample --ckpt {last} --n 64 --out samples")
 
 
 class Throughput(Callback):

@@ -74,7 +74,7 @@ class ImageDataModule(LightningDataModule):
         return self._loader(self.train, ShuffledShard(len(self.train), run_seed(), self._rank, self._world))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.held_out, Shard(len(self.held_out), self._rank, self._world))
+        return self._loader(self.held_out, Shard(len(self.held_out), self.batch_size, self._rank, self._world))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         return self.val_dataloader()

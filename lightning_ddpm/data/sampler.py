@@ -34,16 +34,17 @@ class ShuffledShard(DistributedSampler[int]):
 
 
 class Shard(DistributedSampler[int]):
-    """Every world-th image, none twice and none missing: for figures over a whole set.
+    """Every world-th batch, none twice and none missing: for figures over a whole set, whatever the number of ranks.
 
     Args:
         n: number of images.
+        batch_size: of the loader that uses this.
         rank, world: which share of how many.
     """
 
-    def __init__(self, n: int, rank: int, world: int) -> None:
+    def __init__(self, n: int, batch_size: int, rank: int, world: int) -> None:
         super().__init__(range(n), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.indices = range(rank, n, world)
+        self.indices = [i for _, start, stop in ranges(n, 0, batch_size, rank, world) for i in range(start, stop)]
 
     def __len__(self) -> int:
         return len(self.indices)
