@@ -8,11 +8,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from lightning_ddpm.callbacks import ImageWriter, ProgressLines, RunSummary, Throughput
+from lightning_ddpm.callbacks import ImageWriter, ProgressLines, ProgressRich, RunSummary, Throughput
 from lightning_ddpm.checkpoint import build, hyper_parameters, read
 from lightning_ddpm.console import on_terminal
 from lightning_ddpm.data import ImageDataModule
@@ -68,7 +68,7 @@ class DDPMCLI(LightningCLI):
         if config.logger is not False and not config.fast_dev_run:
             kwargs["callbacks"].append(LearningRateMonitor("step"))
         if config.enable_progress_bar is not False:
-            kwargs["callbacks"].append(RichProgressBar(leave=True) if on_terminal() else ProgressLines())
+            kwargs["callbacks"].append(ProgressRich() if on_terminal() else ProgressLines())
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:

@@ -134,11 +134,16 @@ def test_ranks_train_on_equally_many_different_images(n: int, world: int) -> Non
     assert sat_out == (set(range(n)) if n % world else set()), "whoever sits out, it is others each time"
 
 
-@pytest.mark.parametrize(("n", "world"), [(12, 2), (13, 2), (2, 3)])
-def test_ranks_validate_on_every_image_once(n: int, world: int) -> None:
-    shards = [Shard(n, rank, world) for rank in range(world)]
-    assert sorted(index for shard in shards for index in shard) == list(range(n))
-    assert [len(list(shard)) for shard in shards] == [len(shard) for shard in shards]
+@pytest.mark.parametrize(("n", "batch_size", "world"), [(12, 3, 2), (13, 4, 2), (2, 1, 3), (2, 5, 3)])
+def test_ranks_validate_on_every_image_once_in_the_batches_of_a_single_one(n: int, batch_size: int, world: int) -> None:
+    def batches(rank: int, world: int) -> list[list[int]]:
+        indices = list(shard := Shard(n, batch_size, rank, world))
+        assert len(shard) == len(indices)
+        return [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+
+    alone = batches(0, 1)
+    assert [index for batch in alone for index in batch] == list(range(n))
+    assert sorted(batch for rank in range(world) for batch in batches(rank, world)) == alone
 
 
 def test_validation_and_test_show_the_held_out_images_in_order(tmp_path: Path) -> None:

@@ -338,6 +338,14 @@ def test_of_a_few_pictures_at_least_one_is_held_out_and_one_is_not(tmp_path: Pat
     assert sorted(train + test) == list(range(n))
 
 
+def test_a_single_picture_cannot_be_both_parts_and_that_is_said(tmp_path: Path) -> None:
+    picture(tmp_path / "only.png")
+    source = ImageFolder(size=8)
+    source.prepare(tmp_path)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        _ = [source.open(tmp_path, "train"), source.open(tmp_path, "test")]
+
+
 def test_hidden_files_and_folders_and_other_files_are_skipped(tmp_path: Path) -> None:
     for i, name in enumerate(["a.png", ".b.png", ".cache/c.png", "d/.e/f.png", "._a.png", "g.png"]):
         picture(tmp_path / name, i)

@@ -3,7 +3,8 @@
 from lightning_ddpm.callbacks.checkpoints import Checkpoints
 from lightning_ddpm.callbacks.ema import EMA
 from lightning_ddpm.callbacks.evaluation import Evaluation
-from lightning_ddpm.callbacks.run import ImageWriter, ProgressLines, RunSummary, Throughput
+from lightning_ddpm.callbacks.progress import ProgressLines, ProgressRich
+from lightning_ddpm.callbacks.run import ImageWriter, RunSummary, Throughput
 from lightning_ddpm.callbacks.sample_grid import SampleGrid
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Evaluation",
     "ImageWriter",
     "ProgressLines",
+    "ProgressRich",
     "RunSummary",
     "SampleGrid",
     "Throughput",

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter, ProgressBar
+from pytorch_lightning.callbacks import BasePredictionWriter
 
-from lightning_ddpm.console import duration, say
+from lightning_ddpm.console import say
 from lightning_ddpm.data.sampler import ImageRange
 from lightning_ddpm.images import save
 
@@ -62,43 +62,6 @@ class Throughput(Callback):
             self._seconds.clear()
             for logger in trainer.loggers:
                 logger.log_metrics({"train/images_per_second": rate}, step=trainer.global_step)
-
-
-class ProgressLines(ProgressBar):
-    """A plain line now and then: what a log file can hold.
-
-    Args:
-        seconds: between lines.
-    """
-
-    def __init__(self, seconds: float = 15.0) -> None:
-        super().__init__()
-        self.seconds = seconds
-        self._enabled = True
-
-    def enable(self) -> None:
-        self._enabled = True
-
-    def disable(self) -> None:
-        self._enabled = False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started = self._said = time.monotonic()
-        self._first = trainer.global_step
-        self._total = int(trainer.estimated_stepping_batches)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        now, done = time.monotonic(), trainer.global_step - self._first
-        last = trainer.global_step == self._total
-        if not self._enabled or done < 1 or (now - self._said < self.seconds and not last):
-            return
-        self._said = now
-        left = (now - self._started) / done * (self._total - trainer.global_step)
-        figures = self.get_metrics(trainer, pl_module)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if isinstance(value, (int, float)))
-        say(f"step {trainer.global_step} of {self._total}: {shown}; {duration(left)} left")
 
 
 class ImageWriter(BasePredictionWriter):

@@ -1,0 +1,102 @@
+"""How far training is: one bar for the whole run on a terminal, a plain line now and then in a log file."""
+
+import time
+from abc import ABC, abstractmethod
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lightning_ddpm.console import duration, say
+
+
+class StepProgress(ProgressBar, ABC):
+    """Counts optimizer steps, not epochs, from the first to the last of the run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._enabled:
+            self.start(trainer.global_step, int(trainer.estimated_stepping_batches))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._enabled:
+            self.show(trainer, pl_module)
+
+    @abstractmethod
+    def start(self, step: int, total: int) -> None:
+        """Training begins after ``step`` of ``total`` steps."""
+
+    @abstractmethod
+    def show(self, trainer: Trainer, module: LightningModule) -> None:
+        """A batch is done."""
+
+    def figures(self, trainer: Trainer, module: LightningModule) -> str:
+        """What is logged for the progress bar, in words."""
+        logged = self.get_metrics(trainer, module).items()
+        return ", ".join(f"{name} {value:.4g}" for name, value in logged if isinstance(value, (int, float)))
+
+
+class ProgressLines(StepProgress):
+    """A line every so many seconds.
+
+    Args:
+        seconds: between lines.
+    """
+
+    def __init__(self, seconds: float = 15.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def start(self, step: int, total: int) -> None:
+        self._first, self._total = step, total
+        self._started = self._said = time.monotonic()
+
+    def show(self, trainer: Trainer, module: LightningModule) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        if step == self._first or (now - self._said < self.seconds and step != self._total):
+            return
+        self._said = now
+        left = (now - self._started) / (step - self._first) * (self._total - step)
+        say(f"step {step} of {self._total}: {self.figures(trainer, module)}; {duration(left)} left")
+
+
+class ProgressRich(StepProgress):
+    """A bar for the whole run; what is printed meanwhile appears above it."""
+
+    _bar: Progress | None = None
+
+    def start(self, step: int, total: int) -> None:
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        self._task = self._bar.add_task("fit", total=total, completed=step, figures="")
+        self._bar.start()
+
+    def show(self, trainer: Trainer, module: LightningModule) -> None:
+        assert self._bar is not None
+        step = trainer.global_step
+        if step % 10 == 0 or step == self._bar.tasks[0].total:  # reading figures waits for the device
+            self._bar.update(self._task, completed=step, figures=self.figures(trainer, module))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
