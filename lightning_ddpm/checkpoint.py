@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import LightningModule
 
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.errors import UserError, first_line
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -43,13 +43,13 @@ def read(path: Path | str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it holds more than weights and plain data, or is no checkpoint, and reading it could "
-            f"run a program ({str(error).splitlines()[0]})"
+            f"run a program ({first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is no checkpoint, or damaged: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # unpickling what is no pickle fails in any way
+        raise UserError(f"{path} is no checkpoint, or damaged: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(checkpoint):
         raise UserError(f"{path} is a checkpoint of another program: it does not say which model it is of")
-    if "_class_path" not in checkpoint["hyper_parameters"]:
+    if not isinstance(checkpoint["hyper_parameters"], dict) or "_class_path" not in checkpoint["hyper_parameters"]:
         raise UserError(f"{path} does not say how to build its model; only runs of `lightning_ddpm fit` do")
     return checkpoint
 
@@ -85,5 +85,8 @@ def load(path: Path | str, kind: type[Module], raw: bool = False) -> Module:
         raise UserError(f"{path} is of {class_path}, which cannot be built as {kind.__name__} here: {error}") from error
     if raw and "current_model_state" not in checkpoint:
         raise UserError(f"{path} has no raw weights beside its averaged ones; leave --raw out")
-    module.load_state_dict(checkpoint["current_model_state" if raw else "state_dict"])
+    try:
+        module.load_state_dict(checkpoint["current_model_state" if raw else "state_dict"])
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{path} does not have the weights of the model that it names: {error}") from error
     return module.eval()  # type: ignore[no-any-return]

@@ -100,8 +100,8 @@ class DDPM(LightningModule):
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True)
         sums, counts = self._by_quarter(losses.detach(), t)
-        for quarter, value in enumerate(sums / counts, start=1):
-            self.log(f"train/loss_quarter{quarter}", value)
+        for quarter in counts.nonzero().flatten().tolist():
+            self.log(f"train/loss_quarter{quarter + 1}", sums[quarter] / counts[quarter])
         return loss
 
     def _by_quarter(self, losses: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +142,7 @@ class DDPM(LightningModule):
         """Log the mean loss over all images of all ranks, and by quarter of t."""
         sums, counts = self.trainer.strategy.reduce(self._sums, reduce_op="sum").float()
         self.log(f"{stage}/loss", sums.sum() / counts.sum(), prog_bar=True, rank_zero_only=False, sync_dist=False)
-        for quarter in range(QUARTERS):
+        for quarter in counts.nonzero().flatten().tolist():
             self.log(f"{stage}/loss_quarter{quarter + 1}", sums[quarter] / counts[quarter], sync_dist=False)
 
     def predict_step(self, batch: ImageRange, batch_idx: int = 0) -> Tensor:

@@ -50,6 +50,11 @@ class EMA(WeightAveraging):
         finally:
             self._swap(module)
 
+    def catch_up(self, trainer: Trainer, module: LightningModule) -> None:
+        """Take in the last step's weights, if somebody asks before this callback has had its turn."""
+        if self._average_model is not None and not self._swapped:
+            self.on_train_batch_end(trainer, module, None, None, 0)
+
     def _swap(self, module: LightningModule) -> None:
         self._swap_models(module)
         self._swapped = not self._swapped
@@ -79,6 +84,7 @@ class EMA(WeightAveraging):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._average_model is None:
             return
+        self.catch_up(trainer, pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._swapped:
             average, current = checkpoint["current_model_state"], checkpoint["state_dict"]
@@ -96,5 +102,6 @@ def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None
     if average is None:
         yield
         return
+    average.catch_up(trainer, module)
     with average.averaged(module):
         yield

@@ -70,6 +70,7 @@ class FileDataset(ImageDataset):
         read: opens the picture at an index.
         labels: (n,) int64.
         channels, size: what every picture is turned into.
+        state: changes when the pictures do, for the fingerprint.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class FileDataset(ImageDataset):
         labels: Tensor,
         channels: int,
         size: int,
+        state: str,
     ) -> None:
         self.names, self.read, self.labels = names, read, labels.long()
         self.channels, self.size = channels, size
-        listing = "\n".join([f"{channels}x{size}", *names])
+        listing = "\n".join([f"{channels}x{size}", state, *names])
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:

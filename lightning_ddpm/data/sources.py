@@ -1,8 +1,9 @@
 """Where images come from: each source knows how to fetch one data set and how to open its parts."""
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,27 +167,41 @@ class LSUN(ImageSource):
             _fetch(download, f"LSUN {folder}", root)
 
     def open(self, root: Path, split: Split) -> ImageDataset:
-        try:
-            from torchvision.datasets.lsun import LSUNClass
-        except ImportError as error:
-            raise UserError(f"LSUN is stored in LMDB files: pip install lmdb ({error})") from error
         scene = self.category in self.scenes
-        folder = f"{self.category}_{'train' if split == 'train' else 'val'}_lmdb" if scene else self.category
-        try:
-            data = LSUNClass(str(Path(root) / folder))
-        except ImportError as error:
-            raise UserError("LSUN is stored in LMDB files: pip install lmdb") from error
-        chosen = [i for i in range(len(data)) if scene or (i % 1000 == 999) == (split == "test")]
-        return FileDataset(
-            [f"{folder}[{i}]" for i in chosen],
-            lambda index: data[chosen[index]][0],
-            torch.full((len(chosen),), -1),
-            self.channels,
-            self.size,
+        folder = Path(root) / (
+            f"{self.category}_{'train' if split == 'train' else 'val'}_lmdb" if scene else self.category
         )
+        environment, keys = _database(folder.resolve())
+        chosen = [i for i in range(len(keys)) if scene or (i % 1000 == 999) == (split == "test")]
+
+        def read(index: int) -> Image.Image:
+            with environment.begin() as transaction:
+                return Image.open(io.BytesIO(transaction.get(keys[chosen[index]])))
+
+        labels = torch.full((len(chosen),), -1)
+        state = _state(folder / "data.mdb")
+        return FileDataset([f"{folder}[{i}]" for i in chosen], read, labels, self.channels, self.size, state)
 
     def class_names(self, root: Path) -> list[str]:
         return []
+
+
+@cache
+def _database(folder: Path) -> tuple[Any, list[bytes]]:
+    """An LMDB and its keys; opened once, as LMDB wants it.
+
+    torchvision's LSUN unpickles a list of keys from the current folder, whoever put it there, and writes it there.
+    """
+    try:
+        import lmdb
+    except ImportError as error:
+        raise UserError("LSUN is stored in LMDB files: pip install lmdb") from error
+    try:
+        environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False, max_readers=1)
+    except lmdb.Error as error:
+        raise UserError(f"{folder} is no LMDB of LSUN: {error}") from error
+    with environment.begin() as transaction:
+        return environment, list(transaction.cursor().iternext(values=False))
 
 
 class ImageFolder(ImageSource):
@@ -241,8 +256,10 @@ class ImageFolder(ImageSource):
         folder = self._folder(Path(root), split)
         paths = _walk(folder)
         if folder == Path(root):
-            stride = max(2, round(1 / self.holdout))
+            stride = max(2, min(round(1 / self.holdout), len(paths)))
             paths = [path for i, path in enumerate(paths) if (i % stride == stride - 1) == (split == "test")]
+        if not paths:
+            raise UserError(f"{folder} holds no image for the part {split!r}; it takes at least one of each part")
         classes = {name: label for label, name in enumerate(self.class_names(root))}
         labels = [classes.get(path.relative_to(folder).parts[0], -1) for path in paths]
         return _files([str(path) for path in paths], torch.tensor(labels), self, str(folder))
@@ -258,8 +275,15 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def _files(names: list[str], labels: torch.Tensor, source: ImageSource, what: str) -> ImageDataset:
-    data = FileDataset(names, lambda index: Image.open(names[index]), labels, source.channels, source.size)
+    state = " ".join(_state(Path(name)) for name in names)
+    data = FileDataset(names, lambda index: Image.open(names[index]), labels, source.channels, source.size, state)
     return data.kept(what)
+
+
+def _state(path: Path) -> str:
+    """What changes when a file does."""
+    stat = path.stat()
+    return f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _fetch(download: Callable[[], object], name: str, root: Path) -> None:

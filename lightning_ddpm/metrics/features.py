@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import pickle
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.errors import UserError, first_line
 from lightning_ddpm.files import sha256
 from lightning_ddpm.images import to_float
 from lightning_ddpm.networks import ConvNet
@@ -110,8 +109,8 @@ def _inception_weights(path: Path) -> dict[str, Tensor]:
         for name in sorted(state):
             if not name.startswith("fc."):
                 tensors.update(name.encode() + state[name].numpy().tobytes())
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is refused as Inception's weights: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # unpickling what is no pickle fails in any way
+        raise UserError(f"{path} is refused as Inception's weights: {first_line(error)}") from error
     if tensors.hexdigest() != INCEPTION_TENSORS and sha256(path) != INCEPTION_FILE:
         raise UserError(
             f"{path} does not hold the FID's Inception weights: the SHA-256 of its tensors is {tensors.hexdigest()}, "

@@ -110,7 +110,7 @@ class FrechetDistance:
 def _read(path: Path) -> Statistics | None:
     """What the cache has; nothing where it is missing or damaged: it is computed again then."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return file["mu"], file["sigma"], int(file["n"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
