@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningModule
 
 from lightning_ddpm.errors import UserError, first_line
@@ -54,15 +54,10 @@ def read(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
-def build(parser: ArgumentParser, config: Namespace) -> Namespace:
-    """Make the objects that a parsed configuration describes; jsonargparse 4.49 renamed what does it."""
-    make = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
-    built: Namespace = make(config)
-    return built
-
-
 def load(path: Path | str, kind: type[Module], raw: bool = False) -> Module:
     """The model of a checkpoint, built and filled from it alone, in evaluation mode on the CPU.
+
+    Its optimizer is left out: a newer torch may know arguments that this one does not, and nothing here is trained.
 
     Args:
         path: the file.
@@ -75,12 +70,13 @@ def load(path: Path | str, kind: type[Module], raw: bool = False) -> Module:
     checkpoint = read(path)
     config = dict(checkpoint["hyper_parameters"])
     class_path = config.pop("_class_path")
-    config.pop("_instantiator", None)
+    for name in ("_instantiator", "optimizer", "lr_scheduler"):
+        config.pop(name, None)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "model", fail_untyped=False)
     try:
         parsed = parser.parse_object({"model": {"class_path": class_path, "init_args": config}})
-        module = build(parser, parsed).model
+        module = parser.instantiate(parsed).model
     except Exception as error:  # jsonargparse has many; all mean that this model cannot be built here
         raise UserError(f"{path} is of {class_path}, which cannot be built as {kind.__name__} here: {error}") from error
     if raw and "current_model_state" not in checkpoint:

@@ -13,7 +13,7 @@ from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from lightning_ddpm.callbacks import ImageWriter, ProgressLines, ProgressRich, RunSummary, Throughput
-from lightning_ddpm.checkpoint import build, hyper_parameters, read
+from lightning_ddpm.checkpoint import hyper_parameters, read
 from lightning_ddpm.console import on_terminal
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.errors import UserError
@@ -80,7 +80,7 @@ def _fill_shape(arguments: Namespace, data: Namespace) -> None:
     """Tell the network its images' channels, size and classes, or refuse what it says of them itself."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False)
-    module = build(parser, Namespace(data=data.clone())).data  # type: ignore[no-untyped-call]
+    module = parser.instantiate(Namespace(data=data.clone())).data  # type: ignore[no-untyped-call]
     shape = {"channels": module.channels, "size": module.size}
     if "classes" in arguments:
         shape["classes"] = len(module.class_names())

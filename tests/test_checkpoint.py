@@ -72,6 +72,16 @@ def test_a_model_is_built_and_filled_from_its_checkpoint_alone(tmp_path: Path, c
         assert torch.equal(model.state_dict()[name], 2 * value)
 
 
+def test_an_optimizer_of_another_torch_does_not_keep_a_model_from_being_built(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    arguments = {"lr": 0.1, "an_argument_of_the_future": True}
+    content["hyper_parameters"]["optimizer"] = {"class_path": "torch.optim.Adam", "init_args": arguments}
+    content["hyper_parameters"]["lr_scheduler"] = {"class_path": "torch.optim.lr_scheduler.NotYetKnown"}
+    torch.save(content, tmp_path / "model.ckpt")
+    assert load(tmp_path / "model.ckpt", DDPM).schedule.T == 20
+
+
 def test_raw_weights_that_are_not_there_are_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
     del content["current_model_state"]
     torch.save(content, tmp_path / "model.ckpt")

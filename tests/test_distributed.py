@@ -68,7 +68,7 @@ def test_data_are_fetched_by_the_first_rank_alone_and_opened_by_both(trained):
 def test_the_run_is_said_once_with_its_global_batch(trained):
     out = (trained / "out.txt").read_text()
     assert out.count("device: 2 x cpu") == 1
-    assert out.count("4 steps of 16 images, 101 steps an epoch") == 1
+    assert out.count("4 steps of 16 images, 102 steps an epoch") == 1
     assert out.count("step 4: val/fd_digits") == 1
     assert seen(trained, 0)["figures"]["val/fd_digits"] == seen(trained, 1)["figures"]["val/fd_digits"]
 

@@ -25,7 +25,7 @@ class RunSummary(Callback):
         device = pl_module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        per_epoch = len(data.train) // batch
+        per_epoch = -(-len(data.train_dataloader()) // trainer.accumulate_grad_batches)
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
         say(
             f"run: {Path(trainer.default_root_dir).absolute()} "
