@@ -1,49 +1,73 @@
 """What the network says about an image, in the terms that samplers need."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.process import eps_to_x_0, x_0_to_eps
-from lightning_ddpm.diffusion.schedule import NoiseSchedule
+from lightning_ddpm.diffusion.prediction import Denoised, Epsilon, Prediction
+from lightning_ddpm.diffusion.process import x_0_to_eps
+from lightning_ddpm.diffusion.schedule import NoiseSchedule, Step
+from lightning_ddpm.errors import UserError
 
 EpsNetwork = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (b, c, h, w), t (b,) in 1..T) -> eps^ (b, c, h, w)."""
-
-
-class Denoised(NamedTuple):
-    """A guess at what ``x_t`` is made of: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, exactly."""
-
-    x_0: Tensor
-    eps: Tensor
+"""(x_t (b, c, h, w), t (b,) in 1..T) -> (b, c, h, w), or (b, 2c, h, w) from a network that learns the variance too."""
 
 
 class Denoiser:
-    """Reads a noise-predicting network: x_t, t -> (x^_0, eps^).
+    """Reads a network: x_t, t -> (x^_0, eps^).
 
     Args:
-        network: predicts eps from (x_t, t); anything callable, an analytic eps included.
+        network: predicts from (x_t, t); anything callable, an analytic eps included.
         schedule: the noise schedule it was trained on.
         clip: half-width of the range that images live in. x^_0 is clipped to [-clip, clip] before any mean is formed,
             and eps^ derived from it again, so that the two still make x_t. ``None`` for data without bounds.
+        prediction: what the network's output means; ``None`` for the noise.
+
+    Raises:
+        UserError: the prediction and the schedule do not go together.
     """
 
-    def __init__(self, network: EpsNetwork, schedule: NoiseSchedule, clip: float | None = 1.0) -> None:
+    def __init__(
+        self,
+        network: EpsNetwork,
+        schedule: NoiseSchedule,
+        clip: float | None = 1.0,
+        prediction: Prediction | None = None,
+    ) -> None:
         self.network, self.schedule, self.clip = network, schedule, clip
+        self.prediction = prediction or Epsilon()
+        self.prediction.check(schedule)
 
-    def __call__(self, x_t: Tensor, t: int) -> Denoised:
-        """Denoise a batch at one step.
+    def __call__(self, x_t: Tensor, t: Step) -> Denoised:
+        """Denoise a batch.
 
         Args:
             x_t: (b, c, h, w) noisy images.
-            t: the step of the whole batch, 1..T.
+            t: the step of the whole batch, 1..T, or (b,) of them; real where a solver stops between steps.
         """
-        steps = torch.full((len(x_t),), t, device=x_t.device)
-        eps = self.network(x_t, steps).to(x_t.dtype)
-        x_0 = eps_to_x_0(self.schedule, x_t, eps, t)
+        return self.read(x_t, *self.output(x_t, t), t)
+
+    def output(self, x_t: Tensor, t: Step) -> tuple[Tensor, Tensor | None]:
+        """The network's output (b, c, h, w) as it is, and nu = (v + 1) / 2 where it has channels for it.
+
+        Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1: v is -1 at beta~ and 1 at beta, and left unbounded.
+        """
+        output = self.network(x_t, torch.as_tensor(t, device=x_t.device).expand(len(x_t))).to(x_t.dtype)
+        if output.shape == x_t.shape:
+            return output, None
+        if output.shape[1] != 2 * x_t.shape[1]:
+            raise UserError(
+                f"the network must answer {x_t.shape[1]} channels with as many, or twice as many if it learns the "
+                f"variance, got {output.shape[1]}"
+            )
+        output, v = output.chunk(2, dim=1)
+        return output, (v + 1) / 2
+
+    def read(self, x_t: Tensor, output: Tensor, nu: Tensor | None, t: Step) -> Denoised:
+        """What :meth:`output` says, in terms of image and noise, clipped."""
+        x_0, eps = self.prediction.denoised(self.schedule, x_t, output, t)
         if self.clip is None:
-            return Denoised(x_0, eps)
+            return Denoised(x_0, eps, nu)
         x_0 = x_0.clamp(-self.clip, self.clip)
-        return Denoised(x_0, x_0_to_eps(self.schedule, x_t, x_0, t))
+        return Denoised(x_0, x_0_to_eps(self.schedule, x_t, x_0, t), nu)

@@ -2,16 +2,15 @@
 
 Ho, Jain & Abbeel 2020 (arXiv:2006.11239); Song, Meng & Ermon 2021 (arXiv:2010.02502). Every ``t`` is a step or a (b,)
 tensor of steps in 0..T, every image a tensor (b, c, h, w); s < t throughout. Coefficients are formed in the schedule's
-precision and meet the image in the image's.
+precision and meet the image in the image's. What reads an image (x_0, eps, v, mu, score) takes real t too, for solvers
+that stop between steps.
 """
 
 from typing import NamedTuple
 
 from torch import Tensor
 
-from lightning_ddpm.diffusion.schedule import NoiseSchedule
-
-Step = Tensor | int
+from lightning_ddpm.diffusion.schedule import NoiseSchedule, Step
 
 
 class Gaussian(NamedTuple):
@@ -34,15 +33,21 @@ def q_transition(schedule: NoiseSchedule, x_s: Tensor, s: Step, t: Step) -> Gaus
 
 def q_posterior(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, s: Step, t: Step) -> Gaussian:
     """q(x_s | x_t, x_0); for s = t - 1 it is Ho et al. 2020, eq. 6-7."""
-    alpha_bar_s, alpha_bar_t = schedule.alpha_bar[s], schedule.alpha_bar[t]
+    of_x_0, of_x_t = posterior_coefficients(schedule, s, t)
+    return Gaussian(scale(of_x_0, x_0) + scale(of_x_t, x_t), broadcast(posterior_variance(schedule, s, t), x_t))
+
+
+def posterior_coefficients(schedule: NoiseSchedule, s: Step, t: Step) -> tuple[Tensor, Tensor]:
+    """Factors of x_0 and of x_t in the mean of q(x_s | x_t, x_0); for s = t - 1 in mu~_t, Ho et al. 2020, eq. 7."""
+    alpha_bar_s, alpha_bar_t = schedule.alpha_bar_at(s), schedule.alpha_bar_at(t)
     of_x_0 = alpha_bar_s.sqrt() * transition_variance(schedule, s, t) / (1 - alpha_bar_t)
     of_x_t = (alpha_bar_t / alpha_bar_s).sqrt() * (1 - alpha_bar_s) / (1 - alpha_bar_t)
-    return Gaussian(scale(of_x_0, x_0) + scale(of_x_t, x_t), broadcast(posterior_variance(schedule, s, t), x_t))
+    return of_x_0, of_x_t
 
 
 def transition_variance(schedule: NoiseSchedule, s: Step, t: Step) -> Tensor:
     """Variance of q(x_t | x_s): beta_t for s = t - 1. Shaped as ``t``, in the schedule's precision."""
-    return 1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]
+    return 1 - schedule.alpha_bar_at(t) / schedule.alpha_bar_at(s)
 
 
 def posterior_variance(schedule: NoiseSchedule, s: Step, t: Step) -> Tensor:
@@ -50,14 +55,35 @@ def posterior_variance(schedule: NoiseSchedule, s: Step, t: Step) -> Tensor:
     return transition_variance(schedule, s, t) * (1 - schedule.alpha_bar[s]) / (1 - schedule.alpha_bar[t])
 
 
+def snr(schedule: NoiseSchedule, t: Step) -> Tensor:
+    """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t); Kingma et al. 2021 (arXiv:2107.00630), eq. 1."""
+    return schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
+
+
 def eps_to_x_0(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: Step) -> Tensor:
     """The x_0 that noise ``eps`` turns into ``x_t``; Ho et al. 2020, eq. 15."""
-    return (x_t - scale(schedule.noise[t], eps)) / broadcast(schedule.signal[t], x_t)
+    return (x_t - scale(schedule.noise_at(t), eps)) / broadcast(schedule.signal_at(t), x_t)
 
 
 def x_0_to_eps(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, t: Step) -> Tensor:
     """The noise that turns ``x_0`` into ``x_t``: :func:`eps_to_x_0` solved for eps."""
-    return (x_t - scale(schedule.signal[t], x_0)) / broadcast(schedule.noise[t], x_t)
+    return (x_t - scale(schedule.signal_at(t), x_0)) / broadcast(schedule.noise_at(t), x_t)
+
+
+def velocity(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Step) -> Tensor:
+    """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0; Salimans & Ho 2022 (arXiv:2202.00512), section 4.
+
+    It is dx/dphi at the angle phi = atan(noise / signal) along cos(phi) x_0 + sin(phi) eps (their appendix D).
+    """
+    return scale(schedule.signal_at(t), eps) - scale(schedule.noise_at(t), x_0)
+
+
+def score(schedule: NoiseSchedule, eps: Tensor, t: Step) -> Tensor:
+    """grad log q(x_t | x_0) = -eps / sqrt(1 - alpha_bar_t); of E[eps | x_t] it is grad log q(x_t).
+
+    Vincent 2011, denoising score matching; Song et al. 2021 (arXiv:2011.13456), section 3.3.
+    """
+    return -eps / broadcast(schedule.noise_at(t), eps)
 
 
 def reverse_mean(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, s: Step, sigma: Tensor) -> Tensor:

@@ -7,12 +7,19 @@ x_t at t = 0: no padding, no previous-step table, no mask at the first step.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
+from typing import ClassVar, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ddpm.errors import UserError
+
+Step = Tensor | int
+"""A step t in 0..T or a (b,) tensor of them; where it says so, a real one between steps as a floating tensor."""
+
+
+def _real(t: Step) -> TypeGuard[Tensor]:
+    return isinstance(t, Tensor) and t.is_floating_point()
 
 
 class NoiseSchedule(nn.Module, ABC):
@@ -23,22 +30,29 @@ class NoiseSchedule(nn.Module, ABC):
         alpha_bar: product of alpha_s = 1 - beta_s over s <= t; ``alpha_bar[0]`` is 1.
         signal: sqrt(alpha_bar_t), the factor of x_0 in x_t.
         noise: sqrt(1 - alpha_bar_t), the factor of eps in x_t.
+        angle: phi_t = atan(noise / signal), from 0 at the data up to pi/2, where no signal is left.
 
     The tables are float64 wherever the device has it (Apple's MPS does not: float32 there), whatever precision the
     network runs in: in bfloat16 ``1 - alpha_bar`` would lose all its digits. Never saved, never averaged.
     """
 
+    last_beta: ClassVar[float] = math.nextafter(1, 0)
+    """The largest beta_T allowed: 1 where a schedule ends without any signal on purpose."""
+
     beta: Tensor
     alpha_bar: Tensor
     signal: Tensor
     noise: Tensor
+    angle: Tensor
 
     def __init__(self, steps: int) -> None:
         super().__init__()
         if steps < 1:
             raise UserError(f"a schedule needs at least one step, got steps={steps}; Ho et al. use 1000")
         beta = torch.cat([torch.zeros(1, dtype=torch.float64), self.betas(steps)])
-        bad = (~((beta[1:] > 0) & (beta[1:] < 1))).nonzero()
+        good = (beta[1:] > 0) & (beta[1:] < 1)
+        good[-1] |= beta[-1] == self.last_beta
+        bad = (~good).nonzero()
         if len(bad):
             t = int(bad[0]) + 1
             raise UserError(f"every beta must lie in (0, 1), got beta_{t}={beta[t].item():g} at t={t} of {steps}")
@@ -49,6 +63,7 @@ class NoiseSchedule(nn.Module, ABC):
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
         self.register_buffer("signal", alpha_bar.sqrt(), persistent=False)
         self.register_buffer("noise", (1 - alpha_bar).sqrt(), persistent=False)
+        self.register_buffer("angle", torch.atan2(self.noise, self.signal), persistent=False)
 
     @abstractmethod
     def betas(self, steps: int) -> Tensor:
@@ -58,6 +73,30 @@ class NoiseSchedule(nn.Module, ABC):
     def T(self) -> int:
         """Number of steps."""
         return len(self.beta) - 1
+
+    def angle_at(self, t: Step) -> Tensor:
+        """phi_t at whole steps; at real t in [0, T], on the straight line between its neighbours."""
+        if not _real(t):
+            return self.angle[t]
+        before = t.long().clamp(max=self.T - 1)
+        return torch.lerp(self.angle[before], self.angle[before + 1], (t - before).to(self.angle.dtype))
+
+    def time_at(self, angle: Tensor) -> Tensor:
+        """The real t in [0, T] at which the angle is phi: :meth:`angle_at` solved for t."""
+        after = torch.searchsorted(self.angle, angle.to(self.angle.dtype)).clamp(1, self.T)
+        return after - (self.angle[after] - angle) / (self.angle[after] - self.angle[after - 1])
+
+    def signal_at(self, t: Step) -> Tensor:
+        """sqrt(alpha_bar_t) at whole or real t."""
+        return self.angle_at(t).cos() if _real(t) else self.signal[t]
+
+    def noise_at(self, t: Step) -> Tensor:
+        """sqrt(1 - alpha_bar_t) at whole or real t."""
+        return self.angle_at(t).sin() if _real(t) else self.noise[t]
+
+    def alpha_bar_at(self, t: Step) -> Tensor:
+        """alpha_bar_t at whole or real t."""
+        return self.angle_at(t).cos() ** 2 if _real(t) else self.alpha_bar[t]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Follow the module to its device, but leave the precision of constants alone.
