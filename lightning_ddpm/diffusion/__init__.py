@@ -18,9 +18,16 @@ from lightning_ddpm.diffusion.process import (
     velocity,
     x_0_to_eps,
 )
-from lightning_ddpm.diffusion.sampling import DDIM, Ancestral, FixedLarge, FixedSmall, ReverseVariance, Sampler
+from lightning_ddpm.diffusion.sampling import DDIM, Ancestral, Sampler
 from lightning_ddpm.diffusion.schedule import Cosine, Linear, NoiseSchedule, Quadratic, Sigmoid
 from lightning_ddpm.diffusion.spacing import Spacing, quadratic, uniform
+from lightning_ddpm.diffusion.variance import (
+    FixedLarge,
+    FixedSmall,
+    LearnedRange,
+    ReverseVariance,
+    posterior_log_variance,
+)
 
 __all__ = [
     "DDIM",
@@ -33,6 +40,7 @@ __all__ = [
     "FixedLarge",
     "FixedSmall",
     "Gaussian",
+    "LearnedRange",
     "Linear",
     "NoiseSchedule",
     "PosteriorMean",
@@ -45,6 +53,7 @@ __all__ = [
     "Velocity",
     "eps_to_x_0",
     "posterior_coefficients",
+    "posterior_log_variance",
     "posterior_variance",
     "q_posterior",
     "q_sample",

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
-from lightning_ddpm.diffusion.process import posterior_variance, reverse_mean, scale, transition_variance
+from lightning_ddpm.diffusion.process import posterior_variance, reverse_mean, scale
 from lightning_ddpm.diffusion.schedule import NoiseSchedule
 from lightning_ddpm.diffusion.spacing import Spacing, uniform
+from lightning_ddpm.diffusion.variance import ReverseVariance
 from lightning_ddpm.errors import UserError
 
 Noise = Callable[[Tensor], Tensor]
@@ -56,34 +57,6 @@ class Sampler(ABC):
         return x
 
 
-class ReverseVariance(ABC):
-    """Sigma_t = sigma_t^2 I of p(x_s | x_t)."""
-
-    @abstractmethod
-    def variance(self, schedule: NoiseSchedule, s: int, t: int) -> Tensor:
-        """sigma^2 of the step from t to s, a scalar in the schedule's precision."""
-
-    def __repr__(self) -> str:
-        return type(self).__name__
-
-
-class FixedLarge(ReverseVariance):
-    """beta_t: optimal for x_0 ~ N(0, I). Best with all 1000 steps (FID 3.17), ruinous with 100 or fewer.
-
-    Ho et al. 2020, section 3.2.
-    """
-
-    def variance(self, schedule: NoiseSchedule, s: int, t: int) -> Tensor:
-        return transition_variance(schedule, s, t)
-
-
-class FixedSmall(ReverseVariance):
-    """beta~_t: optimal for x_0 known. The better of the two when steps are few. Ho et al. 2020, section 3.2."""
-
-    def variance(self, schedule: NoiseSchedule, s: int, t: int) -> Tensor:
-        return posterior_variance(schedule, s, t)
-
-
 class Ancestral(Sampler):
     """DDPM: draw every x_s from p(x_s | x_t), no noise at the last step; Ho et al. 2020, Algorithm 2.
 
@@ -103,11 +76,12 @@ class Ancestral(Sampler):
 
     def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
         x = x_T
-        for t, s in _chain(denoise.schedule, self.spacing, self.steps):
-            x_0, eps = denoise(x, t)
-            x = reverse_mean(denoise.schedule, x_0, eps, s, posterior_variance(denoise.schedule, s, t).sqrt())
+        for t, s in chain(denoise.schedule, self.spacing, self.steps):
+            denoised = denoise(x, t)
+            sigma = posterior_variance(denoise.schedule, s, t).sqrt()
+            x = reverse_mean(denoise.schedule, denoised.x_0, denoised.eps, s, sigma)
             if s > 0:
-                x = x + scale(self.variance.variance(denoise.schedule, s, t).sqrt(), noise(x))
+                x = x + scale(self.variance.variance(denoise.schedule, s, t, denoised).sqrt(), noise(x))
             yield x
 
 
@@ -132,7 +106,7 @@ class DDIM(Sampler):
 
     def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
         x = x_T
-        for t, s in _chain(denoise.schedule, self.spacing, self.steps):
+        for t, s in chain(denoise.schedule, self.spacing, self.steps):
             x_0, eps = denoise(x, t)
             sigma = self.eta * posterior_variance(denoise.schedule, s, t).sqrt()
             x = reverse_mean(denoise.schedule, x_0, eps, s, sigma)
@@ -141,7 +115,7 @@ class DDIM(Sampler):
             yield x
 
 
-def _chain(schedule: NoiseSchedule, spacing: Spacing, steps: int | None) -> Iterator[tuple[int, int]]:
+def chain(schedule: NoiseSchedule, spacing: Spacing, steps: int | None) -> Iterator[tuple[int, int]]:
     """(t, s) for every step of the chain, from T down to 0."""
     times = list(range(1, schedule.T + 1)) if steps is None else spacing(schedule.T, steps)
     return pairwise([*reversed(times), 0])

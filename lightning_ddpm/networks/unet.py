@@ -32,7 +32,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Maps (x_t, t) to an image of the same shape: the noise in x_t.
+    """Maps (x_t, t) to an image of the same shape: the noise in x_t, or what else it is trained to say.
 
     Levels halve the size from one to the next; each has ``blocks`` residual blocks on the way down and one more on the
     way up, and every output on the way down meets its counterpart on the way up.
@@ -46,6 +46,8 @@ class UNet(nn.Module):
         blocks: residual blocks a level (Ho: 2).
         dropout: before the second convolution of each block (Ho: 0.1 for CIFAR-10, else 0).
         groups: of GroupNorm; every level's channels are a multiple of it.
+        outputs: images' worth of channels to answer with: 2 where the network learns the reverse variance as well
+            (Nichol & Dhariwal 2021, arXiv:2102.09672).
 
     Raises:
         UserError: a combination that cannot be built; the message names the fix.
@@ -61,6 +63,7 @@ class UNet(nn.Module):
         blocks: int = 2,
         dropout: float = 0.1,
         groups: int = 32,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         if channels is None or size is None:
@@ -113,17 +116,17 @@ class UNet(nn.Module):
                 self.up.append(Upsample(current))
 
         self.norm = group_norm(current, groups)
-        self.last = conv(current, channels, scale=1e-10)
+        self.last = conv(current, outputs * channels, scale=1e-10)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise.
+        """Predict the noise, or whatever the network is trained to.
 
         Args:
             x_t: (b, channels, size, size) noisy images.
             t: (b,) steps, 1..T.
 
         Returns:
-            (b, channels, size, size).
+            (b, outputs * channels, size, size).
         """
         embedding = self.embed(t)
         h = self.first(x_t)
