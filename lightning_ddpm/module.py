@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_ddpm.data.sampler import ImageRange
-from lightning_ddpm.diffusion import Denoiser, NoiseSchedule, Sampler, q_sample, simple_loss
+from lightning_ddpm.diffusion import (
+    Denoiser,
+    Epsilon,
+    NoiseSchedule,
+    Objective,
+    Prediction,
+    Sampler,
+    Simple,
+    TimeSampler,
+    Uniform,
+)
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.images import to_uint8
 from lightning_ddpm.randomness import ImageNoise, generator, run_seed
@@ -18,7 +28,7 @@ QUARTERS = 4
 
 
 class Network(Protocol):
-    """What a network must offer: the shape of its images, and eps^ = network(x_t, t).
+    """What a network must offer: the shape of its images, and output = network(x_t, t).
 
     Attributes:
         channels: image channels.
@@ -29,18 +39,21 @@ class Network(Protocol):
     size: int
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(b, c, h, w) and steps (b,) in 1..T -> (b, c, h, w)."""
+        """(b, c, h, w) and steps (b,) in 1..T -> (b, c, h, w), or (b, 2c, h, w) with a learned variance."""
 
 
 class DDPM(LightningModule):
-    """Trains eps^ on L_simple (Ho et al. 2020, arXiv:2006.11239, Algorithm 1) and samples with it.
+    """Trains a network to denoise (Ho et al. 2020, arXiv:2006.11239, Algorithm 1) and samples with it.
 
     Args:
-        network: predicts the noise; see :class:`Network`.
+        network: predicts the noise, or what ``prediction`` says; see :class:`Network`.
         schedule: how fast the noise comes.
         sampler: how images are drawn, in training's evaluations and from the checkpoint.
         optimizer: parameters -> optimizer (Ho: Adam with learning rate 2e-4).
         lr_scheduler: optimizer -> scheduler, stepped after every optimizer step (Ho: linear warm-up over 5,000 steps).
+        prediction: what the network's output means; ``null`` for the noise, as Ho.
+        objective: what training minimises; ``null`` for L_simple, as Ho.
+        times: how t is drawn in training; ``null`` for uniformly, as Ho.
     """
 
     def __init__(
@@ -52,6 +65,9 @@ class DDPM(LightningModule):
         lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.LinearLR(
             optimizer, start_factor=0.0002, total_iters=5000
         ),
+        prediction: Prediction | None = None,
+        objective: Objective | None = None,
+        times: TimeSampler | None = None,
     ) -> None:
         super().__init__()
         for name in ("channels", "size"):
@@ -61,6 +77,9 @@ class DDPM(LightningModule):
                 )
         self.network, self.schedule, self.sampler = network, schedule, sampler
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.prediction, self.objective, self.times = prediction or Epsilon(), objective or Simple(), times or Uniform()
+        self.prediction.check(schedule)
+        self.times.begin(schedule.T)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -80,24 +99,26 @@ class DDPM(LightningModule):
             )
 
     def loss(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """L_simple of each image, (b,) float32; Ho et al. 2020, eq. 14.
+        """The objective of each image, (b,) float32.
 
         Args:
             x_0: (b, c, h, w) images in [-1, 1].
             t: (b,) steps in 1..T.
             eps: (b, c, h, w) standard normal noise.
         """
-        return simple_loss(eps, self.network(q_sample(self.schedule, x_0, t, eps), t))
+        unclipped = Denoiser(self.network, self.schedule, clip=None, prediction=self.prediction)
+        return self.objective.losses(unclipped, x_0, t, eps)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Ho et al. 2020, Algorithm 1."""
         x_0, _ = batch
         step = self.trainer.fit_loop.total_batch_idx
         randomness = generator(x_0.device, "train", run_seed(), self.global_rank, index=step)
-        t = torch.randint(1, self.schedule.T + 1, (len(x_0),), device=x_0.device, generator=randomness)
+        t, weights = self.times.draw(len(x_0), randomness)
         eps = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype, generator=randomness)
         losses = self.loss(x_0, t, eps)
-        loss = losses.mean()
+        self.times.update(t, losses, self.all_gather)  # type: ignore[arg-type]
+        loss = (weights * losses).mean()
         self.log("train/loss", loss, prog_bar=True)
         sums, counts = self._by_quarter(losses.detach(), t)
         for quarter in counts.nonzero().flatten().tolist():
@@ -167,7 +188,7 @@ class DDPM(LightningModule):
     @property
     def denoiser(self) -> Denoiser:
         """The network, as samplers want it."""
-        return Denoiser(self.network, self.schedule)
+        return Denoiser(self.network, self.schedule, prediction=self.prediction)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

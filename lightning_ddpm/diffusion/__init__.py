@@ -1,7 +1,26 @@
 """The mathematics, in pure torch: no Lightning, no files, no devices named."""
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
-from lightning_ddpm.diffusion.objective import simple_loss
+from lightning_ddpm.diffusion.likelihood import (
+    Bound,
+    bound,
+    bound_term,
+    decoder_log_likelihood,
+    gaussian_kl,
+    prior_term,
+)
+from lightning_ddpm.diffusion.objective import (
+    P2,
+    VLB,
+    Hybrid,
+    MinSNR,
+    Objective,
+    Simple,
+    SimpleWeighted,
+    SNRWeight,
+    TruncatedSNR,
+    simple_loss,
+)
 from lightning_ddpm.diffusion.prediction import Data, Denoised, Epsilon, PosteriorMean, Prediction, Velocity
 from lightning_ddpm.diffusion.process import (
     Gaussian,
@@ -21,6 +40,7 @@ from lightning_ddpm.diffusion.process import (
 from lightning_ddpm.diffusion.sampling import DDIM, Ancestral, Sampler
 from lightning_ddpm.diffusion.schedule import Cosine, Linear, NoiseSchedule, Quadratic, Sigmoid
 from lightning_ddpm.diffusion.spacing import Spacing, quadratic, uniform
+from lightning_ddpm.diffusion.times import LossAware, TimeSampler, Uniform
 from lightning_ddpm.diffusion.variance import (
     FixedLarge,
     FixedSmall,
@@ -31,7 +51,10 @@ from lightning_ddpm.diffusion.variance import (
 
 __all__ = [
     "DDIM",
+    "P2",
+    "VLB",
     "Ancestral",
+    "Bound",
     "Cosine",
     "Data",
     "Denoised",
@@ -40,21 +63,36 @@ __all__ = [
     "FixedLarge",
     "FixedSmall",
     "Gaussian",
+    "Hybrid",
     "LearnedRange",
     "Linear",
+    "LossAware",
+    "MinSNR",
     "NoiseSchedule",
+    "Objective",
     "PosteriorMean",
     "Prediction",
     "Quadratic",
     "ReverseVariance",
+    "SNRWeight",
     "Sampler",
     "Sigmoid",
+    "Simple",
+    "SimpleWeighted",
     "Spacing",
+    "TimeSampler",
+    "TruncatedSNR",
+    "Uniform",
     "Velocity",
+    "bound",
+    "bound_term",
+    "decoder_log_likelihood",
     "eps_to_x_0",
+    "gaussian_kl",
     "posterior_coefficients",
     "posterior_log_variance",
     "posterior_variance",
+    "prior_term",
     "q_posterior",
     "q_sample",
     "q_transition",
