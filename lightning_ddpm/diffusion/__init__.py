@@ -21,6 +21,16 @@ from lightning_ddpm.diffusion.objective import (
     TruncatedSNR,
     simple_loss,
 )
+from lightning_ddpm.diffusion.ode import (
+    AdaptiveODE,
+    DPMSolverPP,
+    Heun,
+    dequantise,
+    exact_divergence,
+    flow_bits_per_dim,
+    hutchinson,
+    log_likelihood,
+)
 from lightning_ddpm.diffusion.prediction import Data, Denoised, Epsilon, PosteriorMean, Prediction, Velocity
 from lightning_ddpm.diffusion.process import (
     Gaussian,
@@ -37,8 +47,9 @@ from lightning_ddpm.diffusion.process import (
     velocity,
     x_0_to_eps,
 )
-from lightning_ddpm.diffusion.sampling import DDIM, Ancestral, Sampler
+from lightning_ddpm.diffusion.sampling import DDIM, Ancestral, MarkovSampler, Sampler, invert
 from lightning_ddpm.diffusion.schedule import Cosine, Linear, NoiseSchedule, Quadratic, Sigmoid
+from lightning_ddpm.diffusion.sde import EulerMaruyama, PredictorCorrector
 from lightning_ddpm.diffusion.spacing import Spacing, quadratic, uniform
 from lightning_ddpm.diffusion.times import LossAware, TimeSampler, Uniform
 from lightning_ddpm.diffusion.variance import (
@@ -53,25 +64,31 @@ __all__ = [
     "DDIM",
     "P2",
     "VLB",
+    "AdaptiveODE",
     "Ancestral",
     "Bound",
     "Cosine",
+    "DPMSolverPP",
     "Data",
     "Denoised",
     "Denoiser",
     "Epsilon",
+    "EulerMaruyama",
     "FixedLarge",
     "FixedSmall",
     "Gaussian",
+    "Heun",
     "Hybrid",
     "LearnedRange",
     "Linear",
     "LossAware",
+    "MarkovSampler",
     "MinSNR",
     "NoiseSchedule",
     "Objective",
     "PosteriorMean",
     "Prediction",
+    "PredictorCorrector",
     "Quadratic",
     "ReverseVariance",
     "SNRWeight",
@@ -87,8 +104,14 @@ __all__ = [
     "bound",
     "bound_term",
     "decoder_log_likelihood",
+    "dequantise",
     "eps_to_x_0",
+    "exact_divergence",
+    "flow_bits_per_dim",
     "gaussian_kl",
+    "hutchinson",
+    "invert",
+    "log_likelihood",
     "posterior_coefficients",
     "posterior_log_variance",
     "posterior_variance",

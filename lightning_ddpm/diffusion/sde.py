@@ -1,0 +1,77 @@
+"""Sampling by the reverse stochastic differential equation; Song et al. 2021 (arXiv:2011.13456).
+
+dx = [-1/2 beta(t) x - beta(t) score] dt + sqrt(beta(t)) dw, run from T to 0. The integral of beta(t) over a step from t
+to s is log(alpha_bar_s / alpha_bar_t), whatever the path of beta(t) between the two.
+"""
+
+from typing import final
+
+from torch import Tensor
+
+from lightning_ddpm.diffusion.denoiser import Denoiser
+from lightning_ddpm.diffusion.process import broadcast, scale, score
+from lightning_ddpm.diffusion.sampling import MarkovSampler, Noise
+from lightning_ddpm.diffusion.spacing import Spacing, uniform
+from lightning_ddpm.errors import UserError
+
+
+@final
+class EulerMaruyama(MarkovSampler):
+    """The reverse SDE in straight steps, no noise at the last; Song et al. 2021, appendix D and G.
+
+    Spends one network evaluation a step. First order, and in need of many steps: where beta is not small it overshoots,
+    as at the end of the cosine schedule. A schedule without terminal signal has no such SDE.
+
+    Args:
+        steps: how many of the T steps are visited; ``None`` for all.
+        spacing: which ones, where they are not all.
+    """
+
+    def __init__(self, steps: int | None = None, spacing: Spacing = uniform) -> None:
+        self.steps, self.spacing = steps, spacing
+
+    def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
+        schedule = denoise.schedule
+        beta = (schedule.alpha_bar[s] / schedule.alpha_bar[t]).log()
+        if not beta.isfinite():
+            raise UserError(f"the reverse SDE has no start where alpha_bar_{t} is 0; sample with DDIM or Ancestral")
+        drift = x_t / 2 + score(schedule, denoise(x_t, t).eps, t)
+        x_s = x_t + scale(beta, drift)
+        return x_s + scale(beta.sqrt(), noise(x_t)) if s > 0 else x_s
+
+
+@final
+class PredictorCorrector(MarkovSampler):
+    """After every step of another sampler, Langevin steps towards q(x_s); Song et al. 2021, Algorithms 1 and 5.
+
+    The step size is theirs, except that each image has its own norms, not the batch's: an image does not depend on its
+    neighbours. Spends one network evaluation a step, and one for each correction, of which the last step has none.
+
+    Args:
+        predictor: makes the steps.
+        corrections: Langevin steps after each of them.
+        snr: r, the share of noise in a Langevin step (Song et al.: 0.16).
+    """
+
+    def __init__(self, predictor: MarkovSampler, corrections: int = 1, snr: float = 0.16) -> None:
+        if corrections < 1 or snr <= 0:
+            raise UserError(f"PredictorCorrector needs corrections >= 1 and snr > 0, got {corrections} and {snr}")
+        if predictor.looks_back:
+            raise UserError(f"{predictor} corrects its steps itself; give PredictorCorrector another predictor")
+        self.predictor, self.snr = predictor, snr
+        self.steps, self.spacing, self.looks_back = predictor.steps, predictor.spacing, corrections
+
+    def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
+        schedule = denoise.schedule
+        x = self.predictor.step(denoise, x_t, t, s, noise)
+        for _ in range(self.looks_back if s > 0 else 0):
+            gradient, z = score(schedule, denoise(x, s).eps, s), noise(x)
+            ratio = self.snr * _norm(z) / _norm(gradient)
+            size = broadcast(2 * (1 - schedule.beta[s]) * ratio**2, x)
+            x = x + size * gradient + (2 * size).sqrt() * z
+        return x
+
+
+def _norm(image: Tensor) -> Tensor:
+    """(b,) Euclidean norms."""
+    return image.flatten(1).norm(dim=1)
