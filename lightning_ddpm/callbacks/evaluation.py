@@ -134,11 +134,12 @@ class Evaluation(Callback):
             model.network(x, t)
             started = time.monotonic()
             float(model.network(x, t).sum())  # waits for the device
-        seconds = (time.monotonic() - started) * evaluations * self.n / len(x) / trainer.world_size
-        return (
-            f"{self.n} images x {evaluations} network evaluations, about {duration(seconds)}, "
-            f"val/{self.extractor.metric} by {self.extractor.protocol}; {self.reference}"
-        )
+        seconds = (time.monotonic() - started) * self.n / len(x) / trainer.world_size
+        if evaluations is None:
+            cost = f"as many network evaluations as {self.n} images take, {duration(seconds)} for one of each"
+        else:
+            cost = f"{self.n} images x {evaluations} network evaluations, about {duration(seconds * evaluations)}"
+        return f"{cost}, val/{self.extractor.metric} by {self.extractor.protocol}; {self.reference}"
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> FrechetDistance:
         if self.distance is None:

@@ -91,7 +91,7 @@ class Heun(MarkovSampler):
 class AdaptiveODE(Sampler):
     """The probability-flow ODE by Dormand & Prince's method of order 5, its steps as long as the tolerance allows.
 
-    Song et al. 2021, section 4.3, who use 1e-5; the solver is torchdiffeq's. From T to t = 1, and from there DDIM's step.
+    Song et al. 2021, section 4.3, who use 1e-5; the solver is torchdiffeq's. From T to t = 1, then DDIM's step.
     Every image of a batch meets the tolerance, and the worst of them sets the pace: the others are a little better than
     they would be alone. Spends as many network evaluations as that takes, 7 at least.
 
