@@ -114,9 +114,7 @@ def _explain(message: str) -> str:
     if missing:
         return f"the sampler needs --sampler.{missing[1]}; sample --sampler.help NAME lists its options"
     names = ", ".join(sorted(each.__name__ for each in (*Sampler.__subclasses__(), *MarkovSampler.__subclasses__())))
-    return (
-        f"there is no such sampler, or it has no such option; there are {names}; --sampler.help NAME says more"
-    )
+    return f"there is no such sampler, or it has no such option; there are {names}; --sampler.help NAME says more"
 
 
 def _count_evaluations(model: DDPM) -> list[int]:

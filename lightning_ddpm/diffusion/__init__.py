@@ -48,9 +48,18 @@ from lightning_ddpm.diffusion.process import (
     x_0_to_eps,
 )
 from lightning_ddpm.diffusion.sampling import DDIM, Ancestral, MarkovSampler, Sampler, invert
-from lightning_ddpm.diffusion.schedule import Cosine, Linear, NoiseSchedule, Quadratic, Sigmoid
+from lightning_ddpm.diffusion.schedule import (
+    AlphaBar,
+    Betas,
+    Cosine,
+    Linear,
+    NoiseSchedule,
+    Quadratic,
+    Sigmoid,
+    ZeroTerminalSNR,
+)
 from lightning_ddpm.diffusion.sde import EulerMaruyama, PredictorCorrector
-from lightning_ddpm.diffusion.spacing import Spacing, quadratic, uniform
+from lightning_ddpm.diffusion.spacing import Spacing, quadratic, trailing, uniform
 from lightning_ddpm.diffusion.times import LossAware, TimeSampler, Uniform
 from lightning_ddpm.diffusion.variance import (
     FixedLarge,
@@ -65,7 +74,9 @@ __all__ = [
     "P2",
     "VLB",
     "AdaptiveODE",
+    "AlphaBar",
     "Ancestral",
+    "Betas",
     "Bound",
     "Cosine",
     "DPMSolverPP",
@@ -101,6 +112,7 @@ __all__ = [
     "TruncatedSNR",
     "Uniform",
     "Velocity",
+    "ZeroTerminalSNR",
     "bound",
     "bound_term",
     "decoder_log_likelihood",
@@ -124,6 +136,7 @@ __all__ = [
     "score",
     "simple_loss",
     "snr",
+    "trailing",
     "transition_variance",
     "uniform",
     "velocity",

@@ -7,8 +7,9 @@ stands for. Nothing else in the package knows which one a network predicts.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
+import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.process import (
@@ -44,13 +45,7 @@ class Denoised:
 
 
 class Prediction(ABC):
-    """One meaning of the output. Steps t in 1..T: an int, (b,) int64, or real where a solver stops between steps.
-
-    Attributes:
-        needs_signal: whether x_0 cannot be told from the output once x_t is nothing but noise.
-    """
-
-    needs_signal: ClassVar[bool]
+    """One meaning of the output. Steps t in 1..T: an int, (b,) int64, or real where a solver stops between steps."""
 
     @abstractmethod
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Step) -> Tensor:
@@ -69,12 +64,12 @@ class Prediction(ABC):
         """Refuse a schedule under which the output would not determine x_0.
 
         Raises:
-            UserError: alpha_bar_T is 0 and this prediction needs a signal.
+            UserError: at T this prediction has no share of x_0 that float32 could hold.
         """
-        if self.needs_signal and float(schedule.alpha_bar[-1]) == 0:
+        if float(self.x_0_factor(schedule, schedule.T)) < torch.finfo(torch.float32).tiny:
             raise UserError(
-                f"under zero terminal SNR x_T is nothing but noise, and {self} says nothing about x_0 there; "
-                "predict Velocity or Data instead"
+                f"under zero terminal SNR, or next to it (alpha_bar_T={float(schedule.alpha_bar[-1]):.3g}), x_T is "
+                f"nothing but noise, and {self} says nothing about x_0 there; predict Velocity or Data instead"
             )
 
     def __repr__(self) -> str:
@@ -84,8 +79,6 @@ class Prediction(ABC):
 @final
 class Epsilon(Prediction):
     """The noise eps; Ho et al. 2020 (arXiv:2006.11239), eq. 11-12."""
-
-    needs_signal = True
 
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Step) -> Tensor:
         return eps
@@ -100,8 +93,6 @@ class Epsilon(Prediction):
 @final
 class Data(Prediction):
     """The image x_0 itself; Ho et al. 2020, section 3.2."""
-
-    needs_signal = False
 
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Step) -> Tensor:
         return x_0
@@ -120,8 +111,6 @@ class Velocity(Prediction):
     Well-conditioned at every t, zero terminal SNR included.
     """
 
-    needs_signal = False
-
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Step) -> Tensor:
         return velocity(schedule, x_0, eps, t)
 
@@ -136,8 +125,6 @@ class Velocity(Prediction):
 @final
 class PosteriorMean(Prediction):
     """mu~_t, the mean of q(x_{t-1} | x_t, x_0); Ho et al. 2020, eq. 7-8. The worst in their table 2 on L_simple."""
-
-    needs_signal = False
 
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Step) -> Tensor:
         of_x_0, of_x_t = posterior_coefficients(schedule, _before(t), t)

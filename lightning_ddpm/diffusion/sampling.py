@@ -154,9 +154,15 @@ def chain(T: int, spacing: Spacing, steps: int | None) -> list[tuple[int, int]]:
     """(t, s) of every step of the chain, from T down to 0.
 
     Raises:
-        UserError: more steps than T, or none.
+        UserError: more steps than T, or none, or a spacing that is none.
     """
     times = list(range(1, T + 1)) if steps is None else spacing(T, steps)
+    rising = all(earlier < later for earlier, later in pairwise([0, *times]))
+    if not (rising and times and times[-1] == T and len(times) == (steps or T)):
+        raise UserError(
+            f"a spacing of {steps} steps must give as many, increasing, from 1 or later to T={T}, where "
+            f"sampling starts; got {times} from {getattr(spacing, '__name__', spacing)}"
+        )
     return list(pairwise([*reversed(times), 0]))
 
 

@@ -49,16 +49,32 @@ class NoiseSchedule(nn.Module, ABC):
         super().__init__()
         if steps < 1:
             raise UserError(f"a schedule needs at least one step, got steps={steps}; Ho et al. use 1000")
-        beta = torch.cat([torch.zeros(1, dtype=torch.float64), self.betas(steps)])
+        betas = torch.as_tensor(self.betas(steps), dtype=torch.float64, device="cpu")
+        if betas.shape != (steps,):
+            raise UserError(
+                f"a schedule of {steps} steps needs as many betas in one row, shape ({steps},), got shape "
+                f"{tuple(betas.shape)} from {type(self).__name__}; give one number a step"
+            )
+        beta = torch.cat([torch.zeros(1, dtype=torch.float64), betas])
         good = (beta[1:] > 0) & (beta[1:] < 1)
         good[-1] |= beta[-1] == self.last_beta
         bad = (~good).nonzero()
         if len(bad):
             t = int(bad[0]) + 1
-            raise UserError(f"every beta must lie in (0, 1), got beta_{t}={beta[t].item():g} at t={t} of {steps}")
+            raise UserError(
+                f"every beta must lie in (0, 1), got beta_{t}={beta[t].item():g} at t={t} of {steps}; give a finite "
+                "number between, and for beta_T = 1 (no signal at T) wrap the schedule in ZeroTerminalSNR"
+            )
         alpha_bar = torch.cumprod(1 - beta, 0)
         if steps > 1 and alpha_bar[-2] == 0:
             raise UserError(f"nothing is left of x_0 before t={steps}: alpha_bar is 0 in float64; lower the betas")
+        flat = (alpha_bar.diff() >= 0).nonzero()
+        if len(flat):
+            t = int(flat[0]) + 1
+            raise UserError(
+                f"alpha_bar does not fall in float64 at t={t} of {steps}: beta_{t}={beta[t].item():g} is too small; "
+                "give betas of 1e-15 and more"
+            )
         self.register_buffer("beta", beta, persistent=False)
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
         self.register_buffer("signal", alpha_bar.sqrt(), persistent=False)
@@ -154,4 +170,90 @@ class Cosine(NoiseSchedule):
     def betas(self, steps: int) -> Tensor:
         time = torch.arange(steps + 1, dtype=torch.float64) / steps
         alpha_bar = torch.cos((time + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
-        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+        return _betas_of(alpha_bar).clamp(max=0.999)
+
+
+class Betas(NoiseSchedule):
+    """Any beta_1..beta_T; T is how many there are.
+
+    Args:
+        betas: beta_1..beta_T, each in (0, 1); a list in a config, from Python also an array or a tensor.
+    """
+
+    def __init__(self, betas: list[float]) -> None:
+        if len(betas) == 0:
+            raise UserError("the list of betas is empty; give beta_1..beta_T, one number in (0, 1) for each step")
+        self.values = torch.as_tensor(betas, dtype=torch.float64).tolist()
+        super().__init__(len(betas))
+
+    def betas(self, steps: int) -> Tensor:
+        return torch.tensor(self.values, dtype=torch.float64)
+
+
+class AlphaBar(NoiseSchedule):
+    """alpha_bar_t follows any function of t/T, as eq. 17 of Nichol & Dhariwal 2021 (arXiv:2102.09672) does with its f.
+
+    Args:
+        alpha_bar: share of the signal's variance at a time in [0, 1]; a config gives its dotted name. Finite, falling,
+            and positive before time 1. Only ratios count: it need not be 1 at time 0, ``alpha_bar[0]`` is.
+        steps: T.
+        max_beta: betas are cut here, as the last one must be where the function ends in 0.
+    """
+
+    def __init__(self, alpha_bar: Callable[[float], float], steps: int = 1000, max_beta: float = 0.999) -> None:
+        if not 0 < max_beta < 1:
+            raise UserError(
+                f"max_beta must lie in (0, 1), got {max_beta}; for alpha_bar_T = 0 wrap the schedule in ZeroTerminalSNR"
+            )
+        self.values, self.max_beta = [_number(alpha_bar, t / max(steps, 1)) for t in range(steps + 1)], max_beta
+        for t, value in enumerate(self.values):
+            least = math.nextafter(0, 1) if t < steps else 0.0
+            if not (least <= value < math.inf and (t == 0 or value < self.values[t - 1])):
+                raise UserError(
+                    f"alpha_bar must be finite, fall from time 0 to 1 and be positive before 1, got {value:g} at time "
+                    f"{t}/{steps}" + (f" after {self.values[t - 1]:g}" if t else "") + "; mend the function, as in "
+                    "cos(time pi/2)^2"
+                )
+        super().__init__(steps)
+
+    def betas(self, steps: int) -> Tensor:
+        return _betas_of(torch.tensor(self.values, dtype=torch.float64)).clamp(max=self.max_beta)
+
+
+class ZeroTerminalSNR(NoiseSchedule):
+    """Another schedule with nothing of x_0 left at T; Lin et al. 2023 (arXiv:2305.08891), Algorithm 1.
+
+    sqrt(alpha_bar) is shifted and scaled so that it ends in 0 and alpha_bar_1 stays. Training then has the x_T that
+    sampling starts from. It needs a prediction that says something about x_0 there: Velocity or Data.
+
+    Args:
+        schedule: the one to rescale, of at least 2 steps.
+    """
+
+    last_beta = 1.0
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        if schedule.T < 2:
+            raise UserError(
+                "zero terminal SNR keeps alpha_bar_1 and ends in 0: give a schedule of 2 steps or more, got 1"
+            )
+        self.values = schedule.signal.tolist()
+        super().__init__(schedule.T)
+
+    def betas(self, steps: int) -> Tensor:
+        first, last = self.values[1], self.values[-1]
+        rescaled = (torch.tensor(self.values[1:], dtype=torch.float64) - last) * (first / (first - last))
+        return _betas_of(torch.cat([torch.ones(1, dtype=torch.float64), rescaled**2]))
+
+
+def _betas_of(alpha_bar: Tensor) -> Tensor:
+    """beta_1..beta_T that make alpha_bar_0..alpha_bar_T fall so; Nichol & Dhariwal 2021, section 3.2."""
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
+def _number(function: Callable[[float], float], time: float) -> float:
+    value = function(time)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"alpha_bar must return a number, got {value!r} at time {time:g}; mend the function") from error

@@ -1,6 +1,6 @@
 """Which of the T steps a shorter chain visits: a subsequence of 1..T that always ends in T, where sampling starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lightning_ddpm.errors import UserError
 
@@ -10,7 +10,7 @@ Spacing = Callable[[int, int], list[int]]
 
 def uniform(T: int, steps: int) -> list[int]:
     """Equal gaps from 1 to T; ``linear`` in Song et al. 2021, appendix D.2."""
-    return _increasing(T, [1 + (T - 1) * i / max(steps - 1, 1) for i in range(steps)])
+    return _increasing(T, [1 + round((T - 1) * i / max(steps - 1, 1)) for i in range(steps)])
 
 
 def quadratic(T: int, steps: int) -> list[int]:
@@ -18,7 +18,12 @@ def quadratic(T: int, steps: int) -> list[int]:
     return _increasing(T, [(1 + (T**0.5 - 1) * i / max(steps - 1, 1)) ** 2 for i in range(steps)])
 
 
-def _increasing(T: int, times: list[float]) -> list[int]:
+def trailing(T: int, steps: int) -> list[int]:
+    """Equal gaps from 0, which is not visited, to T; Lin et al. 2023 (arXiv:2305.08891), table 2."""
+    return _increasing(T, [T * (i + 1) / steps for i in range(steps)])
+
+
+def _increasing(T: int, times: Sequence[float]) -> list[int]:
     if not 1 <= len(times) <= T:
         raise UserError(f"the number of sampling steps must lie in 1..{T} (the schedule's T), got {len(times)}")
     steps: list[int] = []
