@@ -2,30 +2,43 @@
 
 import re
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_ddpm.diffusion import (
     DDIM,
+    AlphaBar,
     Ancestral,
+    Betas,
     Cosine,
+    Data,
     Denoised,
     Denoiser,
+    Epsilon,
     FixedLarge,
     FixedSmall,
+    LearnedRange,
     Linear,
     NoiseSchedule,
+    PosteriorMean,
+    Prediction,
     Quadratic,
     Sampler,
+    Velocity,
+    ZeroTerminalSNR,
+    bound,
     posterior_variance,
     q_posterior,
     quadratic,
+    trailing,
     transition_variance,
     uniform,
 )
@@ -47,11 +60,6 @@ def recorded_noise(seed: int) -> Callable[[Tensor], Tensor]:
     """Noise in the order that diffusers draws it from ``torch.Generator().manual_seed(seed)``."""
     generator = torch.Generator().manual_seed(seed)
     return lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype)
-
-
-def trailing(T: int, steps: int) -> list[int]:
-    """diffusers' steps ``trailing``: T/steps, 2T/steps, ..., T."""
-    return [T * i // steps for i in range(1, steps + 1)]
 
 
 class Recorder:
@@ -80,11 +88,24 @@ every_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 
 # ---- against diffusers -------------------------------------------------------------------------------------------
 
+PREDICTIONS = {"epsilon": Epsilon(), "sample": Data(), "v_prediction": Velocity()}
+VARIANCES = {"fixed_small": FixedSmall(), "fixed_large": FixedLarge(), "learned_range": LearnedRange()}
+every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
+clipped_or_not = pytest.mark.parametrize("clip", [None, 1.0])
+
 
 def exact(theirs: DDPMScheduler | DDIMScheduler) -> DDPMScheduler | DDIMScheduler:
     """diffusers' scheduler with its products in float64: in float32, 1 - alpha_bar_2 has four digits."""
-    theirs.alphas_cumprod = (1 - theirs.betas.double()).cumprod(0)
+    betas = theirs.betas.double()
+    if theirs.config.rescale_betas_zero_snr:
+        betas = rescale_zero_terminal_snr(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    theirs.alphas_cumprod = (1 - betas).cumprod(0)
     return theirs
+
+
+def with_variance(x_t: Tensor, t: Tensor) -> Tensor:
+    """Some prediction, and v in [-1, 1], different at every pixel and every step."""
+    return torch.cat([network(x_t, t), torch.cos(50 * x_t + t.view(-1, 1, 1, 1))], dim=1)
 
 
 def largest_difference(
@@ -93,61 +114,137 @@ def largest_difference(
     """Over all steps of our chain: how far their single step from our x_t ends from ours."""
     x, largest = randn(2, 3, 4, 4), 0.0
     for t, ours in zip(reversed(times), sampler.trajectory(denoise, x, recorded_noise(1)), strict=True):
-        theirs = their_step(network(x, torch.tensor([t, t])), t - 1, x)
+        theirs = their_step(denoise.network(x, torch.tensor([t, t])), t - 1, x)
         largest, x = max(largest, (theirs - ours).abs().max().item()), ours
     assert 0.1 < x.std() < 10
     return largest
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
-@pytest.mark.parametrize(("variance", "name"), [(FixedSmall(), "fixed_small"), (FixedLarge(), "fixed_large")])
-def test_every_ancestral_step_is_diffusers(variance: FixedSmall | FixedLarge, name: str, clip: float | None) -> None:
-    theirs = exact(DDPMScheduler(beta_start=1e-4, beta_end=0.02, variance_type=name, clip_sample=clip is not None))
+@clipped_or_not
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("steps", [1000, 50])
+@every_prediction
+def test_every_ancestral_step_is_diffusers(prediction: str, steps: int, variance: str, clip: float | None) -> None:
+    theirs = exact(
+        DDPMScheduler(
+            beta_start=1e-4,
+            beta_end=0.02,
+            variance_type=variance,
+            prediction_type=prediction,
+            clip_sample=clip is not None,
+            timestep_spacing="linspace",
+        )
+    )
+    theirs.set_timesteps(steps)
+    times = (theirs.timesteps.flip(0) + 1).tolist()
     generator = torch.Generator().manual_seed(1)
 
-    def step(eps: Tensor, t: int, x: Tensor) -> Tensor:
-        return theirs.step(eps, t, x, generator=generator).prev_sample
+    def step(output: Tensor, t: int, x: Tensor) -> Tensor:
+        return theirs.step(output, t, x, generator=generator).prev_sample
 
-    denoise = Denoiser(network, LINEAR, clip)
-    assert largest_difference(Ancestral(variance), denoise, list(range(1, 1001)), step) < 1e-5
-
-
-@pytest.mark.parametrize(("variance", "name"), [(FixedSmall(), "fixed_small"), (FixedLarge(), "fixed_large")])
-def test_ancestral_steps_that_skip_are_diffusers(variance: FixedSmall | FixedLarge, name: str) -> None:
-    theirs = DDPMScheduler(beta_start=1e-4, beta_end=0.02, variance_type=name, timestep_spacing="linspace")
-    exact(theirs).set_timesteps(50)
-    generator = torch.Generator().manual_seed(1)
-
-    def step(eps: Tensor, t: int, x: Tensor) -> Tensor:
-        return theirs.step(eps, t, x, generator=generator).prev_sample
-
-    sampler = Ancestral(variance, steps=50, spacing=uniform)
-    assert largest_difference(sampler, Denoiser(network, LINEAR), uniform(1000, 50), step) < 1e-5
+    denoise = Denoiser(with_variance if variance == "learned_range" else network, LINEAR, clip, PREDICTIONS[prediction])
+    assert largest_difference(Ancestral(VARIANCES[variance], steps), denoise, times, step) < 1e-5
 
 
-@pytest.mark.parametrize(("steps", "eta"), [(10, 0.0), (50, 0.0), (10, 0.3), (10, 1.0), (50, 1.0), (1000, 1.0)])
-@pytest.mark.parametrize("clip", [None, 1.0])
-def test_every_ddim_step_is_diffusers(steps: int, eta: float, clip: float | None) -> None:
+@cache
+def begun(t: int) -> Betas:
+    """The first t steps of Ho et al.'s."""
+    return Betas(LINEAR.beta[1 : t + 1].tolist())
+
+
+def single(s: int, t: int, eta: float, denoise: Denoiser, x: Tensor, noise: Tensor) -> Tensor:
+    """Our step from t to any s: the first of a chain that starts in t."""
+    times = [s, t] if s > 0 else [t]
+    sampler = DDIM(len(times), eta, lambda T, steps: times)
+    from_t = Denoiser(denoise.network, begun(t), denoise.clip, denoise.prediction)
+    return next(sampler.trajectory(from_t, x, lambda like: noise))
+
+
+@clipped_or_not
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [1000, 50])
+@every_prediction
+def test_every_ddim_step_is_diffusers_whatever_the_spacing(
+    prediction: str, steps: int, eta: float, clip: float | None
+) -> None:
+    # Theirs goes T // steps back from any t: with steps at all 1000 t, every step of every spacing is among them.
+    theirs = exact(
+        DDIMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type=prediction, clip_sample=clip is not None)
+    )
+    theirs.set_timesteps(steps)
+    denoise = Denoiser(network, LINEAR, clip, PREDICTIONS[prediction])
+    x, noise, largest = randn(2, 3, 2, 2), randn(2, 3, 2, 2, seed=1), 0.0
+    rederived = clip is not None
+    for t in range(1, 1001):
+        output = network(x, torch.tensor([t, t]))
+        step = theirs.step(output, t - 1, x, eta, use_clipped_model_output=rederived, variance_noise=noise)
+        before = max(t - 1000 // steps, 0)
+        # theirs adds noise at the last step too
+        mine = single(before, t, eta, denoise, x, noise)
+        last = eta * posterior_variance(LINEAR, before, t).sqrt().float() * noise if before == 0 else 0
+        largest = max(largest, (step.prev_sample - mine - last).abs().max().item())
+    assert largest < 1e-5
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(10, 0.0), (10, 0.3), (10, 1.0), (50, 0.0), (50, 1.0)])
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@clipped_or_not
+def test_every_ddim_chain_is_diffusers(spacing: str, steps: int, eta: float, clip: float | None) -> None:
     theirs = DDIMScheduler(
-        beta_start=1e-4, beta_end=0.02, clip_sample=clip is not None, timestep_spacing="trailing", set_alpha_to_one=True
+        beta_start=1e-4, beta_end=0.02, clip_sample=clip is not None, timestep_spacing=spacing, set_alpha_to_one=True
     )
     exact(theirs).set_timesteps(steps)
-    assert (theirs.timesteps.flip(0) + 1).tolist() == trailing(1000, steps)
+    times = (theirs.timesteps.flip(0) + 1).tolist()
+    if spacing == "trailing":
+        assert times == trailing(1000, steps)
+    # theirs may begin before T, as ``leading`` does: to us a schedule of fewer betas
+    schedule = begun(times[-1])
     generator = torch.Generator().manual_seed(1)
 
     def step(eps: Tensor, t: int, x: Tensor) -> Tensor:
         stepped = theirs.step(eps, t, x, eta=eta, use_clipped_model_output=clip is not None, generator=generator)
         return stepped.prev_sample
 
-    sampler = DDIM(steps, eta, spacing=trailing)
-    assert largest_difference(sampler, Denoiser(network, LINEAR, clip), trailing(1000, steps), step) < 1e-5
+    sampler = DDIM(steps, eta, spacing=lambda T, steps: times)
+    assert largest_difference(sampler, Denoiser(network, schedule, clip), times, step) < 1e-5
 
 
-@pytest.mark.parametrize("steps", [2, 10, 50, 100, 250, 1000])
-def test_uniform_spacing_is_diffusers_linspace(steps: int) -> None:
-    theirs = DDIMScheduler(timestep_spacing="linspace")
-    theirs.set_timesteps(steps)
-    assert (theirs.timesteps.flip(0) + 1).tolist() == uniform(1000, steps)
+@clipped_or_not
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_every_step_under_zero_terminal_snr_is_diffusers(prediction: str, clip: float | None) -> None:
+    schedule = ZeroTerminalSNR(LINEAR)
+    settings = {"beta_start": 1e-4, "beta_end": 0.02, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    settings |= {"prediction_type": prediction, "clip_sample": clip is not None}
+    ddpm, ddim = (exact(kind(**settings)) for kind in (DDPMScheduler, DDIMScheduler))
+    generator = torch.Generator().manual_seed(1)
+    denoise = Denoiser(network, schedule, clip, PREDICTIONS[prediction])
+
+    def ancestral(output: Tensor, t: int, x: Tensor) -> Tensor:
+        return ddpm.step(output, t, x, generator=generator).prev_sample
+
+    def implicit(output: Tensor, t: int, x: Tensor) -> Tensor:
+        return ddim.step(output, t, x, use_clipped_model_output=clip is not None).prev_sample
+
+    assert largest_difference(Ancestral(FixedSmall()), denoise, list(range(1, 1001)), ancestral) < 1e-5
+    ddim.set_timesteps(20)
+    assert largest_difference(DDIM(20, spacing=trailing), denoise, trailing(1000, 20), implicit) < 1e-5
+
+
+@pytest.mark.parametrize(("spacing", "name"), [(uniform, "linspace"), (trailing, "trailing")])
+def test_spacings_are_diffusers(spacing: Callable[[int, int], list[int]], name: str) -> None:
+    compared = 0
+    for steps in range(2, 1001):  # one step alone begins at 1 in their linspace
+        theirs = DDIMScheduler(timestep_spacing=name)
+        theirs.set_timesteps(steps)
+        times = (theirs.timesteps.flip(0) + 1).tolist()
+        if len(times) != steps:  # theirs, of floating-point numbers, has sometimes one step too many
+            continue
+        ours, compared = spacing(1000, steps), compared + 1
+        for i, (mine, other) in enumerate(zip(ours, times, strict=True)):
+            # a half may be rounded either way
+            twice = 2 * 999 * i / (steps - 1) if name == "linspace" else 2 * 1000 * (i + 1) / steps
+            assert mine == other or (abs(mine - other) == 1 and twice % 2 == 1)
+    assert compared > 900
 
 
 # ---- against each other, and against the formulas ----------------------------------------------------------------
@@ -298,6 +395,49 @@ def test_gaussian_data_are_recovered_from_random_noise(sampler: Sampler) -> None
     assert x_0.var().item() == pytest.approx(variance, rel=4 * (2 / n) ** 0.5)
 
 
+# ---- zero terminal SNR -------------------------------------------------------------------------------------------
+
+ZERO = [Linear(100, 1e-3, 0.2), Cosine(100), Betas([0.3, 1e-6, 0.9]), AlphaBar(lambda time: 1 - time, 50)]
+
+
+@pytest.mark.parametrize("schedule", map(ZeroTerminalSNR, ZERO), ids=lambda each: f"T={each.T}")
+@pytest.mark.parametrize("prediction", [Data(), Velocity(), PosteriorMean()], ids=repr)
+@clipped_or_not
+def test_images_and_bounds_are_finite_without_any_signal_at_T(
+    clip: float | None, prediction: Prediction, schedule: NoiseSchedule
+) -> None:
+    denoise = Denoiser(with_variance, schedule, clip, prediction)
+    samplers: list[Sampler] = []
+    for steps in (None, 3, 1):
+        samplers += [Ancestral(each, steps) for each in VARIANCES.values()]
+        samplers += [DDIM(steps, eta, spacing) for eta in (0, 1) for spacing in (uniform, trailing)]
+    for sampler in samplers:
+        images = sampler.trajectory(denoise, randn(2, 1, 2, 2), recorded_noise(1))
+        assert all(x.isfinite().all() for x in images), sampler
+    for variance in VARIANCES.values():
+        terms = bound(denoise, variance, randn(2, 1, 2, 2).clamp(-1, 1), recorded_noise(2))
+        assert (terms.prior == 0).all()  # q(x_T | x_0) is N(0, I)
+        assert terms.terms.isfinite().all()
+
+
+def test_the_mean_of_the_data_is_met_only_where_training_reached_pure_noise() -> None:
+    # Lin et al. 2023, section 3: x_T ~ N(0, I) is then what training saw at T, and one step gives E[x_0] exactly
+    schedule = ZeroTerminalSNR(Linear(100, 1e-3, 0.02))
+
+    def v(x_t: Tensor, t: Tensor) -> Tensor:  # E[v | x_t] of x_0 ~ N(0.8, 0.1^2)
+        signal, noise = (table[t].view(-1, 1, 1, 1) for table in (schedule.signal, schedule.noise))
+        x_0 = 0.8 + 0.01 * signal * (x_t - 0.8 * signal) / (0.01 * signal**2 + noise**2)
+        return Velocity().target(schedule, x_0, (x_t - signal * x_0) / noise, t)
+
+    denoise = Denoiser(v, schedule, None, Velocity())
+    x_T = randn(2, 1, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(DDIM(1).sample(denoise, x_T), torch.full_like(x_T, 0.8), rtol=0, atol=1e-12)
+    mean, _ = moments(DDIM(100), denoise)
+    assert mean == pytest.approx(0.8, abs=1e-12)
+    left, _ = moments(DDIM(100), analytic(Linear(100, 1e-3, 0.02), 0.8, 0.1))
+    assert left < 0.78
+
+
 # ---- what a chain is made of -------------------------------------------------------------------------------------
 
 
@@ -403,7 +543,7 @@ def test_the_chain_stays_in_the_images_precision_when_the_network_runs_in_anothe
 # ---- spacing -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spacing", [uniform, quadratic])
+@pytest.mark.parametrize("spacing", [uniform, quadratic, trailing])
 @given(data=st.data())
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_spacing_visits_T_rises_and_counts_exactly(
@@ -416,7 +556,7 @@ def test_a_spacing_visits_T_rises_and_counts_exactly(
     assert all(earlier < later for earlier, later in pairwise(times))
 
 
-@pytest.mark.parametrize("spacing", [uniform, quadratic])
+@pytest.mark.parametrize("spacing", [uniform, quadratic, trailing])
 @pytest.mark.parametrize("T", range(1, 41))
 def test_every_number_of_steps_is_met_exactly(spacing: Callable[[int, int], list[int]], T: int) -> None:
     for steps in range(1, T + 1):
@@ -427,13 +567,28 @@ def test_every_number_of_steps_is_met_exactly(spacing: Callable[[int, int], list
     assert times == list(range(1, T + 1))
 
 
-@pytest.mark.parametrize("spacing", [uniform, quadratic])
+@pytest.mark.parametrize("spacing", [uniform, quadratic, trailing])
 @pytest.mark.parametrize("steps", [0, -3, 11])
 def test_spacing_refuses_more_steps_than_there_are_and_fewer_than_one(
     spacing: Callable[[int, int], list[int]], steps: int
 ) -> None:
     with pytest.raises(UserError, match=re.escape("must lie in 1..10 (the schedule's T)")):
         spacing(10, steps)
+
+
+@pytest.mark.parametrize("times", [[], [3, 2, 10], [0, 4, 10], [2, 2, 10], [2, 4, 9], [2, 4, 11], [4, 10]], ids=str)
+def test_a_spacing_of_the_users_that_does_not_keep_its_word_is_refused(times: list[int]) -> None:
+    def mine(T: int, steps: int) -> list[int]:
+        return times
+
+    with pytest.raises(UserError, match=r"spacing of 3 steps must give as many, increasing.*T=10.*from mine"):
+        DDIM(3, spacing=mine).sample(Denoiser(network, Linear(10)), randn(1, 1, 2, 2))
+
+
+def test_trailing_gaps_are_equal_from_0() -> None:
+    assert trailing(1000, 4) == [250, 500, 750, 1000]
+    assert trailing(10, 3) == [3, 7, 10]
+    assert trailing(1000, 1) == [1000]
 
 
 def test_uniform_gaps_are_equal_and_quadratic_gaps_grow() -> None:

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from lightning_ddpm.diffusion import (
@@ -67,19 +66,6 @@ def test_log_variances_are_the_logs_and_the_decoders_is_that_of_t_2() -> None:
     learned = LearnedRange().log_variance(LINEAR, t, with_nu(nu)).flatten()
     torch.testing.assert_close(learned, 0.3 * beta.log() + 0.7 * small.log())
     assert learned[0].item() == pytest.approx(0.3 * math.log(1e-4) + 0.7 * small[1].log().item())
-
-
-@pytest.mark.parametrize("clip", [None, 1.0])
-def test_every_learned_step_is_diffusers(clip: float | None) -> None:
-    theirs = DDPMScheduler(beta_start=1e-4, beta_end=0.02, variance_type="learned_range", clip_sample=clip is not None)
-    theirs.alphas_cumprod = (1 - theirs.betas.double()).cumprod(0)
-    generator, x = torch.Generator().manual_seed(1), image().float()
-    sampler, denoise = Ancestral(LearnedRange()), Denoiser(network, LINEAR, clip)
-    largest = 0.0
-    for t, ours in zip(range(1000, 0, -1), sampler.trajectory(denoise, x, recorded_noise(1)), strict=True):
-        step = theirs.step(network(x, torch.tensor([t, t])), t - 1, x, generator=generator).prev_sample
-        largest, x = max(largest, (step - ours).abs().max().item()), ours
-    assert largest < 1e-5
 
 
 def test_a_network_that_does_not_say_the_variance_is_an_error() -> None:
