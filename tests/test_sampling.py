@@ -397,10 +397,11 @@ def test_gaussian_data_are_recovered_from_random_noise(sampler: Sampler) -> None
 
 # ---- zero terminal SNR -------------------------------------------------------------------------------------------
 
-ZERO = [Linear(100, 1e-3, 0.2), Cosine(100), Betas([0.3, 1e-6, 0.9]), AlphaBar(lambda time: 1 - time, 50)]
+BEFORE = [Linear(100, 1e-3, 0.2), Cosine(100), Betas([0.3, 1e-6, 0.9]), AlphaBar(lambda time: 1 - time, 50)]
+ZERO = [ZeroTerminalSNR(each) for each in BEFORE]
 
 
-@pytest.mark.parametrize("schedule", map(ZeroTerminalSNR, ZERO), ids=lambda each: f"T={each.T}")
+@pytest.mark.parametrize("schedule", ZERO, ids=lambda each: f"T={each.T}")
 @pytest.mark.parametrize("prediction", [Data(), Velocity(), PosteriorMean()], ids=repr)
 @clipped_or_not
 def test_images_and_bounds_are_finite_without_any_signal_at_T(
