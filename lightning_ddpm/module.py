@@ -79,6 +79,7 @@ class DDPM(LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.prediction, self.objective, self.times = prediction or Epsilon(), objective or Simple(), times or Uniform()
         self.prediction.check(schedule)
+        self.sampler.evaluations(schedule.T)  # refuses more steps than there are
         self.times.begin(schedule.T)
 
     @property

@@ -413,6 +413,107 @@ def test_a_beta_outside_0_to_1_is_refused(schedule, bounds, refused):
     assert "every beta must lie in (0, 1)" in refused(change)
 
 
+def schedule(name, prediction=None, **arguments):
+    """Makes the tiny config take this schedule, and what the network predicts under it."""
+
+    def change(config):
+        init_args = config["model"]["init_args"]
+        init_args["schedule"] = {"class_path": f"lightning_ddpm.diffusion.{name}", "init_args": arguments}
+        if prediction:
+            init_args["prediction"] = f"lightning_ddpm.diffusion.{prediction}"
+
+    return change
+
+
+LINEAR = {"class_path": "lightning_ddpm.diffusion.Linear", "init_args": {"steps": 20, "beta_max": 0.3}}
+
+
+@pytest.fixture
+def own_module(monkeypatch, tmp_path):
+    """A module of the user's with a function of time, a broken one, and a spacing."""
+    lines = (
+        "def falling(time):\n    return (1 - time) ** 2",
+        "def rising(time):\n    return 1 + time",
+        "def short(T, steps):\n    return [T]",
+    )
+    (tmp_path / "my_schedule.py").write_text("\n\n\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_schedule", raising=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        schedule("Betas", betas=[0.05] * 10 + [0.3] * 10),
+        schedule("AlphaBar", alpha_bar="my_schedule.falling", steps=20),
+        schedule("ZeroTerminalSNR", prediction="Velocity", schedule=LINEAR),
+    ],
+    ids=["betas", "alpha_bar", "zero"],
+)
+def test_a_schedule_of_ones_own_trains_and_samples_from_its_checkpoint(change, command, own_module, tmp_path):
+    run = tmp_path / "run"
+    config = tiny_digits(run)
+    change(config)
+    config["trainer"]["max_steps"] = 2
+    config["model"]["init_args"]["sampler"]["init_args"]["spacing"] = "lightning_ddpm.diffusion.trailing"
+    status, _, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
+    assert status == 0, err
+    assert all(np.isfinite(loss) for _, loss in losses(run))
+    model = load(run / "last.ckpt", DDPM)
+    assert model.schedule.T == 20
+    assert type(model.schedule).__name__ == config["model"]["init_args"]["schedule"]["class_path"].split(".")[-1]
+    if type(model.schedule).__name__ == "AlphaBar":
+        assert model.schedule.alpha_bar[10].item() == pytest.approx(0.25)
+    status, out, err = command("sample", "--ckpt", run / "last.ckpt", "--n", "3", "--out", tmp_path / "images")
+    assert status == 0, err
+    assert "spacing=trailing" in out
+    assert images(tmp_path / "images", 3).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (schedule("Betas", betas=[]), "empty; give beta_1..beta_T"),
+        (schedule("Betas", betas=[0.1, 1.0]), "every beta must lie in (0, 1), got beta_2=1"),
+        (schedule("Betas", betas=[0.1, float("nan")]), "got beta_2=nan"),
+        (schedule("Betas", betas=[0.1, float("inf")]), "got beta_2=inf"),
+        (schedule("Betas", betas=[0.1, 1e-18]), "beta_2=1e-18 is too small"),
+        (schedule("AlphaBar", alpha_bar="my_schedule.rising", steps=20), "got 1.05 at time 1/20 after 1"),
+        (schedule("AlphaBar", alpha_bar="my_schedule.falling", max_beta=1.0), "max_beta must lie in (0, 1), got 1"),
+        (
+            schedule("ZeroTerminalSNR", schedule=LINEAR),
+            "Epsilon says nothing about x_0 there; predict Velocity or Data",
+        ),
+    ],
+    ids=["empty", "one", "nan", "inf", "small", "rising", "cut", "epsilon"],
+)
+def test_a_bad_schedule_of_ones_own_is_refused_with_the_fix(change, said, refused, own_module):
+    assert said in refused(change)
+
+
+def test_an_alpha_bar_that_does_not_exist_is_named(refused):
+    assert "nowhere.to_be_found" in refused(schedule("AlphaBar", alpha_bar="nowhere.to_be_found"))
+
+
+def test_a_sampler_with_more_steps_than_the_schedule_is_refused(refused):
+    said = refused(None, "--model.sampler.steps", "21")
+    assert "must lie in 1..20" in said
+    assert "got 21" in said
+
+
+def test_a_callbacks_sampler_with_more_steps_than_the_schedule_is_refused(refused):
+    long = {"class_path": "lightning_ddpm.diffusion.DDIM", "init_args": {"steps": 21}}
+    for name in ("Evaluation", "SampleGrid"):
+        said = refused(lambda config, name=name: callback(config, name).update(sampler=long))
+        assert "must lie in 1..20" in said
+
+
+def test_a_spacing_that_is_too_short_is_refused(refused, own_module):
+    said = refused(None, "--model.sampler.spacing", "my_schedule.short")
+    assert "5 steps must give as many" in said
+    assert "got [20] from short" in said
+
+
 def test_an_average_that_cannot_converge_is_refused(refused):
     said = refused(lambda config: callback(config, "EMA").update(decay=2))
     assert "got 2" in said

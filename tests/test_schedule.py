@@ -1,31 +1,39 @@
 """Noise schedules: their values, their limits, and that no cast ever touches them."""
 
+import copy
 import math
+import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_ddpm.diffusion import Cosine, Linear, NoiseSchedule, Quadratic, Sigmoid
+from lightning_ddpm.diffusion import (
+    AlphaBar,
+    Betas,
+    Cosine,
+    Data,
+    Epsilon,
+    Linear,
+    NoiseSchedule,
+    PosteriorMean,
+    Prediction,
+    Quadratic,
+    Sigmoid,
+    Velocity,
+    ZeroTerminalSNR,
+)
 from lightning_ddpm.errors import UserError
 
 SCHEDULES = [Linear, Quadratic, Sigmoid, Cosine]
 TABLES = ["beta", "alpha_bar", "signal", "noise"]
-
-
-class Given(NoiseSchedule):
-    """A schedule of these very betas."""
-
-    def __init__(self, *beta: float) -> None:
-        self.values = beta
-        super().__init__(len(beta))
-
-    def betas(self, steps: int) -> Tensor:
-        return torch.tensor(self.values, dtype=torch.float64)
 
 
 def tables(schedule: NoiseSchedule) -> dict[str, Tensor]:
@@ -51,7 +59,7 @@ def test_at_t_0_there_is_data_and_no_noise(kind: type[NoiseSchedule]) -> None:
 
 
 def test_tables_are_what_their_names_say_for_betas_worked_out_by_hand() -> None:
-    schedule = Given(0.1, 0.5, 0.2)
+    schedule = Betas([0.1, 0.5, 0.2])
     expected = [1, 0.9, 0.45, 0.36]
     np.testing.assert_allclose(schedule.beta, [0, 0.1, 0.5, 0.2], rtol=1e-15)
     np.testing.assert_allclose(schedule.alpha_bar, expected, rtol=1e-15)
@@ -149,7 +157,7 @@ def test_a_beta_outside_0_1_is_refused_and_its_step_named(bad: float, t: int) ->
     beta = [0.1, 0.2, 0.3, 0.4]
     beta[t - 1] = bad
     with pytest.raises(UserError, match=rf"every beta must lie in \(0, 1\), got beta_{t}={bad:g} at t={t} of 4"):
-        Given(*beta)
+        Betas(beta)
 
 
 @pytest.mark.parametrize("kind", [Linear, Quadratic, Sigmoid])
@@ -184,3 +192,150 @@ def check(schedule: NoiseSchedule, low: float, high: float) -> None:
     assert (alpha_bar.diff() < 0).all()
     assert (alpha_bar > 0).all()
     assert torch.allclose(schedule.signal**2 + schedule.noise**2, torch.ones_like(alpha_bar), rtol=0, atol=1e-14)
+
+
+# ---- the user's own ----------------------------------------------------------------------------------------------
+
+
+class Own(NoiseSchedule):
+    """A user's subclass that answers whatever it was told to."""
+
+    def __init__(self, steps: int, answer: Any) -> None:
+        self.answer = answer
+        super().__init__(steps)
+
+    def betas(self, steps: int) -> Tensor:
+        return self.answer
+
+
+def squared_cosine(time: float) -> float:
+    return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, lambda betas: np.array(betas, dtype=np.float32)])
+def test_betas_are_taken_as_they_are_from_any_row_of_numbers(kind: Callable[[list[float]], Any]) -> None:
+    given = kind([0.5, 0.125, 0.25])
+    schedule = Betas(given)
+    assert schedule.beta.tolist() == [0, 0.5, 0.125, 0.25]
+    assert schedule.alpha_bar.tolist() == [1, 0.5, 0.4375, 0.328125]
+
+
+def test_betas_do_not_change_with_the_list_they_came_from() -> None:
+    given = [0.1, 0.2]
+    schedule = Betas(given)
+    given[0] = 0.9
+    assert schedule.betas(2).tolist() == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("steps", [1, 10, 1000])
+def test_nichol_and_dhariwals_f_makes_their_schedule(steps: int) -> None:
+    ours = AlphaBar(squared_cosine, steps)
+    torch.testing.assert_close(ours.beta, Cosine(steps).beta, rtol=0, atol=1e-14)
+
+
+def test_alpha_bar_by_hand() -> None:
+    schedule = AlphaBar(lambda time: 4 - 3 * time, 3)  # 4, 3, 2, 1
+    torch.testing.assert_close(schedule.alpha_bar, torch.tensor([4, 3, 2, 1]).double() / 4, rtol=1e-14, atol=0)
+    assert AlphaBar(lambda time: 1 - time, 4, max_beta=0.5).beta.tolist() == pytest.approx(
+        [0, 1 / 4, 1 / 3, 1 / 2, 1 / 2]
+    )
+
+
+@pytest.mark.parametrize("before", [Linear(1000), Quadratic(1000), Sigmoid(200), Cosine(50), Betas([0.1, 0.5, 0.2])])
+def test_zero_terminal_snr_is_diffusers(before: NoiseSchedule) -> None:
+    schedule = ZeroTerminalSNR(before)
+    torch.testing.assert_close(schedule.beta[1:], rescale_zero_terminal_snr(before.beta[1:]), rtol=1e-12, atol=1e-15)
+    assert schedule.alpha_bar[-1] == schedule.signal[-1] == 0
+    assert schedule.beta[-1] == schedule.noise[-1] == 1
+    assert schedule.alpha_bar[1].item() == pytest.approx(before.alpha_bar[1].item(), rel=1e-14)
+
+
+def test_zero_terminal_snr_by_hand() -> None:
+    # sqrt(alpha_bar) = 0.8, 0.6, 0.4 -> less 0.4, times 0.8 / 0.4
+    before = Betas([1 - 0.64, 1 - 0.36 / 0.64, 1 - 0.16 / 0.36])
+    torch.testing.assert_close(ZeroTerminalSNR(before).signal, torch.tensor([1, 0.8, 0.4, 0]).double())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Betas([0.1, 0.2]), lambda: ZeroTerminalSNR(Linear(5)), lambda: AlphaBar(squared_cosine, 5)]
+)
+def test_the_users_own_are_constants_like_all_others(make: Callable[[], NoiseSchedule]) -> None:
+    schedule = make().half()
+    assert schedule.state_dict() == {}
+    assert list(schedule.parameters()) == list(schedule.children()) == []
+    assert {table.dtype for table in tables(schedule).values()} == {torch.float64}
+    assert torch.equal(copy.deepcopy(schedule).beta, schedule.beta)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), (), (0,)], ids=str)
+def test_betas_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"4 steps needs as many betas.*\(4,\), got shape .* from Own; give one number"):
+        Own(4, torch.full(shape, 0.1))
+
+
+def test_no_betas_are_refused() -> None:
+    with pytest.raises(UserError, match=r"empty; give beta_1..beta_T"):
+        Betas([])
+    with pytest.raises(UserError, match=r"got shape \(2, 1\)"):
+        Betas([[0.1], [0.2]])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("small", [1e-17, 1e-300])
+@pytest.mark.parametrize("t", [1, 3])
+def test_a_beta_that_float64_loses_is_refused(small: float, t: int) -> None:
+    beta = [0.1, 0.2, 0.3, 0.4]
+    beta[t - 1] = small
+    with pytest.raises(UserError, match=rf"does not fall in float64 at t={t} of 4: beta_{t}={small:g} is too"):
+        Betas(beta)
+
+
+def test_betas_that_leave_nothing_before_T_are_refused() -> None:
+    with pytest.raises(UserError, match=r"nothing is left of x_0 before t=500.*lower the betas"):
+        Betas([0.9] * 500)
+
+
+@pytest.mark.parametrize(
+    ("alpha_bar", "said"),
+    [
+        (lambda time: 1.0, "got 1 at time 1/4 after 1"),
+        (lambda time: time + 0.1, "got 0.35 at time 1/4 after 0.1"),
+        (lambda time: 1 - 2 * time, "got 0 at time 2/4 after 0.5"),
+        (lambda time: 0.5 - time if time < 1 else -0.1, "got 0 at time 2/4"),
+        (lambda time: 1 - time if time < 1 else -0.1, "got -0.1 at time 4/4"),
+        (lambda time: math.nan if time > 0.6 else 1 - time, "got nan at time 3/4"),
+        (lambda time: math.inf, "got inf at time 0/4"),
+        (lambda time: -1 - time, "got -1 at time 0/4"),
+        (lambda time: 0 * time, "got 0 at time 0/4"),
+    ],
+)  # fmt: skip
+def test_an_alpha_bar_that_does_not_fall_is_refused(alpha_bar: Callable[[float], float], said: str) -> None:
+    with pytest.raises(UserError, match=rf"must be finite, fall .* {re.escape(said)}.*mend the function"):
+        AlphaBar(alpha_bar, 4)
+
+
+@pytest.mark.parametrize("value", [None, "much", torch.ones(2), [1.0]], ids=str)
+def test_an_alpha_bar_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match=r"alpha_bar must return a number, got .* at time 0; mend the function"):
+        AlphaBar(lambda time: value)
+
+
+@pytest.mark.parametrize("max_beta", [0, 1, -0.5, math.nan])
+def test_a_cut_outside_0_1_is_refused(max_beta: float) -> None:
+    with pytest.raises(UserError, match=r"max_beta must lie in \(0, 1\), got .*ZeroTerminalSNR"):
+        AlphaBar(squared_cosine, 10, max_beta)
+
+
+def test_zero_terminal_snr_of_one_step_is_refused() -> None:
+    with pytest.raises(UserError, match="at least 2 steps, got 1"):
+        ZeroTerminalSNR(Linear(1))
+
+
+@pytest.mark.parametrize("prediction", [Epsilon(), PosteriorMean()], ids=repr)
+def test_next_to_no_signal_is_refused_like_none(prediction: Prediction) -> None:
+    nearly = Betas([0.9] * 100)  # sqrt(alpha_bar_T) = 1e-50, which is 0 in float32
+    with pytest.raises(UserError, match=rf"alpha_bar_T=1e-100.*{prediction} says nothing about x_0.*Velocity or Data"):
+        prediction.check(nearly)
+    for other in (Velocity(), Data()):
+        other.check(nearly)
+    for schedule in (Linear(1000), Cosine(4000)):
+        prediction.check(schedule)

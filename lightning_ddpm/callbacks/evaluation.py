@@ -62,7 +62,9 @@ class Evaluation(Callback):
         """Load the extractor's weights, on the first rank first: what is missing is said before any work."""
         if stage == "predict":
             return
-        self.extractor.check(*_ddpm(pl_module).image_shape[:2])
+        model = _ddpm(pl_module)
+        self.extractor.check(*model.image_shape[:2])
+        (self.sampler or model.sampler).evaluations(model.schedule.T)  # refuses more steps than there are
         if trainer.is_global_zero:
             self.extractor.load()
         trainer.strategy.barrier()

@@ -37,6 +37,11 @@ class SampleGrid(Callback):
         self.n, self.sampler, self.seed = n, sampler, seed
         self.interval = Interval(every_n_steps, every_n_epochs)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a sampler that does not go with the schedule before any work."""
+        if self.sampler is not None and isinstance(pl_module, DDPM):
+            self.sampler.evaluations(pl_module.schedule.T)  # refuses more steps than there are
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interval.start(trainer)
 

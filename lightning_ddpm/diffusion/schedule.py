@@ -235,7 +235,7 @@ class ZeroTerminalSNR(NoiseSchedule):
     def __init__(self, schedule: NoiseSchedule) -> None:
         if schedule.T < 2:
             raise UserError(
-                "zero terminal SNR keeps alpha_bar_1 and ends in 0: give a schedule of 2 steps or more, got 1"
+                "zero terminal SNR keeps alpha_bar_1 and ends in 0: give a schedule of at least 2 steps, got 1"
             )
         self.values = schedule.signal.tolist()
         super().__init__(schedule.T)
