@@ -87,9 +87,9 @@ def test_generating_is_without_dropout_and_gradients_and_leaves_the_mode_as_it_w
 
 
 def test_an_exception_leaves_the_mode_as_it_was() -> None:
-    model = tiny_model(sampler=DDIM(steps=21)).train()  # of a schedule of 20 steps
+    model = tiny_model().train()
     with pytest.raises(ValueError, match="sampling steps"):
-        list(generate(model, 4))
+        list(generate(model, 4, sampler=DDIM(steps=21)))  # of a schedule of 20 steps
     assert model.training
     assert torch.is_grad_enabled()
 
