@@ -31,7 +31,7 @@ def run_seed() -> int:
 
 
 class ImageNoise:
-    """Standard normal noise of generated images ``start``..``stop``, call after call.
+    """Standard normal noise of images ``start``..``stop``, call after call.
 
     Image i gets the same noise whatever batch it is in, because noise is drawn in fixed blocks of indices: a batch
     draws every block that it touches and keeps its own part. So 50,000 images take 3,125 generators a run, not 50,000.
@@ -39,12 +39,13 @@ class ImageNoise:
     Args:
         seed: of the set of images.
         start, stop: the images, as ``range(start, stop)``.
+        purpose: what for; images are generated from ``image``.
     """
 
     BLOCK = 16
 
-    def __init__(self, seed: int, start: int, stop: int) -> None:
-        self.seed, self.start, self.stop = seed, start, stop
+    def __init__(self, seed: int, start: int, stop: int, purpose: str = "image") -> None:
+        self.seed, self.start, self.stop, self.purpose = seed, start, stop, purpose
         self.generators: list[torch.Generator] = []
 
     def __call__(self, like: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class ImageNoise:
         first = self.start // self.BLOCK
         if not self.generators:
             blocks = range(first, (self.stop - 1) // self.BLOCK + 1)
-            self.generators = [generator(like.device, "image", self.seed, index=block) for block in blocks]
+            self.generators = [generator(like.device, self.purpose, self.seed, index=block) for block in blocks]
         shape = (self.BLOCK, *like.shape[1:])
         drawn = [torch.randn(shape, generator=each, device=like.device, dtype=like.dtype) for each in self.generators]
         offset = first * self.BLOCK

@@ -3,12 +3,14 @@
 from lightning_ddpm.callbacks.checkpoints import Checkpoints
 from lightning_ddpm.callbacks.ema import EMA
 from lightning_ddpm.callbacks.evaluation import Evaluation
+from lightning_ddpm.callbacks.likelihood import BitsPerDim
 from lightning_ddpm.callbacks.progress import ProgressLines, ProgressRich
 from lightning_ddpm.callbacks.run import ImageWriter, RunSummary, Throughput
 from lightning_ddpm.callbacks.sample_grid import SampleGrid
 
 __all__ = [
     "EMA",
+    "BitsPerDim",
     "Checkpoints",
     "Evaluation",
     "ImageWriter",

@@ -5,7 +5,7 @@ of their eq. 13. Bits/dim is nats / (D ln 2), D the number of values in an image
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,7 +44,7 @@ class Bound(NamedTuple):
 def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
     """KL(N(mean1, e^log_variance1) || N(mean2, e^log_variance2)) of each value, in nats."""
     log_ratio = log_variance1 - log_variance2
-    return 0.5 * (log_ratio.exp() - 1 - log_ratio + (mean1 - mean2).square() * (-log_variance2).exp())
+    return 0.5 * (log_ratio.expm1() - log_ratio + (mean1 - mean2).square() * (-log_variance2).exp())
 
 
 def decoder_log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -108,11 +108,35 @@ def bound(
         x_0: (b, c, h, w) images.
         noise: where the noise in x_t comes from.
     """
-    schedule, terms = denoise.schedule, []
+    return bounds([denoise], variance, x_0, noise)[0]
+
+
+def bounds(
+    denoisers: Sequence[Denoiser],
+    variance: ReverseVariance,
+    x_0: Tensor,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> list[Bound]:
+    """:func:`bound` for several readings of one network, clipped and not, at the price of one.
+
+    Args:
+        denoisers: the same network and schedule, read differently.
+        variance: Sigma of the reverse steps.
+        x_0: (b, c, h, w) images.
+        noise: where the noise in x_t comes from; called once for every t = 1..T in turn.
+
+    Returns:
+        One for each of the denoisers.
+    """
+    schedule = denoisers[0].schedule
+    terms: list[list[Tensor]] = [[] for _ in denoisers]
     for t in range(1, schedule.T + 1):
-        denoised = denoise(q_sample(schedule, x_0, t, noise(x_0)), t)
-        terms.append(bound_term(schedule, variance, x_0, t, denoised))
-    return Bound(prior_term(schedule, x_0), torch.stack(terms, dim=1))
+        x_t = q_sample(schedule, x_0, t, noise(x_0))
+        output, nu = denoisers[0].output(x_t, t)
+        for denoise, of_reading in zip(denoisers, terms, strict=True):
+            of_reading.append(bound_term(schedule, variance, x_0, t, denoise.read(x_t, output, nu, t)))
+    prior = prior_term(schedule, x_0)
+    return [Bound(prior, torch.stack(of_reading, dim=1)) for of_reading in terms]
 
 
 def _bits(nats: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""How good generated images are."""
+"""How good generated images are, and how likely real ones."""
 
 from lightning_ddpm.metrics.features import DigitsFeatures, FeatureExtractor, Inception
 from lightning_ddpm.metrics.frechet import FrechetDistance
+from lightning_ddpm.metrics.likelihood import BoundSums, Likelihood
 
-__all__ = ["DigitsFeatures", "FeatureExtractor", "FrechetDistance", "Inception"]
+__all__ = ["BoundSums", "DigitsFeatures", "FeatureExtractor", "FrechetDistance", "Inception", "Likelihood"]
