@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback
 
+from lightning_ddpm.callbacks import BitsPerDim
 from lightning_ddpm.callbacks.ema import averaged_weights
 from lightning_ddpm.data import Digits
 from lightning_ddpm.diffusion import x_0_to_eps
@@ -49,6 +50,9 @@ class RankSpy(Callback):
 
     def teardown(self, trainer, pl_module, stage):
         self.seen["figures"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        measured = (each.likelihoods for each in trainer.callbacks if isinstance(each, BitsPerDim))
+        for name, each in (item for likelihoods in measured for item in likelihoods.items()):
+            self.seen[name] = [each.n, each.mean, each.standard_error, each.prior, *each.terms.tolist()]
         self.seen["process"] = os.getpid()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(self.seen))

@@ -91,6 +91,28 @@ def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, command, tmp
     assert figures[2, 0] == pytest.approx(figures[1, 0], rel=1e-6)
 
 
+def test_bits_per_dim_on_two_ranks_is_that_of_one_process(trained, command, tmp_path):
+    measured = {}
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        config = watched(folder)
+        settings = {"n": 101, "batch_size": 16}  # seven batches: one rank has four, the other three
+        config["trainer"]["callbacks"].append(
+            {"class_path": "lightning_ddpm.callbacks.BitsPerDim", "init_args": settings}
+        )
+        arguments = ("test", "--config", write_yaml(folder / "config.yaml", config))
+        arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
+        status, err = alone(command, *arguments) if world == 1 else together(*arguments, *TWO)
+        assert status == 0, err
+        for rank in range(world):
+            measured[world, rank] = seen(folder, rank)
+    for name in ("bits_per_dim", "bits_per_dim_unclipped"):
+        assert measured[1, 0][name][0] == 101
+        assert len(measured[1, 0][name]) == 4 + 20
+        assert measured[2, 0][name] == measured[2, 1][name]
+        assert measured[2, 0][name] == pytest.approx(measured[1, 0][name], rel=1e-9)
+
+
 def test_two_ranks_sample_the_very_images_of_one(trained, command, tmp_path):
     options = (
         "sample",
