@@ -133,7 +133,7 @@ def gap_to_the_entropy(variance: ReverseVariance, T: int) -> float:
 
     No sampling: all 256 levels by their mass, the noise by Gauss-Hermite quadrature (the KLs are quadratic in it).
     """
-    mu, s, nodes, schedule = 0.2, 0.25, 32, Cosine(T)
+    mu, s, nodes, schedule = 0.2, 0.25, 16, Cosine(T)
     edges = torch.cat([torch.tensor([-math.inf]), (LEVELS[1:] + LEVELS[:-1]) / 2, torch.tensor([math.inf])])
     mass = Normal(mu, s).cdf(edges).diff()
     entropy = -torch.special.xlogy(mass, mass).sum() / math.log(2)
