@@ -141,7 +141,8 @@ def bounds(
 
 def _normal_cdf(z: Tensor) -> Tensor:
     """Probability of N(0, 1) below z; with all its digits in the left tail, which torch.special.ndtr rounds to 0."""
-    return torch.special.erfc(-math.sqrt(0.5) * z) / 2
+    probability: Tensor = torch.special.erfc(-math.sqrt(0.5) * z) / 2
+    return probability
 
 
 def _bits(nats: Tensor) -> Tensor:
