@@ -12,6 +12,8 @@ USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightni
   validate  loss and Fréchet distance:     validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   test      the same, on held-out images:  test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   predict   images through the Trainer:    predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
+  export    a checkpoint for diffusers:    export --ckpt RUN/best.ckpt --format diffusers --out DIR
+  import    a checkpoint from diffusers:   import --folder DIR --out FILE.ckpt
 
 COMMAND --help lists its options; any value of a config can be given as an option, as in --trainer.max_steps 1000."""
 
@@ -28,6 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lightning_ddpm.sample import run as run_sample
 
             run_sample(arguments[1:])
+        elif command == "export":
+            from lightning_ddpm.convert import run_export
+
+            run_export(arguments[1:])
+        elif command == "import":
+            from lightning_ddpm.convert import run_import
+
+            run_import(arguments[1:])
         elif command in ("fit", "validate", "test", "predict"):
             from lightning_ddpm.trainer_cli import run as run_trainer
 

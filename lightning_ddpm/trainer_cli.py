@@ -46,11 +46,12 @@ class DDPMCLI(LightningCLI):
         if config.get("ckpt_path") in ("last", "best"):
             config.ckpt_path = str(folder / f"{config.ckpt_path}.ckpt")
         config.weights_only = True
+        begins = self.subcommand == "fit"
         if config.get("ckpt_path"):
-            read(config.ckpt_path)
+            begins = read(config.ckpt_path).get("optimizer_states") == [] and begins  # an imported model, to fine-tune
         elif self.subcommand != "fit":
             raise UserError(f"{self.subcommand} needs trained weights: give --ckpt_path RUN/last.ckpt")
-        elif (folder / "last.ckpt").exists():
+        if begins and (folder / "last.ckpt").exists():
             raise UserError(
                 f"{folder} already holds a run; go on with it by --ckpt_path last, start another with "
                 "--trainer.default_root_dir FOLDER, or delete it"

@@ -1,0 +1,171 @@
+"""``export`` and ``import``: checkpoints to and from folders of Hugging Face's diffusers."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from lightning_ddpm import diffusers_format
+from lightning_ddpm.checkpoint import hyper_parameters, load
+from lightning_ddpm.console import say
+from lightning_ddpm.diffusers_format import VARIANCES
+from lightning_ddpm.diffusion import DDIM
+from lightning_ddpm.errors import UserError, first_line
+from lightning_ddpm.files import require_writable, write_whole
+from lightning_ddpm.module import DDPM
+from lightning_ddpm.networks import UNet
+
+WEIGHTS = "diffusion_pytorch_model"
+"""diffusers' name for a model's weights, without .safetensors or .bin."""
+
+
+def run_export(arguments: Sequence[str]) -> None:
+    """Parse the options and write a checkpoint as a diffusers pipeline."""
+    parser = argparse.ArgumentParser("lightning-ddpm export", description="Write a checkpoint as another library's.")
+    add = parser.add_argument
+    add("--ckpt", type=Path, required=True, help="the checkpoint; its averaged weights are taken")
+    add("--out", type=Path, required=True, help="folder to write; not there yet, or empty")
+    add("--format", choices=["diffusers"], required=True, help="whose: for diffusers.DDPMPipeline.from_pretrained")
+    add("--variance", choices=sorted(VARIANCES.values()), help="of the reverse steps; default: the checkpoint's own")
+    options = parser.parse_args(arguments)
+    model = load(options.ckpt, DDPM)
+    kinds = {name: kind for kind, name in VARIANCES.items()}
+    unet = diffusers_format.unet_config(model.network)
+    assert isinstance(model.network, UNet)
+    outputs = unet["out_channels"] // unet["in_channels"]
+    variance = kinds[options.variance]() if options.variance else None
+    variance = variance or diffusers_format.exported_variance(model.sampler, outputs)
+    scheduler = diffusers_format.scheduler_config(model.schedule, model.prediction, variance)
+    diffusers_format.check_outputs(scheduler["variance_type"], outputs)
+
+    require_writable(options.out)
+    if any(options.out.iterdir()):
+        raise UserError(f"{options.out} is not empty; choose another folder")
+    weights = safetensors.torch.save(diffusers_format.unet_weights(model.network), metadata={"format": "pt"})
+    write_whole(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
+    _write_json(options.out / "unet" / "config.json", unet)
+    _write_json(options.out / "scheduler" / "scheduler_config.json", scheduler)
+    _write_json(options.out / "model_index.json", diffusers_format.MODEL_INDEX)
+    say(f"wrote {options.out}: a DDPMPipeline of diffusers, EMA weights, variance {scheduler['variance_type']}")
+    for line in _left_out(model, options.variance is not None):
+        say(line)
+
+
+def _left_out(model: DDPM, replaced: bool) -> list[str]:
+    """What the checkpoint's sampler has that is no part of a diffusers folder but of a call of its pipeline."""
+    sampler, steps = model.sampler, model.sampler.evaluations(model.schedule.T)
+    if replaced:
+        return []
+    call = f"num_inference_steps={steps}"
+    if isinstance(sampler, DDIM):
+        call = f"DDIMPipeline: eta={sampler.eta}, use_clipped_model_output=True, {call}"
+    elif steps == model.schedule.T:
+        return []
+    where = "" if steps == model.schedule.T else "; which of the T steps those are, diffusers chooses in its own way"
+    return [f"its sampler, {sampler}, is not in the folder; in diffusers it is arguments of a call: {call}{where}"]
+
+
+def run_import(arguments: Sequence[str]) -> None:
+    """Parse the options and write a checkpoint from a diffusers pipeline."""
+    parser = argparse.ArgumentParser(
+        "lightning-ddpm import", description="Make a checkpoint of another library's model."
+    )
+    add = parser.add_argument
+    add("--folder", type=Path, required=True, help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers")
+    add("--out", type=Path, required=True, metavar="FILE.ckpt", help="checkpoint to write, and FILE.yaml beside it")
+    options = parser.parse_args(arguments)
+    config_file = options.out.with_suffix(".yaml")
+    if options.out.suffix != ".ckpt":
+        raise UserError(f"--out must be a file name that ends in .ckpt, got {options.out}")
+    for path in (options.out, config_file):
+        if path.exists():
+            raise UserError(f"{path} is there already; choose another name or delete it")
+    config, network = _read(options.folder)
+    require_writable(options.out.parent)
+
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    checkpoint = {
+        "state_dict": state,
+        # Both weight sets, and no state of anything else: training starts at step 0 with the optimizer of its config.
+        "current_model_state": state,
+        "averaging_state": {"n_averaged": torch.tensor(0)},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": version("pytorch-lightning"),
+        "hyper_parameters": hyper_parameters(config),
+    }
+    write_whole(options.out, lambda file: torch.save(checkpoint, file))
+    text = yaml.safe_dump({"model": config}, sort_keys=False)
+    write_whole(config_file, lambda file: file.write(text.encode()))
+    say(f"wrote {options.out}; `sample --ckpt {options.out}` draws from it")
+    say(f"wrote {config_file}; `fit --config CONFIG --config {config_file} --ckpt_path {options.out}` fine-tunes it")
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], UNet]:
+    """The model's class_path and init_args, and its network with the weights, from a diffusers folder."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    index = _read_json(folder / "model_index.json")
+    if index.get("_class_name") not in ("DDPMPipeline", "DDIMPipeline"):
+        raise UserError(
+            f"{folder / 'model_index.json'} has _class_name={index.get('_class_name')!r}, which cannot be expressed "
+            "here; supported: DDPMPipeline and DDIMPipeline"
+        )
+    unet, scheduler = (folder / name if (folder / name).is_dir() else folder for name in ("unet", "scheduler"))
+    arguments = diffusers_format.unet_arguments(_read_json(unet / "config.json"))
+    chain = diffusers_format.scheduler_arguments(
+        _read_json(scheduler / "scheduler_config.json"), outputs=arguments["outputs"]
+    )
+    network = UNet(**arguments)
+    diffusers_format.load_weights(network, _read_weights(unet))
+    config = {
+        "class_path": "lightning_ddpm.module.DDPM",
+        "init_args": {"network": {"class_path": "lightning_ddpm.networks.UNet", "init_args": arguments}, **chain},
+    }
+    return config, network
+
+
+def _read_weights(folder: Path) -> Mapping[str, Tensor]:
+    """Weights by diffusers' names, from safetensors if there are any, else from a pickle of nothing but tensors."""
+    safe, pickled = folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
+    path = safe if safe.is_file() else pickled
+    if not path.is_file():
+        raise UserError(f"there is neither {safe.name} nor {pickled.name} in {folder}")
+    try:
+        weights = (
+            safetensors.torch.load_file(path)
+            if path == safe
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # unpickling what is no pickle fails in any way
+        raise UserError(f"{path} is damaged, or holds more than weights: {first_line(error)}") from error
+    if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
+        raise UserError(f"{path} is no file of weights")
+    return weights
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"there is no {path}; a diffusers pipeline has one")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no configuration of diffusers")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
