@@ -23,13 +23,16 @@ def blocks(language, title=""):
     return [text for found, name, text in BLOCKS if (found, name.strip()) == (language, title)]
 
 
-def commands():
-    """Every command line of the bash blocks, as words; ``a && b`` is two."""
-    lines = [line for language, _, text in BLOCKS if language == "bash" for line in text.splitlines() if line]
+def commands(title=None):
+    """Every command line of the bash blocks, or of those with this title, as words; ``a && b`` is two."""
+    texts = [text for language, name, text in BLOCKS if language == "bash" and title in (None, name.strip())]
+    lines = [line for text in texts for line in text.splitlines() if line]
     return [shlex.split(part) for line in lines for part in line.split(" && ")]
 
 
 OURS = [words[words.index("lightning_ddpm") + 1 :] for words in commands() if "lightning_ddpm" in words]
+CONVERSIONS = [words[words.index("lightning_ddpm") + 1 :] for words in commands("diffusers")]
+TRAINING = [arguments for arguments in OURS if arguments[0] != "sample" and arguments not in CONVERSIONS]
 SHIPPED = "checkpoints/pretrained/"
 
 
@@ -108,7 +111,7 @@ def test_a_large_sample_command_is_understood(arguments, elsewhere, command):
     assert f"error: there is no checkpoint {checkpoint}" in err
 
 
-@pytest.mark.parametrize("arguments", [each for each in OURS if each[0] != "sample"], ids=" ".join)
+@pytest.mark.parametrize("arguments", TRAINING, ids=" ".join)
 def test_a_training_command_is_understood(arguments, elsewhere, command):
     status, out, err = command(*arguments, "--print_config")
     assert status == 0, err
@@ -119,6 +122,16 @@ def test_a_training_command_is_understood(arguments, elsewhere, command):
             for name in option[2:].split("."):
                 given = given[name]
             assert str(given) == value
+
+
+def test_a_model_goes_to_diffusers_and_back_and_on_training(elsewhere, command):
+    export, back, fit = CONVERSIONS
+    assert (export[0], back[0], fit[0]) == ("export", "import", "fit")
+    for arguments in (export, back, [*fit, "--print_config"]):
+        status, out, err = command(*arguments)
+        assert status == 0, err
+    assert {"sampler", "optimizer", "network"} <= yaml.safe_load(out)["model"]["init_args"].keys()
+    assert (elsewhere / "imported.ckpt").is_file()
 
 
 @pytest.mark.parametrize("words", [each for each in commands() if each[0] == "torchrun"], ids=" ".join)
@@ -191,7 +204,7 @@ def test_files_that_it_names_are_there_and_pictures_are_small():
 
 
 def test_every_config_is_told_of_and_every_one_told_of_is_there():
-    told = set(re.findall(r"\b(\w+\.yaml)", README)) - {"config.yaml"}
+    told = set(re.findall(r"\b(\w+\.yaml)", README)) - {"config.yaml", "imported.yaml"}
     there = {path.name for path in (REPOSITORY / "configs").glob("*.yaml")}
     assert told - there == set()
     assert there - told <= {"digits_features.yaml"}  # made the feature network; not an experiment of its own

@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from lightning_ddpm.diffusers_format import unet_weights
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.networks.blocks import (
@@ -19,7 +20,6 @@ from lightning_ddpm.networks.blocks import (
     SinusoidalEmbedding,
     Upsample,
 )
-from lightning_ddpm.networks.unet import Stage
 
 HO_256 = {"channels": 3, "size": 256, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,), "dropout": 0.0}
 
@@ -52,51 +52,8 @@ def diffusers_twin(net: UNet, multipliers: tuple[int, ...], attention: tuple[int
         norm_eps=1e-6,
         dropout=dropout,
     )
-    twin.load_state_dict(diffusers_state(net))
+    twin.load_state_dict(unet_weights(net))  # complains of one too few or too many
     return twin
-
-
-def diffusers_state(net: UNet) -> dict[str, Tensor]:
-    """Our weights by diffusers' names; ``load_state_dict`` complains of one too few or too many."""
-    modules: dict[str, nn.Module] = {
-        "conv_in": net.first,
-        "time_embedding.linear_1": net.embed[1],
-        "time_embedding.linear_2": net.embed[3],
-        "conv_norm_out": net.norm,
-        "conv_out": net.last,
-    }
-    for side, layers, sampler in (("down", net.down, "downsamplers"), ("up", net.up, "upsamplers")):
-        level, block = 0, 0
-        for layer in layers:
-            if isinstance(layer, Stage):
-                modules |= stage_modules(layer, f"{side}_blocks.{level}", block)
-                block += 1
-            else:
-                modules[f"{side}_blocks.{level}.{sampler}.0.conv"] = layer.conv
-                level, block = level + 1, 0
-    modules |= stage_modules(net.middle1, "mid_block", 0) | stage_modules(net.middle2, "mid_block", 1)
-    return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
-
-
-def stage_modules(stage: Stage, where: str, block: int) -> dict[str, nn.Module]:
-    residual, attention = stage.residual, stage.attention
-    modules: dict[str, nn.Module] = {
-        f"{where}.resnets.{block}.norm1": residual.norm1,
-        f"{where}.resnets.{block}.conv1": residual.conv1,
-        f"{where}.resnets.{block}.time_emb_proj": residual.step,
-        f"{where}.resnets.{block}.norm2": residual.norm2,
-        f"{where}.resnets.{block}.conv2": residual.conv2,
-        f"{where}.resnets.{block}.conv_shortcut": residual.skip,
-    }
-    if isinstance(attention, AttentionBlock):
-        modules |= {
-            f"{where}.attentions.{block}.group_norm": attention.norm,
-            f"{where}.attentions.{block}.to_q": attention.query,
-            f"{where}.attentions.{block}.to_k": attention.key,
-            f"{where}.attentions.{block}.to_v": attention.value,
-            f"{where}.attentions.{block}.to_out.0": attention.out,
-        }
-    return modules
 
 
 def randomise(net: nn.Module, seed: int = 0) -> None:
