@@ -54,10 +54,35 @@ def read(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
+def make(parameters: dict[str, Any], kind: type[Module], path: Path | str) -> Module:
+    """The model that :func:`hyper_parameters` describe, as its class initialises it.
+
+    Its optimizer is left out: a newer torch may know arguments that this one does not, and nothing is trained here.
+
+    Args:
+        parameters: what :func:`hyper_parameters` gave.
+        kind: the class that the model must have.
+        path: where they come from, for the message.
+
+    Raises:
+        UserError: this model cannot be built here.
+    """
+    config = dict(parameters)
+    class_path = config.pop("_class_path")
+    for name in ("_instantiator", "optimizer", "lr_scheduler"):
+        config.pop(name, None)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "model", fail_untyped=False)
+    try:
+        parsed = parser.parse_object({"model": {"class_path": class_path, "init_args": config}})
+        return parser.instantiate(parsed).model  # type: ignore[no-any-return]
+    except Exception as error:  # jsonargparse has many; all mean that this model cannot be built here
+        raise UserError(f"{path} is of {class_path}, which cannot be built as {kind.__name__} here: {error}") from error
+
+
 def load(path: Path | str, kind: type[Module], raw: bool = False) -> Module:
     """The model of a checkpoint, built and filled from it alone, in evaluation mode on the CPU.
 
-    Its optimizer is left out: a newer torch may know arguments that this one does not, and nothing here is trained.
 
     Args:
         path: the file.
@@ -68,21 +93,11 @@ def load(path: Path | str, kind: type[Module], raw: bool = False) -> Module:
         UserError: as :func:`read`, or the checkpoint is of something else, or has no raw weights.
     """
     checkpoint = read(path)
-    config = dict(checkpoint["hyper_parameters"])
-    class_path = config.pop("_class_path")
-    for name in ("_instantiator", "optimizer", "lr_scheduler"):
-        config.pop(name, None)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "model", fail_untyped=False)
-    try:
-        parsed = parser.parse_object({"model": {"class_path": class_path, "init_args": config}})
-        module = parser.instantiate(parsed).model
-    except Exception as error:  # jsonargparse has many; all mean that this model cannot be built here
-        raise UserError(f"{path} is of {class_path}, which cannot be built as {kind.__name__} here: {error}") from error
+    module = make(checkpoint["hyper_parameters"], kind, path)
     if raw and "current_model_state" not in checkpoint:
         raise UserError(f"{path} has no raw weights beside its averaged ones; leave --raw out")
     try:
         module.load_state_dict(checkpoint["current_model_state" if raw else "state_dict"])
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{path} does not have the weights of the model that it names: {error}") from error
-    return module.eval()  # type: ignore[no-any-return]
+    return module.eval()

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from lightning_ddpm import diffusers_format
-from lightning_ddpm.checkpoint import hyper_parameters, load
+from lightning_ddpm.checkpoint import hyper_parameters, load, make
 from lightning_ddpm.console import say
 from lightning_ddpm.diffusers_format import VARIANCES
 from lightning_ddpm.diffusion import DDIM
@@ -87,10 +87,14 @@ def run_import(arguments: Sequence[str]) -> None:
     for path in (options.out, config_file):
         if path.exists():
             raise UserError(f"{path} is there already; choose another name or delete it")
-    config, network = _read(options.folder)
+    config = _read_config(options.folder)
+    parameters = hyper_parameters(config)
+    model = make(parameters, DDPM, options.folder)
+    assert isinstance(model.network, UNet)
+    diffusers_format.load_weights(model.network, _read_weights(_part(options.folder, "unet")))
     require_writable(options.out.parent)
 
-    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    state = model.state_dict()
     checkpoint = {
         "state_dict": state,
         # Both weight sets, and no state of anything else: training starts at step 0 with the optimizer of its config.
@@ -102,7 +106,7 @@ def run_import(arguments: Sequence[str]) -> None:
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": version("pytorch-lightning"),
-        "hyper_parameters": hyper_parameters(config),
+        "hyper_parameters": parameters,
     }
     write_whole(options.out, lambda file: torch.save(checkpoint, file))
     text = yaml.safe_dump({"model": config}, sort_keys=False)
@@ -111,8 +115,13 @@ def run_import(arguments: Sequence[str]) -> None:
     say(f"wrote {config_file}; `fit --config CONFIG --config {config_file} --ckpt_path {options.out}` fine-tunes it")
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], UNet]:
-    """The model's class_path and init_args, and its network with the weights, from a diffusers folder."""
+def _part(folder: Path, name: str) -> Path:
+    """Where a pipeline keeps its ``unet`` or ``scheduler``: in a folder of that name, or with everything else."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """class_path and init_args of the model that a diffusers folder holds."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     index = _read_json(folder / "model_index.json")
@@ -121,18 +130,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], UNet]:
             f"{folder / 'model_index.json'} has _class_name={index.get('_class_name')!r}, which cannot be expressed "
             "here; supported: DDPMPipeline and DDIMPipeline"
         )
-    unet, scheduler = (folder / name if (folder / name).is_dir() else folder for name in ("unet", "scheduler"))
-    arguments = diffusers_format.unet_arguments(_read_json(unet / "config.json"))
-    chain = diffusers_format.scheduler_arguments(
-        _read_json(scheduler / "scheduler_config.json"), outputs=arguments["outputs"]
-    )
-    network = UNet(**arguments)
-    diffusers_format.load_weights(network, _read_weights(unet))
-    config = {
-        "class_path": "lightning_ddpm.module.DDPM",
-        "init_args": {"network": {"class_path": "lightning_ddpm.networks.UNet", "init_args": arguments}, **chain},
-    }
-    return config, network
+    arguments = diffusers_format.unet_arguments(_read_json(_part(folder, "unet") / "config.json"))
+    chain = _read_json(_part(folder, "scheduler") / "scheduler_config.json")
+    network = {"class_path": "lightning_ddpm.networks.UNet", "init_args": arguments}
+    parts = diffusers_format.scheduler_arguments(chain, outputs=arguments["outputs"])
+    return {"class_path": "lightning_ddpm.module.DDPM", "init_args": {"network": network, **parts}}
 
 
 def _read_weights(folder: Path) -> Mapping[str, Tensor]:

@@ -460,6 +460,8 @@ UNSUPPORTED = [
     ("scheduler", "clip_sample", False, "True"),
     ("scheduler", "clip_sample_range", 2.0, "1.0"),
     ("scheduler", "thresholding", True, "False"),
+    ("scheduler", "set_alpha_to_one", False, "True"),
+    ("scheduler", "predict_epsilon", False, "True"),
     ("scheduler", "rescale_betas_zero_snr", True, "False"),
     ("scheduler", "beta_schedule", "laplace", "linear, scaled_linear, sigmoid, squaredcos_cap_v2"),
     ("scheduler", "prediction_type", "flow", "epsilon, sample, v_prediction"),
@@ -499,6 +501,21 @@ BROKEN: dict[str, tuple[Any, str]] = {
         lambda folder: change(folder / "scheduler" / "scheduler_config.json", variance_type="learned_range"),
         "answers with 1 times the images' channels and the variance is learned_range",
     ),
+    "learned_by_ddim": (
+        lambda folder: (
+            change(folder / "unet" / "config.json", out_channels=2),
+            change(folder / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler"),
+        ),
+        "is a DDIMScheduler's, which cannot read the network's learned variance",
+    ),
+    "impossible_betas": (
+        lambda folder: change(folder / "scheduler" / "scheduler_config.json", beta_end=2.0),
+        "every beta must lie in",
+    ),
+    "impossible_groups": (
+        lambda folder: change(folder / "unet" / "config.json", norm_num_groups=5),
+        "channels must be a multiple of groups, got 8 and 5",
+    ),
     "damaged": (
         lambda folder: (folder / "unet" / f"{WEIGHTS}.safetensors").write_bytes(b"nothing"),
         "safetensors is damaged, or holds more than weights",
@@ -525,6 +542,7 @@ def test_a_folder_that_cannot_be_read_is_refused(name, folder, tmp_path, command
     status, _, err = command("import", "--folder", folder, "--out", tmp_path / "out.ckpt")
     assert status == 2
     assert re.search(sentence, err), err
+    assert not (tmp_path / "out.ckpt").exists()
 
 
 def test_weights_that_are_a_program_are_not_run(folder, tmp_path, command):
