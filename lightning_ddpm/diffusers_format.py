@@ -122,7 +122,8 @@ def unet_config(network: nn.Module) -> dict[str, Any]:
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": VERSION,
-        **{name: supported[0] for name, (_, supported) in UNET_SETTINGS.items()},
+        # diffusers 0.32 does not know the one left out, and has its only value
+        **{name: values[0] for name, (_, values) in UNET_SETTINGS.items() if name != "mid_block_type"},
         "attention_head_dim": None,  # one head
         "block_out_channels": channels,
         "down_block_types": ["AttnDownBlock2D" if each else "DownBlock2D" for each in attends],

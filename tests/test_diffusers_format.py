@@ -151,7 +151,7 @@ def theirs(pipeline: Any, monkeypatch: pytest.MonkeyPatch, **call: Any) -> Tenso
         monkeypatch.setattr(sys.modules[module], "randn_tensor", noise)
     pipeline.set_progress_bar_config(disable=True)
     call = {"num_inference_steps": pipeline.scheduler.config.num_train_timesteps} | call
-    return pipeline(batch_size=4, output_type="pt", **call).images
+    return torch.from_numpy(pipeline(batch_size=4, output_type="np", **call).images).permute(0, 3, 1, 2)
 
 
 def assert_same_images(first: Tensor, second: Tensor) -> None:
