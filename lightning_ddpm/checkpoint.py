@@ -83,7 +83,6 @@ def make(parameters: dict[str, Any], kind: type[Module], path: Path | str) -> Mo
 def load(path: Path | str, kind: type[Module], raw: bool = False) -> Module:
     """The model of a checkpoint, built and filled from it alone, in evaluation mode on the CPU.
 
-
     Args:
         path: the file.
         kind: the class that the model must have.

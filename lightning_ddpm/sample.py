@@ -3,6 +3,7 @@
 import re
 from argparse import ArgumentError
 from collections.abc import Sequence
+from inspect import isabstract
 from pathlib import Path
 
 import torch
@@ -113,7 +114,8 @@ def _explain(message: str) -> str:
     missing = re.search(r"arguments are required: (\w+)", message)
     if missing:
         return f"the sampler needs --sampler.{missing[1]}; sample --sampler.help NAME lists its options"
-    names = ", ".join(sorted(each.__name__ for each in (*Sampler.__subclasses__(), *MarkovSampler.__subclasses__())))
+    known = (*Sampler.__subclasses__(), *MarkovSampler.__subclasses__())
+    names = ", ".join(sorted(each.__name__ for each in known if not isabstract(each)))
     return f"there is no such sampler, or it has no such option; there are {names}; --sampler.help NAME says more"
 
 

@@ -135,9 +135,10 @@ def invert(denoise: Denoiser, x_0: Tensor, steps: int | None = 100, spacing: Spa
     """The x_T from which :class:`DDIM` of the same steps, eta = 0, comes back to x_0, nearly; Song et al. 2021, 4.3.
 
     DDIM's step turned round: the noise in x_t is taken to be that in x_s. Spends one network evaluation a step.
+    Where x_T keeps next to no signal, as with the cosine schedule, only a clipped denoiser comes back.
 
     Args:
-        denoise: the network, read without clipping: what is clipped cannot be got back.
+        denoise: the network, read; clipped as for sampling, or not.
         x_0: (b, c, h, w) images in [-1, 1].
         steps: how many of the T steps are visited; ``None`` for all.
         spacing: which ones, where they are not all.
