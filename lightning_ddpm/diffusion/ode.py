@@ -42,20 +42,22 @@ class DPMSolverPP(Sampler):
 
     def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
         schedule, x = denoise.schedule, x_T
-        x_0_before, h_before = x, torch.tensor(math.inf)
+        before: tuple[Tensor, Tensor] | None = None
         for t, s in chain(schedule.T, self.spacing, self.steps):
             x_0 = denoise(x, t).x_0
             # e^-h, h being the step in lambda: infinite from a t without signal, and to s = 0.
             shrinkage = schedule.signal[t] * schedule.noise[s] / (schedule.noise[t] * schedule.signal[s])
             h = -shrinkage.log()
-            # What x^_0 will be half-way, by the change it has made before.
-            ahead = h / (2 * h_before) if s > 0 else torch.zeros(())
-            midway = x_0 + scale(ahead, x_0 - x_0_before)
+            # x^_0 as it will be half-way, if it goes on as it went.
+            midway = x_0
+            if before is not None and s > 0:
+                x_0_before, h_before = before
+                midway = x_0 + scale(h / (2 * h_before), x_0 - x_0_before)
             of_x = schedule.noise[s] / schedule.noise[t] * shrinkage**self.eta
             x = scale(of_x, x) + scale(schedule.signal[s] * (1 - shrinkage ** (1 + self.eta)), midway)
             if s > 0 and self.eta > 0:
                 x = x + scale(schedule.noise[s] * (1 - shrinkage ** (2 * self.eta)).sqrt(), noise(x))
-            x_0_before, h_before = x_0, h
+            before = x_0, h
             yield x
 
 

@@ -9,7 +9,7 @@ from typing import final
 from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
-from lightning_ddpm.diffusion.process import broadcast, scale, score
+from lightning_ddpm.diffusion.process import scale, score
 from lightning_ddpm.diffusion.sampling import MarkovSampler, Noise
 from lightning_ddpm.diffusion.spacing import Spacing, uniform
 from lightning_ddpm.errors import UserError
@@ -44,8 +44,9 @@ class EulerMaruyama(MarkovSampler):
 class PredictorCorrector(MarkovSampler):
     """After every step of another sampler, Langevin steps towards q(x_s); Song et al. 2021, Algorithms 1 and 5.
 
-    The step size is theirs, except that each image has its own norms, not the batch's: an image does not depend on its
-    neighbours. Spends one network evaluation a step, and one for each correction, of which the last step has none.
+    Their step size, 2 alpha_s (r ||z|| / ||score||)^2, has norms averaged over a batch; here their ratio is what it is
+    for the noise in x_s, sqrt(1 - alpha_bar_s), so that an image does not depend on its neighbours. Spends one network
+    evaluation a step, and one for each correction, of which the last step has none.
 
     Args:
         predictor: makes the steps.
@@ -65,13 +66,6 @@ class PredictorCorrector(MarkovSampler):
         schedule = denoise.schedule
         x = self.predictor.step(denoise, x_t, t, s, noise)
         for _ in range(self.looks_back if s > 0 else 0):
-            gradient, z = score(schedule, denoise(x, s).eps, s), noise(x)
-            ratio = self.snr * _norm(z) / _norm(gradient)
-            size = broadcast(2 * (1 - schedule.beta[s]) * ratio**2, x)
-            x = x + size * gradient + (2 * size).sqrt() * z
+            size = 2 * (1 - schedule.beta[s]) * (self.snr * schedule.noise[s]) ** 2
+            x = x + scale(size, score(schedule, denoise(x, s).eps, s)) + scale((2 * size).sqrt(), noise(x))
         return x
-
-
-def _norm(image: Tensor) -> Tensor:
-    """(b,) Euclidean norms."""
-    return image.flatten(1).square().sum(1).sqrt()
