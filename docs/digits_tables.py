@@ -9,6 +9,7 @@ digit classifier that the package ships. Both go to all 1,797 real digits, from 
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from lightning_ddpm.module import DDPM
 
 DOCS = Path(__file__).parent
 N = 256
+SHOWN = 4
 EVALUATIONS = (5, 10, 20, 50, 100, 1000)
 
 SAMPLERS: dict[str, Callable[[int], Sampler]] = {
@@ -52,11 +54,11 @@ SAMPLERS: dict[str, Callable[[int], Sampler]] = {
 PREDICTIONS = ("Epsilon", "Data", "Velocity", "PosteriorMean")
 OBJECTIVES: dict[str, list[str]] = {
     "Simple": ["Simple"],
+    "VLB": ["VLB", "--model.objective.variance", "lightning_ddpm.diffusion.FixedLarge"],
+    "Hybrid": ["Hybrid", "--model.network.outputs", "2"],
     "min-SNR": ["SimpleWeighted", "--model.objective.weight", "lightning_ddpm.diffusion.MinSNR"],
     "P2": ["SimpleWeighted", "--model.objective.weight", "lightning_ddpm.diffusion.P2"],
     "truncated SNR": ["SimpleWeighted", "--model.objective.weight", "lightning_ddpm.diffusion.TruncatedSNR"],
-    "VLB": ["VLB", "--model.objective.variance", "lightning_ddpm.diffusion.FixedLarge"],
-    "Hybrid": ["Hybrid", "--model.network.outputs", "2"],
 }
 STEPS = 500
 LIKELIHOOD_IMAGES = 32
@@ -79,10 +81,11 @@ def samplers(out: Path) -> None:
     ways = [(name, str(n), make(n)) for name, make in SAMPLERS.items() for n in EVALUATIONS]
     ways += [(f"Adaptive ODE, {tolerance:g}", "own", diffusion.AdaptiveODE(tolerance)) for tolerance in (1e-2, 1e-4)]
     for name, column, sampler in ways:
-        spent.clear()
-        images = draw(model, sampler)
-        results.add(name, column, {**distances(images), "evaluations": sum(spent) / N})
-        pictures[name, column] = images[:4]
+        if (name, column) not in results:
+            spent.clear()
+            images = draw(model, sampler, N)
+            results.add(name, column, {**distances(images), "evaluations": sum(spent) / N})
+        pictures[name, column] = draw(model, sampler, SHOWN)
     rows = list(SAMPLERS)
     columns = [str(n) for n in EVALUATIONS]
     lines = ["| sampler | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
@@ -101,13 +104,16 @@ def objectives(out: Path) -> None:
     for objective, arguments in OBJECTIVES.items():
         for prediction in PREDICTIONS:
             run = out / f"{objective} {prediction}".replace(" ", "_")
-            if not (run / "last.ckpt").exists():
+            new = (prediction, objective) not in results
+            if new:
+                shutil.rmtree(run, ignore_errors=True)  # of a run that did not come to its end
                 train(run, prediction, arguments)
             model = load(run / "last.ckpt", DDPM)
-            images = draw(model, diffusion.DDIM(50))
-            variance = diffusion.LearnedRange() if objective == "Hybrid" else diffusion.FixedLarge()
-            results.add(prediction, objective, {**distances(images), "bits": bits_per_dim(model, variance)})
-            pictures[prediction, objective] = images[:4]
+            if new:
+                images = draw(model, diffusion.DDIM(50), N)
+                variance = diffusion.LearnedRange() if objective == "Hybrid" else diffusion.FixedLarge()
+                results.add(prediction, objective, {**distances(images), "bits": bits_per_dim(model, variance)})
+            pictures[prediction, objective] = draw(model, diffusion.DDIM(50), SHOWN)
     columns = list(OBJECTIVES)
     lines = ["| predicts | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for row in PREDICTIONS:
@@ -124,9 +130,9 @@ def train(run: Path, prediction: str, objective: list[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def draw(model: DDPM, sampler: Sampler) -> Tensor:
-    """N images (N, 1, 8, 8) uint8, of the same noise every time."""
-    return torch.cat([pixels for _, pixels in generate(model, N, batch_size=N, sampler=sampler)])
+def draw(model: DDPM, sampler: Sampler, n: int) -> Tensor:
+    """n images (n, 1, 8, 8) uint8, of the same noise every time."""
+    return torch.cat([pixels for _, pixels in generate(model, n, batch_size=n, sampler=sampler)])
 
 
 def distances(images: Tensor) -> dict[str, float]:
@@ -150,15 +156,19 @@ def bits_per_dim(model: DDPM, variance: diffusion.ReverseVariance) -> float:
 
 
 class Results:
-    """Figures by row and column, kept as they come."""
+    """Figures by row and column, kept as they come: a script that is started again goes on."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.figures = path, {}
+        self.path = path
+        self.figures: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
 
     def add(self, row: str, column: str, figures: dict[str, float]) -> None:
         self.figures[f"{row} | {column}"] = figures
         self.path.write_text(json.dumps(self.figures, indent=1))
         print(row, column, figures, flush=True)
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return " | ".join(key) in self.figures
 
     def __getitem__(self, key: tuple[str, str]) -> dict[str, float]:
         return self.figures[" | ".join(key)]
