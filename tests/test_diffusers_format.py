@@ -33,6 +33,7 @@ from lightning_ddpm.diffusion import (
     Sigmoid,
     Velocity,
 )
+from lightning_ddpm.errors import UserError
 from lightning_ddpm.module import DDPM
 from lightning_ddpm.networks import UNet
 
@@ -301,7 +302,7 @@ def refusals() -> dict[str, tuple[Any, str]]:
 @pytest.mark.parametrize("name", refusals())
 def test_what_diffusers_cannot_express_is_said(name):
     call, sentence = refusals()[name]
-    with pytest.raises(diffusers_format.UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         call()
 
 
