@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -242,10 +243,42 @@ def test_another_seed_raw_weights_and_fewer_steps_change_the_images(option, samp
     assert ("raw weights" if option[0] == "--raw" else "EMA weights") in out
 
 
+@pytest.mark.parametrize(
+    ("options", "announced", "spent"),
+    [
+        (("--sampler", "Heun", "--steps", "3"), "Heun(steps=3", "5"),
+        (("--sampler", "DPMSolverPP", "--sampler.steps", "4", "--sampler.eta", "1"), "DPMSolverPP(steps=4, eta=1", "4"),
+        (("--sampler", "Ancestral", "--sampler.variance", "FixedSmall"), "Ancestral(variance=FixedSmall", "20"),
+        (("--sampler", "AdaptiveODE", "--sampler.tolerance", "0.1"), "as many network evaluations as they take", None),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_any_sampler_can_be_named_and_what_it_spends_is_counted(
+    options, announced, spent, sampled, digits_run, command, tmp_path
+):
+    status, out, err = command(
+        *("sample", "--ckpt", digits_run.folder / "last.ckpt", "--n", "5", "--out", tmp_path, *options)
+    )
+    assert status == 0, err
+    assert announced in out
+    counted = re.search(r"grid.png in .*: (\d+) network evaluations each", out)[1]
+    assert counted == spent if spent else int(counted) >= 7
+    assert np.abs(images(tmp_path, 5) - images(sampled[0], 5)).max() > 1
+
+
+def test_fit_on_a_terminal_shows_a_bar_with_the_loss(tmp_path):
+    config = write_yaml(tmp_path / "config.yaml", tiny_digits(tmp_path / "run"))
+    status, shown = on_a_terminal("fit", "--config", config)
+    assert status == 0, shown
+    assert "━" in shown
+    assert "4/4" in shown
+    assert "train/loss" in shown
+
+
 def test_help_comes_at_once_and_names_the_commands():
     started = run(sys.executable, "-X", "importtime", "-m", "lightning_ddpm", "--help")
     assert started.returncode == 0
-    for command in ("fit", "sample", "validate", "test", "predict"):
+    for command in ("fit", "sample", "export", "import", "validate", "test", "predict"):
         assert f"\n  {command} " in started.stdout
     imported = {line.split("|")[-1].strip() for line in started.stderr.splitlines()}
     assert "lightning_ddpm.cli" in imported
@@ -611,7 +644,18 @@ def test_a_damaged_checkpoint_is_refused(with_checkpoint, digits_run, tmp_path):
         (("--n", "-3"), "--n must be at least 1, got -3"),
         (("--batch_size", "0"), "--batch_size must be at least 1, got 0"),
         (("--steps", "0"), "--steps must be at least 1, got 0"),
-        (("--steps", "21"), "20, the checkpoint's T, got 21"),
+        (("--steps", "21"), "1..20 (the schedule's T), got 21"),
+        (("--sampler", "Heun", "--steps", "21"), "1..20 (the schedule's T), got 21"),
+        (
+            ("--sampler", "Hoen"),
+            "no such sampler, or it has no such option; there are AdaptiveODE, Ancestral, DDIM, DPM",
+        ),
+        (("--sampler", "Heun", "--sampler.eta", "1"), "it has no such option; there are"),
+        (("--sampler", "Ancestral"), "the sampler needs --sampler.variance"),
+        (("--sampler", "AdaptiveODE", "--steps", "3"), "AdaptiveODE takes no --steps"),
+        (("--sampler", "DDIM", "--sampler.eta", "2"), "eta must lie in [0, 1], got 2"),
+        (("--n", "five"), "five"),
+        (("--sample", "Heun"), "--sample"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from command_line import REPOSITORY
 from diffusers import DPMSolverMultistepScheduler
 from known_data import ONE, TWO, Mixture
 from test_sampling import randn
 from tiny import tiny_model
 from torch import Tensor
 
+from lightning_ddpm.checkpoint import load
+from lightning_ddpm.data import Digits
 from lightning_ddpm.diffusion import (
     DDIM,
     AdaptiveODE,
@@ -34,6 +38,8 @@ from lightning_ddpm.diffusion import (
     trailing,
 )
 from lightning_ddpm.errors import UserError
+from lightning_ddpm.images import to_float
+from lightning_ddpm.module import DDPM
 
 FINE = Linear(20_000, beta_min=5e-6, beta_max=1e-3)
 """Ho et al.'s schedule in steps so small that every spacing can be had."""
@@ -213,6 +219,18 @@ def test_inversion_goes_to_the_noise_that_leads_back() -> None:
     assert errors[2] < 0.01
     exact = AdaptiveODE(1e-6).sample(denoise, invert(denoise, x_0, None))
     torch.testing.assert_close(exact, x_0, rtol=0, atol=0.02)
+
+
+def test_digits_come_back_from_the_noise_that_inversion_finds() -> None:
+    model = load(REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt", DDPM)
+    x_0 = to_float(Digits().open(Path(), "test").__getitems__(range(16))[0])
+    with torch.no_grad():
+        x_T = invert(model.denoiser, x_0, 100)
+        back = DDIM(100).sample(model.denoiser, x_T)
+    psnr = 10 * torch.log10(4 / (back - x_0).square().flatten(1).mean(1))
+    assert float(psnr.mean()) > 35
+    assert float(psnr.min()) > 25
+    assert float(x_T.std()) == pytest.approx(0.85, abs=0.15)  # noise, nearly: digits are not all that the model draws
 
 
 @pytest.mark.parametrize("tolerance", [0.0, -1e-3, 1.0])
