@@ -22,6 +22,7 @@ from lightning_ddpm.checkpoint import load
 from lightning_ddpm.classifier import Classifier
 from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.diffusion import (
+    DDIM,
     Bound,
     Cosine,
     Denoiser,
@@ -380,7 +381,7 @@ def test_by_the_command_line(digits_run: Any, command: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("callback", "model", "said"),
     [
-        (BitsPerDim(8), lambda: tiny_model(schedule=Cosine(1)), "give the schedule at least 2 steps"),
+        (BitsPerDim(8), lambda: tiny_model(schedule=Cosine(1), sampler=DDIM(1)), "give the schedule at least 2 steps"),
         (BitsPerDim(8, LearnedRange()), tiny_model, "give UNet outputs: 2"),
         (
             BitsPerDim(8),
