@@ -1,6 +1,7 @@
 """The mathematics, in pure torch: no Lightning, no files, no devices named."""
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
+from lightning_ddpm.diffusion.guidance import Inpainting, classifier_free, classifier_guided
 from lightning_ddpm.diffusion.likelihood import (
     Bound,
     bound,
@@ -91,6 +92,7 @@ __all__ = [
     "Gaussian",
     "Heun",
     "Hybrid",
+    "Inpainting",
     "LearnedRange",
     "Linear",
     "LossAware",
@@ -117,6 +119,8 @@ __all__ = [
     "bound",
     "bound_term",
     "bounds",
+    "classifier_free",
+    "classifier_guided",
     "decoder_log_likelihood",
     "dequantise",
     "eps_to_x_0",

@@ -1,0 +1,134 @@
+"""Guidance and inpainting on data whose conditional distributions are known."""
+
+import pytest
+import torch
+from known_data import TWO, Mixture
+from test_sampling import randn
+from torch import Tensor
+
+from lightning_ddpm.diffusion import (
+    DDIM,
+    Ancestral,
+    Data,
+    Denoiser,
+    FixedSmall,
+    Heun,
+    Inpainting,
+    Linear,
+    Velocity,
+    classifier_free,
+    classifier_guided,
+)
+from lightning_ddpm.errors import UserError
+
+SCHEDULE = Linear(1000)
+PARTS = [
+    Mixture([1.0], [mean.tolist()], [covariance.tolist()])
+    for mean, covariance in zip(TWO.means, TWO.covariances, strict=True)
+]
+"""Each of the two Gaussians alone: the data given y."""
+
+
+def log_probability(y: int):
+    """log p(y | x_t), as the best classifier of noisy points would say."""
+
+    def of(x_t: Tensor, t: Tensor) -> Tensor:
+        signal, noise = SCHEDULE.signal[t[0]], SCHEDULE.noise[t[0]]
+        joint = TWO.weights[y].log() + PARTS[y].log_density(x_t, signal, noise)
+        return joint - TWO.log_density(x_t, signal, noise)
+
+    return of
+
+
+def eps(data: Mixture):
+    return lambda x, t: data.eps(SCHEDULE, x, t)
+
+
+@pytest.mark.parametrize("y", [0, 1])
+@pytest.mark.parametrize("t", [1, 200, 500, 1000])
+def test_a_classifiers_guidance_of_weight_1_gives_the_conditional_noise(t: int, y: int) -> None:
+    steps, x_0 = torch.full((64,), t), randn(64, 1, 1, 2, dtype=torch.float64)
+    x_t = SCHEDULE.signal[t] * 0.5 * x_0 + SCHEDULE.noise[t] * randn(64, 1, 1, 2, seed=1, dtype=torch.float64)
+    guided = classifier_guided(TWO.denoiser(SCHEDULE), log_probability(y), 1.0)
+    torch.testing.assert_close(guided(x_t, steps), PARTS[y].eps(SCHEDULE, x_t, steps), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("y", [0, 1])
+def test_a_sampler_that_does_not_know_of_guidance_draws_the_class(y: int) -> None:
+    guided = classifier_guided(TWO.denoiser(SCHEDULE), log_probability(y), 1.0)
+    x = Heun(30).sample(Denoiser(guided, SCHEDULE, clip=None), randn(4000, 1, 1, 2, dtype=torch.float64)).flatten(1)
+    torch.testing.assert_close(x.mean(0), PARTS[y].mean(), rtol=0, atol=0.02)
+    torch.testing.assert_close(x.T.cov(), PARTS[y].covariance(), rtol=0, atol=0.005)
+
+
+def test_guidance_without_weight_is_the_network_itself() -> None:
+    x_t, t = randn(8, 1, 1, 2, dtype=torch.float64), torch.full((8,), 300)
+    free = TWO.eps(SCHEDULE, x_t, t)
+    assert torch.equal(classifier_guided(TWO.denoiser(SCHEDULE), log_probability(0), 0.0)(x_t, t), free)
+    assert torch.equal(classifier_free(eps(PARTS[0]), eps(TWO), 0.0)(x_t, t), free)
+
+
+def test_classifier_free_guidance_goes_from_unconditional_to_conditional_and_on() -> None:
+    x_t, t = randn(8, 1, 1, 2, dtype=torch.float64), torch.full((8,), 300)
+    free, of_class = TWO.eps(SCHEDULE, x_t, t), PARTS[1].eps(SCHEDULE, x_t, t)
+    torch.testing.assert_close(classifier_free(eps(PARTS[1]), eps(TWO), 1.0)(x_t, t), of_class)
+    torch.testing.assert_close(classifier_free(eps(PARTS[1]), eps(TWO), 3.0)(x_t, t), 3 * of_class - 2 * free)
+
+
+@pytest.mark.parametrize("prediction", [Data(), Velocity()], ids=repr)
+def test_guidance_is_the_same_whatever_the_network_predicts(prediction) -> None:
+    """Both kinds, of a network that predicts something else and learns its variance as well."""
+
+    def network(data: Mixture):
+        def answer(x_t: Tensor, t: Tensor) -> Tensor:
+            noise = data.eps(SCHEDULE, x_t, t)
+            x_0 = (x_t - SCHEDULE.noise[t[0]] * noise) / SCHEDULE.signal[t[0]]
+            output = prediction.target(SCHEDULE, x_0, noise, t)
+            return torch.cat([output, torch.full_like(output, 0.2)], dim=1)
+
+        return answer
+
+    x_t, t = randn(8, 1, 1, 2, dtype=torch.float64), torch.full((8,), 300)
+    inside = Denoiser(network(TWO), SCHEDULE, clip=None, prediction=prediction)
+    by_classifier = Denoiser(classifier_guided(inside, log_probability(1), 1.0), SCHEDULE, clip=None)(x_t, t)
+    free = classifier_free(network(PARTS[1]), network(TWO), 1.0)
+    without = Denoiser(free, SCHEDULE, clip=None, prediction=prediction)(x_t, t)
+    for denoised in (by_classifier, without):
+        torch.testing.assert_close(denoised.eps, PARTS[1].eps(SCHEDULE, x_t, t))
+        torch.testing.assert_close(denoised.nu, torch.full_like(x_t, 0.6))
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(FixedSmall(), 200), DDIM(100)], ids=repr)
+def test_known_pixels_are_exact_and_independent_ones_are_drawn_as_ever(sampler) -> None:
+    data = Mixture([1.0], [[0.3, -0.2]], [[[0.25, 0.0], [0.0, 0.09]]])
+    known, mask = torch.tensor([[[0.7, 99.0]]]), torch.tensor([[[1.0, 0.0]]])
+    inpaint = Inpainting(sampler, known, mask)
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    x = inpaint.sample(data.denoiser(SCHEDULE), randn(4000, 1, 1, 2, dtype=torch.float64), noise).flatten(1)
+    assert (x[:, 0] == known.flatten()[0].double()).all()
+    assert float(x[:, 1].mean()) == pytest.approx(-0.2, abs=0.02)
+    assert float(x[:, 1].var()) == pytest.approx(0.09, abs=0.012)
+    assert inpaint.evaluations(1000) == sampler.evaluations(1000)
+
+
+def test_what_is_known_tells_of_the_rest() -> None:
+    """The two pixels of this data are nearly equal: to know one is to know the other."""
+    data = Mixture([1.0], [[0.0, 0.0]], [[[0.25, 0.24], [0.24, 0.25]]])
+    inpaint = Inpainting(Ancestral(FixedSmall()), torch.tensor([[[0.8, 0.0]]]), torch.tensor([[[1.0, 0.0]]]))
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    x = inpaint.sample(data.denoiser(SCHEDULE), randn(500, 1, 1, 2, dtype=torch.float64), noise).flatten(1)
+    assert 0.5 < float(x[:, 1].mean()) < 0.8 * 0.24 / 0.25  # the truth; 0 where nothing is known
+    assert float(x[:, 1].std()) < 0.35  # 0.5 where nothing is known
+
+
+def test_a_mask_of_other_values_is_refused() -> None:
+    with pytest.raises(UserError, match="1 where a pixel is known and 0 where it is not"):
+        Inpainting(DDIM(10), torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.5))
