@@ -1,4 +1,4 @@
-"""The tables and pictures of docs/digits.md, from scratch, on the CPU.
+"""Makes the tables in docs/digits.md, and its pictures, on the CPU.
 
     python docs/digits_tables.py samplers       # half an hour: the shipped model, drawn from in many ways
     python docs/digits_tables.py objectives     # an hour: 24 models, trained alike and measured alike
@@ -181,7 +181,11 @@ def cell(figures: dict[str, float]) -> str:
 def write(
     name: str, lines: list[str], rows: list[str], columns: list[str], pictures: dict[tuple[str, str], Tensor]
 ) -> None:
-    (DOCS / f"{name}.md").write_text("\n".join(lines) + "\n")
+    before, _, rest = (DOCS / "digits.md").read_text().partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->\n")
+    (DOCS / "digits.md").write_text(
+        "".join([before, f"<!-- {name} -->\n", *(f"{line}\n" for line in lines), end, after])
+    )
     figure = Figure(figsize=(1.5 * len(columns), 1.5 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     places = figure.subplots(len(rows), len(columns))
