@@ -124,7 +124,7 @@ def randomise(module: torch.nn.Module) -> None:
     """Weights of which every one shows in the output."""
     generator = torch.Generator().manual_seed(3)
     for parameter in module.parameters():
-        parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        parameter += 0.07 * torch.randn(parameter.shape, generator=generator)
 
 
 class StepNoise:

@@ -25,6 +25,7 @@ from lightning_ddpm.diffusion import (
     Epsilon,
     Heun,
     Linear,
+    NoiseSchedule,
     Prediction,
     Sampler,
     Velocity,
@@ -75,7 +76,7 @@ def test_ddim_is_of_the_first_order() -> None:
 
 
 def test_heun_is_of_the_second_order() -> None:
-    assert orders(lambda n: Heun(n, spacing=by_angle), (20, 40, 80, 160)) == pytest.approx([2] * 3, abs=0.1)
+    assert orders(lambda n: Heun(n, spacing=by_lambda), (24, 48, 96)) == pytest.approx([2] * 2, abs=0.15)
 
 
 def test_dpm_solver_is_of_the_second_order() -> None:
@@ -145,6 +146,22 @@ def test_dpm_solver_starts_where_there_is_no_signal(eta: float) -> None:
     denoise = Denoiser(lambda x, t: 0.3 * torch.sin(x), schedule, clip=None, prediction=Velocity())
     x_0 = DPMSolverPP(10, eta=eta).sample(denoise, randn(4, 1, 2, 2))
     assert x_0.isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("schedule", [Linear(1000), Cosine(1000), ZeroTerminalSNR(Linear(1000))], ids=repr)
+@pytest.mark.parametrize("make", [DDIM, DPMSolverPP, Heun], ids=lambda make: make.__name__)
+def test_few_steps_are_coarse_and_not_wild(make: Callable[[int], Sampler], schedule: NoiseSchedule, steps: int) -> None:
+    """Heun's method on v, in the angle, threw images about where its last step but one was long."""
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        signal, noise = schedule.signal[t[0]], schedule.noise[t[0]]
+        x_0 = signal * 0.09 / (signal**2 * 0.09 + noise**2) * x_t  # of data of standard deviation 0.3
+        return signal * (x_t - signal * x_0) / noise - noise * x_0
+
+    denoise = Denoiser(network, schedule, clip=None, prediction=Velocity())
+    x_0 = make(steps).sample(denoise, randn(2000, 1, 1, 1, dtype=torch.float64))
+    assert float(x_0.std()) < 0.45
 
 
 @pytest.mark.parametrize("sampler", [DPMSolverPP(10), DPMSolverPP(10, eta=1.0), Heun(10), Heun(None)], ids=repr)
