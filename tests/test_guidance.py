@@ -56,7 +56,7 @@ def test_a_classifiers_guidance_of_weight_1_gives_the_conditional_noise(t: int, 
 @pytest.mark.parametrize("y", [0, 1])
 def test_a_sampler_that_does_not_know_of_guidance_draws_the_class(y: int) -> None:
     guided = classifier_guided(TWO.denoiser(SCHEDULE), log_probability(y), 1.0)
-    x = Heun(30).sample(Denoiser(guided, SCHEDULE, clip=None), randn(4000, 1, 1, 2, dtype=torch.float64)).flatten(1)
+    x = Heun(200).sample(Denoiser(guided, SCHEDULE, clip=None), randn(4000, 1, 1, 2, dtype=torch.float64)).flatten(1)
     torch.testing.assert_close(x.mean(0), PARTS[y].mean(), rtol=0, atol=0.02)
     torch.testing.assert_close(x.T.cov(), PARTS[y].covariance(), rtol=0, atol=0.005)
 
