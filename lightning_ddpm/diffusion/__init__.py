@@ -1,4 +1,4 @@
-"""The mathematics, in pure torch: no Lightning, no files, no devices named."""
+"""The mathematics, in torch (and one ODE solver): no Lightning, no files, no devices named."""
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.guidance import Inpainting, classifier_free, classifier_guided
