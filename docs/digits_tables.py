@@ -1,7 +1,7 @@
 """Makes the tables in docs/digits.md, and its pictures, on the CPU.
 
     python docs/digits_tables.py samplers       # half an hour: the shipped model, drawn from in many ways
-    python docs/digits_tables.py objectives     # three quarters of an hour: 16 models, trained and measured alike
+    python docs/digits_tables.py objectives     # an hour: 24 models, trained and measured alike
 
 The Fréchet distance is that of docs/check_samples.py, in raw pixels, and ``fd_digits`` the same between features of the
 digit classifier that the package ships. Both go to all 1,797 real digits, from N generated ones.
@@ -57,6 +57,8 @@ OBJECTIVES: dict[str, list[str]] = {
     "VLB": ["VLB", "--model.objective.variance", "lightning_ddpm.diffusion.FixedLarge"],
     "Hybrid": ["Hybrid", "--model.network.outputs", "2"],
     "min-SNR": ["SimpleWeighted", "--model.objective.weight", "lightning_ddpm.diffusion.MinSNR"],
+    "truncated SNR": ["SimpleWeighted", "--model.objective.weight", "lightning_ddpm.diffusion.TruncatedSNR"],
+    "P2": ["SimpleWeighted", "--model.objective.weight", "lightning_ddpm.diffusion.P2"],
 }
 STEPS = 500
 LIKELIHOOD_IMAGES = 32
