@@ -1,7 +1,31 @@
 """How good generated images are, and how likely real ones."""
 
-from lightning_ddpm.metrics.features import DigitsFeatures, FeatureExtractor, Inception
+from lightning_ddpm.metrics.classifier import ClassifierFeatures
+from lightning_ddpm.metrics.features import DigitsFeatures, DINOv2, FeatureExtractor, Inception, ModuleFeatures
+from lightning_ddpm.metrics.figures import METRICS, Figures, Measured
 from lightning_ddpm.metrics.frechet import FrechetDistance
 from lightning_ddpm.metrics.likelihood import BoundSums, Likelihood
+from lightning_ddpm.metrics.resize import TF1, Antialiased, Resize, TorchMetrics
+from lightning_ddpm.metrics.statistics import Statistics, read_statistics, write_statistics
 
-__all__ = ["BoundSums", "DigitsFeatures", "FeatureExtractor", "FrechetDistance", "Inception", "Likelihood"]
+__all__ = [
+    "METRICS",
+    "TF1",
+    "Antialiased",
+    "BoundSums",
+    "ClassifierFeatures",
+    "DINOv2",
+    "DigitsFeatures",
+    "FeatureExtractor",
+    "Figures",
+    "FrechetDistance",
+    "Inception",
+    "Likelihood",
+    "Measured",
+    "ModuleFeatures",
+    "Resize",
+    "Statistics",
+    "TorchMetrics",
+    "read_statistics",
+    "write_statistics",
+]

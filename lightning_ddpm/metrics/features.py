@@ -1,17 +1,21 @@
-"""Feature networks of Fréchet distances. The name of a figure says which network it is from."""
+"""Feature networks of figures. The name of a figure says which network, and which protocol, it is from."""
 
 import hashlib
 import io
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_fidelity.feature_extractor_dinov2 import MODEL_METADATA, FeatureExtractorDinoV2
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from lightning_ddpm.errors import UserError, first_line
 from lightning_ddpm.files import sha256
 from lightning_ddpm.images import to_float
+from lightning_ddpm.metrics.resize import TF1, Resize
 from lightning_ddpm.networks import ConvNet
 
 INCEPTION_FILE = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -21,17 +25,19 @@ INCEPTION_TENSORS = "d12a7d3f924ce190eb54499fa28ea663e531484afd56385aeae412f3011
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """Turns uint8 images into features for a Fréchet distance.
+    """Turns uint8 images into features.
 
     Attributes:
-        metric: what the distance in these features is called in logs.
+        metric: what the Fréchet distance in these features is called in logs: ``fid``, ``fid_...`` or ``fd_...``.
         num_features: length of a feature vector.
         protocol: network, weights and resize in words, part of the key of cached statistics.
+        classes: number of logits; ``None`` where the network has none.
     """
 
     metric: str
     num_features: int
     protocol: str
+    classes: int | None = None
 
     @abstractmethod
     def load(self) -> None:
@@ -49,38 +55,87 @@ class FeatureExtractor(nn.Module, ABC):
     def forward(self, pixels: Tensor) -> Tensor:
         """(b, c, h, w) uint8 -> (b, num_features) float32, outside autocast."""
 
+    def judge(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features as :meth:`forward` gives them and, from the same pass, logits (b, classes) where there are any."""
+        return self(pixels), None
+
+    def under(self, resize: Resize) -> "FeatureExtractor":
+        """The same network behind another resize.
+
+        Raises:
+            UserError: this one has a single protocol.
+        """
+        raise UserError(f"{type(self).__name__} has no other protocol than its own; leave {type(resize).__name__} out")
+
+    def weights_sha256(self) -> str:
+        """What the loaded weights are, for the provenance of a figure."""
+        return tensors_sha256(self.state_dict())
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
 
 class Inception(FeatureExtractor):
-    """The FID's own network: torch-fidelity's Inception-v3 (2015-12-05), pool features, TF1 bilinear resize to 299x299.
+    """The FID's own network: torch-fidelity's Inception-v3 (2015-12-05), pool features of images resized to 299x299.
 
     Args:
         weights_path: the file of weights; ``null`` for torch.hub's cache, downloaded there once.
+        resize: ``null`` for TF1's, which alone makes the published FID.
     """
 
     metric = "fid"
     num_features = 2048
-    protocol = "Inception 2015-12-05, TF1 bilinear resize without antialiasing"
 
-    def __init__(self, weights_path: str | None = None) -> None:
+    def __init__(self, weights_path: str | None = None, resize: Resize | None = None) -> None:
         super().__init__()
-        self.weights_path = weights_path
-        self.network: nn.Module | None = None
+        self.weights_path, self.resize = weights_path, resize or TF1()
+        self.network: Any = None
+        self.protocol = f"Inception 2015-12-05, {self.resize.words}"
+        if self.resize.suffix:
+            self.metric = f"fid_{self.resize.suffix}"
 
     def load(self) -> None:
         if self.network is None:
+            state, whole = _inception_weights(Path(self.weights_path) if self.weights_path else _downloaded())
             buffer = io.BytesIO()
-            torch.save(_inception_weights(Path(self.weights_path) if self.weights_path else _downloaded()), buffer)
+            torch.save(state, buffer)
             buffer.seek(0)
             # torch-fidelity unpickles whatever file it is given: it is given what has been checked, and nothing else.
             self.network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)
+            self.classes = len(state["fc.weight"]) if whole else None
 
     def check(self, channels: int, size: int) -> None:
         if channels not in (1, 3):
             raise UserError(f"Inception judges grey or RGB images, got {channels} channels")
 
+    def under(self, resize: Resize) -> "Inception":
+        other = Inception(self.weights_path, resize)
+        other.network, other.classes = self.network, self.classes
+        return other
+
+    def weights_sha256(self) -> str:
+        return INCEPTION_TENSORS  # load() has compared them
+
     def forward(self, pixels: Tensor) -> Tensor:
         assert self.network is not None, "load() comes first"
-        return self.network(pixels.expand(-1, 3, -1, -1))[0]  # type: ignore[no-any-return]
+        x = self.resize(pixels.expand(-1, 3, -1, -1).float(), FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE)
+        x = (x - 128) / 128
+        for name, layer in self.network.named_children():  # in the order of the network
+            if name != "fc":
+                x = layer(x)
+        return x.flatten(1)
+
+    def judge(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits are without the class layer's bias, as in every published Inception Score."""
+        features = self(pixels)
+        if self.classes is None:
+            return features, None
+        return features, features @ self.network.fc.weight.T
 
 
 def _downloaded() -> Path:
@@ -98,25 +153,93 @@ def _downloaded() -> Path:
     return path
 
 
-def _inception_weights(path: Path) -> dict[str, Tensor]:
+def _inception_weights(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The weights, and whether their class layer too is the published one."""
     if not path.is_file():
         raise UserError(
             f"there is no file {path} with Inception's weights; mend weights_path, or leave it out to download"
         )
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = hashlib.sha256()
-        for name in sorted(state):
-            if not name.startswith("fc."):
-                tensors.update(name.encode() + state[name].numpy().tobytes())
+        tensors = tensors_sha256({name: value for name, value in state.items() if not name.startswith("fc.")})
     except Exception as error:  # unpickling what is no pickle fails in any way
         raise UserError(f"{path} is refused as Inception's weights: {first_line(error)}") from error
-    if tensors.hexdigest() != INCEPTION_TENSORS and sha256(path) != INCEPTION_FILE:
+    whole = sha256(path) == INCEPTION_FILE
+    if tensors != INCEPTION_TENSORS and not whole:
         raise UserError(
-            f"{path} does not hold the FID's Inception weights: the SHA-256 of its tensors is {tensors.hexdigest()}, "
+            f"{path} does not hold the FID's Inception weights: the SHA-256 of its tensors is {tensors}, "
             f"expected {INCEPTION_TENSORS}; delete it and download it again"
         )
-    return state
+    return state, whole
+
+
+class DINOv2(FeatureExtractor):
+    """DINOv2's features through torch-fidelity: closer to what people see than Inception's (arXiv:2306.04675).
+
+    The code and the weights come from facebookresearch/dinov2 by torch.hub, which runs that code here.
+
+    Args:
+        model: dinov2-vit-s-14, dinov2-vit-b-14, dinov2-vit-l-14 or dinov2-vit-g-14.
+    """
+
+    def __init__(self, model: str = "dinov2-vit-l-14") -> None:
+        super().__init__()
+        if model not in MODEL_METADATA:
+            raise UserError(f"there is no DINOv2 model {model!r}; there are {', '.join(MODEL_METADATA)}")
+        self.model = model
+        self.metric = f"fd_{MODEL_METADATA[model]}"
+        self.num_features = {"s": 384, "b": 768, "l": 1024, "g": 1536}[model.split("-")[2]]
+        self.protocol = f"{model}, {TF1.words}"
+        self.network: nn.Module | None = None
+
+    def load(self) -> None:
+        if self.network is None:
+            try:
+                self.network = FeatureExtractorDinoV2(self.model, ["dinov2"])
+            except (OSError, RuntimeError, ImportError) as error:
+                raise UserError(
+                    f"{self.model} is fetched by torch.hub and could not be ({first_line(error)}); run once with a "
+                    f"network, or copy its folder and weights to {torch.hub.get_dir()}"
+                ) from error
+
+    def check(self, channels: int, size: int) -> None:
+        if channels not in (1, 3):
+            raise UserError(f"DINOv2 judges grey or RGB images, got {channels} channels")
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        assert self.network is not None, "load() comes first"
+        return self.network(pixels.expand(-1, 3, -1, -1))[0]  # type: ignore[no-any-return]
+
+
+class ModuleFeatures(FeatureExtractor):
+    """Any network of one's own: images (b, c, h, w) in [-1, 1] -> features (b, d).
+
+    Args:
+        network: the network, with its weights.
+        num_features: d.
+        name: what the figures end in, as in ``fd_<name>``.
+    """
+
+    def __init__(self, network: nn.Module, num_features: int, name: str) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.num_features, self.metric = num_features, f"fd_{name}"
+        self.protocol = f"{type(network).__name__} {self.weights_sha256()[:12]}"
+
+    def load(self) -> None:
+        pass
+
+    def check(self, channels: int, size: int) -> None:
+        pass
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(to_float(pixels))
+        if features.shape != (len(pixels), self.num_features):
+            raise UserError(
+                f"the feature network gives {tuple(features.shape)} for {len(pixels)} images and num_features is "
+                f"{self.num_features}; make it give ({len(pixels)}, {self.num_features})"
+            )
+        return features.float()
 
 
 class DigitsFeatures(FeatureExtractor):
@@ -127,6 +250,7 @@ class DigitsFeatures(FeatureExtractor):
 
     metric = "fd_digits"
     num_features = 64
+    classes = 10
     weights = Path(__file__).parent / "digits_features.pt"
     expected = "e8866416b9755dd898bb9f48205a8ff8e94bfbceabbc8a40e7b46a26951f19e8"
 
@@ -145,4 +269,8 @@ class DigitsFeatures(FeatureExtractor):
             raise UserError(f"DigitsFeatures judges images of 1x8x8, got {channels}x{size}x{size}; use Inception")
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.network.embed(to_float(pixels))
+        return self.judge(pixels)[0]
+
+    def judge(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        features = self.network.embed(to_float(pixels))
+        return features, self.network.head(features)

@@ -4,24 +4,25 @@ torchmetrics does the arithmetic, in float64. What is added here: reference stat
 """
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from lightning_ddpm.console import say
 from lightning_ddpm.data.datasets import ImageDataset
-from lightning_ddpm.files import cache_folder, write_whole
+from lightning_ddpm.errors import UserError
+from lightning_ddpm.files import cache_folder
 from lightning_ddpm.metrics.features import FeatureExtractor
+from lightning_ddpm.metrics.statistics import Statistics, read_statistics, write_statistics
 
 Reduce = Callable[[Tensor], Tensor]
 """Sum of a tensor over all ranks, on all ranks."""
 
-Statistics = tuple[np.ndarray, np.ndarray, int]
-"""Mean (d,), covariance (d, d) and number of feature vectors."""
+Sink = Callable[[int, Tensor], object]
+"""Takes the features (b, d) of images start, start + 1, ..."""
 
 BATCH = 64
 """Images that go through a feature network at a time: fixed, because it changes the rounding of features."""
@@ -38,12 +39,22 @@ class FrechetDistance:
     def __init__(self, extractor: FeatureExtractor, device: torch.device) -> None:
         self.extractor = extractor
         self.device = device
-        self.metric = FrechetInceptionDistance(feature=extractor.to(device), reset_real_features=False)
+        extractor.to(device)
+        self.metric = FrechetInceptionDistance(feature=_AsTheyAre(extractor.num_features), reset_real_features=False)
         # Statistics are sums in float64, which not every accelerator has: they stay on the CPU there.
         self.metric.to(device if device.type != "mps" else "cpu")
+        self.metric.orig_dtype = (
+            torch.float32
+        )  # of features; torchmetrics learns it from the first ones, if there are any
 
     def set_reference(
-        self, data: ImageDataset, reduce: Reduce, rank: int, world: int, progress: Callable[..., Iterator[Tensor]]
+        self,
+        data: ImageDataset,
+        reduce: Reduce,
+        rank: int,
+        world: int,
+        progress: Callable[..., Iterator[Tensor]],
+        also: Sink | None = None,
     ) -> str:
         """Take the statistics of a data set from the cache, or compute them on all ranks together and cache them.
 
@@ -52,25 +63,35 @@ class FrechetDistance:
             reduce: sums a tensor over ranks.
             rank, world: which rank of how many.
             progress: shows (count, batch) pairs passing by.
+            also: takes this rank's features too; the cache does not have them, so they are computed.
 
         Returns:
             Where the statistics are kept, in words.
         """
         path = self.cache_path(data)
-        cached = _read(path)
+        cached = None if also else _cached(path, rank)
         if int(reduce(torch.tensor(float(cached is not None), device=self.device))) < world:
-            cached = self._statistics(data, reduce, rank, world, progress)
-            mu, sigma, n = cached
+            cached = self._statistics(data, reduce, rank, world, progress, also)
             if rank == 0:
-                write_whole(path, lambda file: np.savez(file, mu=mu, sigma=sigma, n=n))
+                write_statistics(path, cached)
         assert cached is not None
-        mu, sigma, n = cached
+        self.compare_with(cached, rank)
+        return f"statistics of {cached.n} images in {path}"
+
+    def compare_with(self, reference: Statistics, rank: int) -> None:
+        """Take these statistics as the reference's."""
+        mu, sigma, n = reference
+        if len(mu) != self.extractor.num_features:
+            raise UserError(
+                f"the reference has statistics of {len(mu)} features and {self.extractor.protocol} gives "
+                f"{self.extractor.num_features}; they are of another network: compute them again"
+            )
         if rank == 0:  # torchmetrics sums over ranks: the reference must be counted once
+            n = n or 2  # any number stands for these sums; only the statistics go into the distance
             mean, cov = torch.from_numpy(mu), torch.from_numpy(sigma)
             self.metric.real_features_sum.copy_(n * mean)
             self.metric.real_features_cov_sum.copy_((n - 1) * cov + n * torch.outer(mean, mean))
             self.metric.real_features_num_samples.fill_(n)
-        return f"statistics of {n} images in {path}"
 
     def cache_path(self, data: ImageDataset) -> Path:
         """The file for this data set under this extractor: mu, sigma (as pytorch-fid writes them) and n."""
@@ -78,27 +99,49 @@ class FrechetDistance:
         return cache_folder() / "reference" / f"{self.extractor.metric}-{key}.npz"
 
     def _statistics(
-        self, data: ImageDataset, reduce: Reduce, rank: int, world: int, progress: Callable[..., Iterator[Tensor]]
+        self,
+        data: ImageDataset,
+        reduce: Reduce,
+        rank: int,
+        world: int,
+        progress: Callable[..., Iterator[Tensor]],
+        also: Sink | None,
     ) -> Statistics:
         starts = range(0, len(data), BATCH)[rank::world]
         batches = (range(start, min(start + BATCH, len(data))) for start in starts)
-        read = ((len(batch), data.__getitems__(batch)[0]) for batch in batches)
+        read = ((len(batch), (batch.start, data.__getitems__(batch)[0])) for batch in batches)
         total = torch.zeros(self.extractor.num_features, dtype=torch.float64)
         products = torch.zeros(self.extractor.num_features, self.extractor.num_features, dtype=torch.float64)
         with torch.no_grad():
-            for pixels in progress(read, -(-len(data) // world)):
-                features = self.extractor(pixels.to(self.device)).cpu().double()
+            for start, pixels in progress(read, -(-len(data) // world)):
+                features = self.extractor(pixels.to(self.device)).cpu()
+                if also:
+                    also(start, features)
+                features = features.double()
                 total += features.sum(0)
                 products += features.T @ features
+        return self._of_sums(reduce, total, products, len(data))
+
+    def _of_sums(self, reduce: Reduce, total: Tensor, products: Tensor, n: int) -> Statistics:
+        """Statistics from this rank's sums and the number of images of all ranks."""
         total, products = (reduce(each.to(self.metric.device)).cpu() for each in (total, products))
-        n = len(data)
         mean = total / n
-        return mean.numpy(), ((products - n * torch.outer(mean, mean)) / (n - 1)).numpy(), n
+        return Statistics(mean.numpy(), ((products - n * torch.outer(mean, mean)) / (n - 1)).numpy(), n)
 
     def update(self, pixels: Tensor) -> None:
         """Add generated images, (b, c, h, w) uint8, in batches of the fixed size."""
         for batch in torch.split(pixels.to(self.device), BATCH):
-            self.metric.update(batch, real=False)
+            self.take(self.extractor(batch))
+
+    def take(self, features: Tensor) -> None:
+        """Add the features (b, d) of generated images."""
+        self.metric.update(features.to(self.metric.device), real=False)
+
+    def generated(self, reduce: Reduce) -> Statistics:
+        """Statistics of the images added on all ranks; every rank must call."""
+        sums = self.metric.fake_features_sum.clone(), self.metric.fake_features_cov_sum.clone()
+        count = reduce(self.metric.fake_features_num_samples.double())
+        return self._of_sums(reduce, *sums, int(count))
 
     def compute(self) -> float:
         """The distance over the images of all ranks; then forget them and keep the reference."""
@@ -107,10 +150,24 @@ class FrechetDistance:
         return value
 
 
-def _read(path: Path) -> Statistics | None:
+class _AsTheyAre(nn.Module):
+    """Hands features to torchmetrics, which would have them computed by a module."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def _cached(path: Path, rank: int) -> Statistics | None:
     """What the cache has; nothing where it is missing or damaged: it is computed again then."""
+    if not path.exists():
+        return None
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return file["mu"], file["sigma"], int(file["n"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return read_statistics(path)
+    except UserError as error:
+        if rank == 0:
+            say(f"computed again: {error}")
         return None
