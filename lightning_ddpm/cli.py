@@ -9,6 +9,7 @@ USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightni
 
   fit       train a model:                 fit --config configs/digits.yaml
   sample    draw images from a checkpoint: sample --ckpt checkpoints/pretrained/digits.ckpt --n 64 --out DIR
+  evaluate  FID, KID, ... of images:       evaluate --ckpt RUN/best.ckpt --n 50000 --out result.json
   validate  loss and Fréchet distance:     validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   test      the same, on held-out images:  test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   predict   images through the Trainer:    predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lightning_ddpm.sample import run as run_sample
 
             run_sample(arguments[1:])
+        elif command == "evaluate":
+            from lightning_ddpm.evaluate import run as run_evaluate
+
+            run_evaluate(arguments[1:])
         elif command == "export":
             from lightning_ddpm.convert import run_export
 

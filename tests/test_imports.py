@@ -25,8 +25,10 @@ LAYERS = [
     ["checkpoint"],
     ["metrics"],
     ["generation"],
+    ["bound"],
     ["callbacks"],
-    ["sample", "convert", "trainer_cli"],
+    ["model_options"],
+    ["sample", "evaluate", "convert", "trainer_cli"],
     ["cli"],
     ["__main__"],
 ]
@@ -117,7 +119,7 @@ def test_the_network_is_injected() -> None:
 
 
 def test_callbacks_and_generation_do_not_know_the_command_line() -> None:
-    for file in [*within("callbacks"), "generation", "module"]:
+    for file in [*within("callbacks"), "generation", "bound", "module"]:
         assert not others(file) & {"argparse", "jsonargparse"}, file
 
 

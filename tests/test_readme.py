@@ -32,7 +32,7 @@ def commands(title=None):
 
 OURS = [words[words.index("lightning_ddpm") + 1 :] for words in commands() if "lightning_ddpm" in words]
 CONVERSIONS = [words[words.index("lightning_ddpm") + 1 :] for words in commands("diffusers")]
-TRAINING = [arguments for arguments in OURS if arguments[0] != "sample" and arguments not in CONVERSIONS]
+TRAINING = [each for each in OURS if each[0] not in ("sample", "evaluate") and each not in CONVERSIONS]
 SHIPPED = "checkpoints/pretrained/"
 
 
@@ -109,6 +109,17 @@ def test_a_large_sample_command_is_understood(arguments, elsewhere, command):
     assert status == 2
     checkpoint = arguments[arguments.index("--ckpt") + 1]
     assert f"error: there is no checkpoint {checkpoint}" in err
+
+
+@pytest.mark.parametrize("arguments", [each for each in OURS if each[0] == "evaluate"], ids=" ".join)
+def test_an_evaluation_is_run_or_understood(arguments, elsewhere, command):
+    status, _, err = command(*arguments)
+    if any(word.startswith(SHIPPED) for word in arguments):
+        assert status == 0, err
+        assert (elsewhere / arguments[arguments.index("--out") + 1]).is_file()
+    else:  # what it judges is yet to be made: said only when all options are understood
+        assert status == 2
+        assert re.match(f"error: there is no (checkpoint|folder) {arguments[2]}", err)
 
 
 @pytest.mark.parametrize("arguments", TRAINING, ids=" ".join)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,18 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_ddpm.bound import bits_per_dim, readings
 from lightning_ddpm.callbacks.ema import averaged_weights
 from lightning_ddpm.callbacks.tensorboard import writers
 from lightning_ddpm.console import duration, progress, say
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.data.datasets import ImageDataset
-from lightning_ddpm.data.sampler import ranges
-from lightning_ddpm.diffusion import Bound, Denoiser, FixedLarge, ReverseVariance, bound_term, bounds
+from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, bound_term
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.generation import evaluating
-from lightning_ddpm.images import save, to_float
-from lightning_ddpm.metrics import BoundSums, Likelihood
+from lightning_ddpm.images import save
+from lightning_ddpm.metrics import Likelihood
 from lightning_ddpm.module import DDPM
-from lightning_ddpm.randomness import ImageNoise
 
 
 class BitsPerDim(Callback):
@@ -82,28 +82,16 @@ class BitsPerDim(Callback):
             What to log.
         """
         model, images = _ddpm(module), _held_out(trainer)
-        n, device = self._count(images), model.device
-        clipped, unclipped = self._readings(trainer, model)
-        sums = BoundSums(model.schedule.T, device), BoundSums(model.schedule.T, device)
-
-        def of_batch(start: int, stop: int) -> list[Bound]:
-            chosen, _ = images.__getitems__([i * len(images) // n for i in range(start, stop)])
-            x_0 = to_float(chosen.to(device)).to(model.schedule.beta.dtype)
-            return bounds([clipped, unclipped], self.variance, x_0, ImageNoise(self.seed, start, stop, "likelihood"))
-
-        mine = ranges(n, self.seed, self.batch_size, trainer.global_rank, trainer.world_size)
-        share = sum(stop - start for _, start, stop in mine)
-        with averaged_weights(trainer, module), evaluating(module):
-            counted = ((stop - start, of_batch(start, stop)) for _, start, stop in mine)
-            for batch in progress(counted, share, "bits/dim", trainer.is_global_zero, bar=False):
-                for of_reading, bound in zip(sums, batch, strict=True):
-                    of_reading.update(bound)
 
         def reduce(tensor: Tensor) -> Tensor:
             return trainer.strategy.reduce(tensor, reduce_op="sum")
 
-        names = "bits_per_dim", "bits_per_dim_unclipped"
-        self.likelihoods = {name: each.compute(reduce) for name, each in zip(names, sums, strict=True)}
+        with averaged_weights(trainer, module):
+            self.likelihoods = bits_per_dim(
+                *(model, images, self._count(images), self.variance, self.seed, self.batch_size),
+                *(trainer.global_rank, trainer.world_size, reduce, trainer.precision_plugin.forward_context),
+                progress=partial(progress, what="bits/dim", show=trainer.is_global_zero, bar=False),
+            )
         if trainer.is_global_zero:
             self._report(trainer, stage)
         return {
@@ -116,7 +104,7 @@ class BitsPerDim(Callback):
         """Say what it takes, from one timed batch; what cannot work is said before any work."""
         model, images = _ddpm(module), _held_out(trainer)
         n, schedule = self._count(images), model.schedule
-        denoise, _ = self._readings(trainer, model)
+        denoise, _ = readings(model, trainer.precision_plugin.forward_context)
         x = torch.zeros(min(self.batch_size, n), *model.image_shape, dtype=schedule.beta.dtype, device=model.device)
 
         def one_term() -> float:
@@ -130,19 +118,6 @@ class BitsPerDim(Callback):
         seconds = (time.monotonic() - started) * schedule.T * batches
         if trainer.is_global_zero:
             say(f"bits/dim: {n:,} images x {schedule.T} network evaluations {when}, about {duration(seconds)}")
-
-    def _readings(self, trainer: Trainer, model: DDPM) -> tuple[Denoiser, Denoiser]:
-        """The network, in the precision of its weights and the Trainer, read clipped and unclipped."""
-        weights = next(model.parameters()).dtype
-
-        def network(x_t: Tensor, t: Tensor) -> Tensor:
-            with trainer.precision_plugin.forward_context():
-                return model.denoiser.network(x_t.to(weights), t)
-
-        return (
-            Denoiser(network, model.schedule, prediction=model.prediction),
-            Denoiser(network, model.schedule, clip=None, prediction=model.prediction),
-        )
 
     def _count(self, images: ImageDataset) -> int:
         n = min(self.n or len(images), len(images))

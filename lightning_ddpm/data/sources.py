@@ -228,7 +228,11 @@ class ImageFolder(ImageSource):
         root = Path(root)
         if not root.is_dir():
             raise UserError(f"there is no folder {root}; point data.root at your images")
-        paths = [path for folder in {self._folder(root, "train"), self._folder(root, "test")} for path in _walk(folder)]
+        paths = [
+            path
+            for folder in {self._folder(root, "train"), self._folder(root, "test")}
+            for path in pictures_under(folder)
+        ]
         if not paths:
             raise UserError(f"{root} holds no images; looked for {', '.join(IMG_EXTENSIONS)} in it and below")
         checked = ((1, self._fault(path)) for path in paths)
@@ -254,7 +258,7 @@ class ImageFolder(ImageSource):
 
     def open(self, root: Path, split: Split) -> ImageDataset:
         folder = self._folder(Path(root), split)
-        paths = _walk(folder)
+        paths = pictures_under(folder)
         if folder == Path(root):
             stride = max(2, min(round(1 / self.holdout), len(paths)))
             paths = [path for i, path in enumerate(paths) if (i % stride == stride - 1) == (split == "test")]
@@ -266,10 +270,11 @@ class ImageFolder(ImageSource):
 
     def class_names(self, root: Path) -> list[str]:
         folder = self._folder(Path(root), "train")
-        return sorted({path.relative_to(folder).parts[0] for path in _walk(folder) if path.parent != folder})
+        return sorted({path.relative_to(folder).parts[0] for path in pictures_under(folder) if path.parent != folder})
 
 
-def _walk(folder: Path) -> list[Path]:
+def pictures_under(folder: Path) -> list[Path]:
+    """Every picture's path, whatever its depth, sorted; hidden files and folders are skipped."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 

@@ -16,7 +16,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.metrics.features import FeatureExtractor
-from lightning_ddpm.metrics.frechet import BATCH, FrechetDistance, Reduce
+from lightning_ddpm.metrics.frechet import BATCH, FrechetDistance, Reduce, laid_out
 from lightning_ddpm.metrics.statistics import Statistics
 
 METRICS = {
@@ -190,8 +190,8 @@ class Figures:
     @torch.no_grad()
     def update(self, start: int, pixels: Tensor) -> None:
         """Judge images start, start + 1, ...: (b, c, h, w) uint8, in batches of the fixed size."""
-        for batch in torch.split(pixels.to(self.device), BATCH):
-            features, logits = self.extractor.judge(batch)
+        for batch in torch.split(pixels, BATCH):
+            features, logits = self.extractor.judge(laid_out(batch, self.device))
             self.distance.take(features)
             if self.features:
                 self.features.put(start, features)

@@ -114,7 +114,7 @@ class FrechetDistance:
         products = torch.zeros(self.extractor.num_features, self.extractor.num_features, dtype=torch.float64)
         with torch.no_grad():
             for start, pixels in progress(read, -(-len(data) // world)):
-                features = self.extractor(pixels.to(self.device)).cpu()
+                features = self.extractor(laid_out(pixels, self.device)).cpu()
                 if also:
                     also(start, features)
                 features = features.double()
@@ -130,8 +130,8 @@ class FrechetDistance:
 
     def update(self, pixels: Tensor) -> None:
         """Add generated images, (b, c, h, w) uint8, in batches of the fixed size."""
-        for batch in torch.split(pixels.to(self.device), BATCH):
-            self.take(self.extractor(batch))
+        for batch in torch.split(pixels, BATCH):
+            self.take(self.extractor(laid_out(batch, self.device)))
 
     def take(self, features: Tensor) -> None:
         """Add the features (b, d) of generated images."""
@@ -148,6 +148,11 @@ class FrechetDistance:
         value = float(self.metric.compute())
         self.metric.reset()
         return value
+
+
+def laid_out(pixels: Tensor, device: torch.device) -> Tensor:
+    """Images on the device in one layout, whatever they were read from: the layout changes the rounding of features."""
+    return pixels.to(device).clone(memory_format=torch.contiguous_format)
 
 
 class _AsTheyAre(nn.Module):
