@@ -17,6 +17,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_ddpm"
 
 
+UMASK = os.umask(0)
+"""What the user withholds from new files; it can be read by changing it only."""
+os.umask(UMASK)
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that nobody ever sees half of it: beside its place, then moved there."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,6 +29,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
+            os.chmod(name, 0o666 & ~UMASK)  # as a file that was simply opened, not its owner's alone
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)

@@ -4,7 +4,7 @@ Image i depends on (model, seed, i) alone. Batches are fixed ranges of indices, 
 changes nothing; another batch size changes rounding inside convolutions, by a grey level at most.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -25,6 +25,7 @@ def generate(
     world: int = 1,
     sampler: Sampler | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    done: Collection[int] = (),
 ) -> Iterator[tuple[ImageRange, Tensor]]:
     """Yield this rank's images, batch by batch.
 
@@ -36,12 +37,13 @@ def generate(
         rank, world: which share of how many.
         sampler: how; ``None`` for the model's own.
         context: entered around each batch: the precision that the network runs in.
+        done: first images of the batches that are there already; the others are dealt over the ranks.
 
     Yields:
         Which images, as (seed, start, stop), and (stop - start, c, h, w) uint8 on the module's device.
     """
     with evaluating(module):
-        for batch in ranges(n, seed, batch_size, rank, world):
+        for batch in [each for each in ranges(n, seed, batch_size, 0, 1) if each[1] not in done][rank::world]:
             with context():
                 pixels = module.generate(batch, sampler)
             yield batch, pixels

@@ -1,6 +1,7 @@
 """Images between the three forms they have here: files, uint8 tensors, and floats in [-1, 1]."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -63,9 +64,9 @@ def too_small(got: tuple[int, int], size: int) -> str:
     return f"the image is {got[0]}x{got[1]}, smaller than the {size}x{size} asked for; lower data.source.size"
 
 
-def save(pixels: Tensor, path: Path) -> None:
-    """Write one uint8 image (c, h, w) as a lossless file."""
-    Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).cpu().numpy()).save(path)
+def save(pixels: Tensor, file: Path | BinaryIO) -> None:
+    """Write one uint8 image (c, h, w) as a PNG."""
+    Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).cpu().numpy()).save(file, format="PNG")
 
 
 def grid(pixels: Tensor, columns: int | None = None) -> Tensor:

@@ -1,7 +1,10 @@
 """``sample``: images from a checkpoint, which says all that is needed."""
 
+import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
@@ -10,8 +13,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lightning_ddpm.console import progress, say
+from lightning_ddpm.data.sampler import ranges
 from lightning_ddpm.errors import UserError
-from lightning_ddpm.files import require_writable
+from lightning_ddpm.files import require_writable, sha256, write_whole
 from lightning_ddpm.generation import evaluating, generate
 from lightning_ddpm.images import grid, save, to_uint8
 from lightning_ddpm.model_options import add_devices, add_model, count_evaluations, described, launched, model_of, parse
@@ -20,6 +24,9 @@ from lightning_ddpm.randomness import ImageNoise
 
 SHOWN = 64
 """Images in grid.png, at most."""
+NUMBERED = "[0-9]" * 6 + ".png"
+MANIFEST = "set.json"
+"""Says which set a folder's images are of."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -29,29 +36,48 @@ def run(arguments: Sequence[str]) -> None:
     model = model_of(parser, options)
     require_writable(options.out)
     _refuse_others(options.out, options.n)
+    there = _read_manifest(options.out)
 
     fabric = launched(options)
     model.to(fabric.device)
     first = fabric.is_global_zero
+    ours = {
+        "checkpoint": sha256(options.ckpt),
+        "weights": "raw" if options.raw else "EMA",
+        "sampler": str(model.sampler),
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "device": fabric.device.type,  # its random numbers are its own
+        "precision": options.precision,
+    }
+    _refuse_another_set(options.out, there, ours)
+    done = _done(options.out, options.n, options.batch_size)
+    kept = sum(min(options.batch_size, options.n - start) for start in done)
+    fabric.barrier()  # before anybody writes what another would take for done
     if first:
         say(described(model, options.n, options.raw))
+        if kept:
+            say(f"{kept} of them are in {options.out} already")
+        _begin(options.out, ours)
     spent = count_evaluations(model)
     images = generate(
         *(model, options.n, options.seed, options.batch_size, fabric.global_rank, fabric.world_size),
         context=fabric.autocast,
+        done=done,
     )
     batches = ((stop - start, (start, pixels)) for (_, start, stop), pixels in images)
     drawn = 0
-    for start, pixels in progress(batches, -(-options.n // fabric.world_size), "sampling", first):
+    for start, pixels in progress(batches, -(-(options.n - kept) // fabric.world_size), "sampling", first):
         drawn += len(pixels)
         for index, each in enumerate(pixels.cpu(), start):
-            save(each, _file(options.out, index))
+            write_whole(_file(options.out, index), partial(save, each))
     fabric.barrier()
     if not first:
         return
     shown = [pil_to_tensor(Image.open(_file(options.out, index))) for index in range(min(options.n, SHOWN))]
     save(grid(torch.stack(shown)), options.out / "grid.png")
-    say(f"wrote {options.n} images and grid.png in {options.out}: {sum(spent) / drawn:g} network evaluations each")
+    cost = f": {sum(spent) / drawn:g} network evaluations each" if drawn else ""
+    say(f"wrote {options.n - kept} images and grid.png in {options.out}{cost}")
     if options.trajectory:
         with evaluating(model), fabric.autocast():
             _animate(model, min(options.n, SHOWN), options.seed, options.trajectory)
@@ -76,9 +102,43 @@ def _file(folder: Path, index: int) -> Path:
 
 def _refuse_others(folder: Path, n: int) -> None:
     """A folder with images of a larger set would pass for one set with ours."""
-    others = [path.name for path in folder.glob("[0-9]" * 6 + ".png") if int(path.stem) >= n]
+    others = [path.name for path in folder.glob(NUMBERED) if int(path.stem) >= n]
     if others:
         raise UserError(f"{folder} holds {min(others)} and more of a larger set; empty it or choose another folder")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Which set the folder's images are of, as :func:`_begin` wrote it; ``None`` where nothing says so."""
+    try:
+        said = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _refuse_another_set(folder: Path, there: dict[str, Any] | None, ours: dict[str, Any]) -> None:
+    """Images are gone on with only where they are known to be of this very set."""
+    if there == ours or not any(folder.glob(NUMBERED)):
+        return
+    if there is None:
+        what = f"holds images, and no {MANIFEST} says which set they are of"
+    else:
+        name = next(each for each in (*ours, *there) if there.get(each) != ours.get(each))
+        what = f"holds images of another set: their {name} is {there.get(name)}, and {ours.get(name)} is asked for"
+    raise UserError(f"{folder} {what}; empty it or choose another folder")
+
+
+def _done(folder: Path, n: int, batch_size: int) -> set[int]:
+    """The first images of the batches that are there completely."""
+    there = {int(path.stem) for path in folder.glob(NUMBERED)}
+    return {start for _, start, stop in ranges(n, 0, batch_size, 0, 1) if there.issuperset(range(start, stop))}
+
+
+def _begin(folder: Path, ours: dict[str, Any]) -> None:
+    """Say which set the images are of, and clear away what an interrupted one left half written."""
+    for path in folder.glob(f".{NUMBERED}.*"):
+        path.unlink(missing_ok=True)
+    write_whole(folder / MANIFEST, lambda file: file.write(json.dumps(ours, indent=2).encode()))
 
 
 def _animate(model: DDPM, n: int, seed: int, path: Path, frames: int = 60) -> None:
