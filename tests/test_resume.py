@@ -1,10 +1,13 @@
 """Sampling that was interrupted goes on, to the same set; another set's images are never taken for it."""
 
 import json
+import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 from command_line import REPOSITORY
@@ -60,6 +63,26 @@ def test_a_set_can_be_made_larger(whole, command, tmp_path):
         status, _, err = command("sample", *SET, "--out", tmp_path / name, *options)
         assert status == 0, err
     assert contents(tmp_path / "grown") == contents(tmp_path / "fresh") == contents(whole)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_taken_up_to_the_same_set(command, tmp_path):
+    options = (*SET, "--steps", "40")
+    words = [sys.executable, "-m", "lightning_ddpm", "sample", *options, "--out", tmp_path / "killed"]
+    process = subprocess.Popen([str(word) for word in words], cwd=REPOSITORY, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "killed").glob("0*.png"))) < 12 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    there = len(list((tmp_path / "killed").glob("0*.png")))
+    assert 12 <= there < 50, "it was not interrupted in the middle: this test proves nothing"
+    for name in "killed", "fresh":
+        status, _, err = command("sample", *options, "--out", tmp_path / name)
+        assert status == 0, err
+    assert contents(tmp_path / "killed") == contents(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize(
