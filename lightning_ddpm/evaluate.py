@@ -9,23 +9,20 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from lightning_ddpm import data as data_sets
 from lightning_ddpm.bound import bits_per_dim
+from lightning_ddpm.compared import PUBLISHED, SETS, Judged, Reference, judged_images, reference_images
 from lightning_ddpm.console import progress, say
-from lightning_ddpm.data import ImageDataModule, ImageDataset
-from lightning_ddpm.data.pictures import open_pictures, open_samples
 from lightning_ddpm.data.sampler import ranges
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance
-from lightning_ddpm.errors import UserError, first_line
-from lightning_ddpm.files import require_writable, sha256, write_whole
+from lightning_ddpm.errors import UserError
+from lightning_ddpm.files import require_writable, write_whole
 from lightning_ddpm.generation import generate
 from lightning_ddpm.metrics import (
     METRICS,
@@ -34,8 +31,6 @@ from lightning_ddpm.metrics import (
     Inception,
     Measured,
     Resize,
-    Statistics,
-    read_statistics,
     write_statistics,
 )
 from lightning_ddpm.metrics.figures import NEIGHBOURS, SEED, SPLITS, SUBSET, SUBSETS
@@ -50,49 +45,9 @@ from lightning_ddpm.model_options import (
     model_of,
     parse,
 )
-from lightning_ddpm.module import DDPM
 
 BOUND = "bpd"
-PUBLISHED = 50_000
-"""Images of a figure to publish."""
-SETS = ("CIFAR10", "CelebA", "Digits", "FashionMNIST", "MNIST")
-"""Data sets that a name alone describes."""
 LIBRARIES = ("lightning-ddpm", "torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy", "pillow")
-
-
-class Judged(NamedTuple):
-    """What is judged.
-
-    Attributes:
-        n: number of images.
-        channels, size: of each.
-        model: draws them, or
-        images: they are there.
-        origin: where they come from, for the provenance.
-    """
-
-    n: int
-    channels: int
-    size: int
-    model: DDPM | None
-    images: ImageDataset | None
-    origin: dict[str, Any]
-
-
-class Reference(NamedTuple):
-    """What they are compared with.
-
-    Attributes:
-        images: the images, where they are known.
-        statistics: of them, where a file has them.
-        data: the data set's module, which knows held-out images.
-        origin: where they come from, for the provenance.
-    """
-
-    images: ImageDataset | None
-    statistics: Statistics | None
-    data: ImageDataModule | None
-    origin: dict[str, Any]
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -105,8 +60,8 @@ def run(arguments: Sequence[str]) -> None:
     for path in options.out, options.save_stats:
         if path:
             require_writable(path.parent)
-    judged = _judged(parser, options)
-    reference = _reference(options, judged) if metrics - {"is"} else None
+    judged = judged_images(options, model_of(parser, options) if options.ckpt else None)
+    reference = reference_images(options, judged) if metrics - {"is"} else None
     if BOUND in metrics and (reference is None or reference.data is None):
         raise UserError("bpd is of a data set's held-out images; let --reference be a run's config.yaml or a data set")
     extractors = _extractors(parser, options, judged) if metrics - {BOUND} or options.save_stats else []
@@ -217,109 +172,6 @@ def _metrics(options: Namespace) -> set[str]:
     if options.save_stats and options.protocols and len(options.protocols) > 1:
         raise UserError("--save_stats writes the statistics of one protocol; give one of --protocols")
     return metrics
-
-
-def _judged(parser: ArgumentParser, options: Namespace) -> Judged:
-    if options.ckpt:
-        model = model_of(parser, options)
-        channels, size, _ = model.image_shape
-        origin = {
-            "checkpoint": str(options.ckpt),
-            "sha256": sha256(options.ckpt),
-            "weights": "raw" if options.raw else "EMA",
-            "sampler": str(model.sampler),
-            "seed": options.seed,
-            "batch_size": options.batch_size,
-        }
-        judged = Judged(options.n or PUBLISHED, channels, size, model, None, origin)
-    else:
-        images = _images(options.images)
-        channels, size, _ = images[0][0].shape
-        if options.n and options.n > len(images):
-            raise UserError(f"{options.images} has {len(images)} images and --n asks for {options.n}; lower it")
-        origin = {"from": str(options.images), "fingerprint": images.fingerprint, "of": len(images)}
-        judged = Judged(options.n or len(images), channels, size, None, images, origin)
-    if judged.n < 2:
-        raise UserError(f"there is no covariance of {judged.n} image; it takes 2 at least, and {PUBLISHED} to publish")
-    return judged
-
-
-def _images(path: Path) -> ImageDataset:
-    """The images of a folder or an npz file."""
-    if path.suffix != ".npz":
-        return open_pictures(path)
-    samples = open_samples(path)
-    if samples is None:
-        raise UserError(f"{path} has no images: there is no arr_0 in it; statistics alone can only be a --reference")
-    return samples
-
-
-def _reference(options: Namespace, judged: Judged) -> Reference:
-    """What the images are compared with; refused where it has another shape."""
-    name = options.reference
-    if name is None:
-        beside = options.ckpt.parent / "config.yaml" if options.ckpt else None
-        if beside is None or not beside.is_file():
-            raise UserError(
-                "there is nothing to compare with: give --reference, a folder of images, an npz file, a run's "
-                f"config.yaml, or one of {', '.join(SETS)}"
-            )
-        name = str(beside)
-    path, data, statistics, images = Path(name), None, None, None
-    if path.suffix == ".npz":
-        images = open_samples(path)
-        try:
-            statistics = read_statistics(path)
-        except UserError:
-            if images is None:
-                raise
-        origin: dict[str, Any] = {
-            "from": name,
-            "sha256": sha256(path),
-            "n": statistics.n if statistics else len(images or ()),
-        }
-    else:
-        if path.is_dir():
-            images = open_pictures(path)
-        else:
-            data = _data(name, options.root)
-            images = data.reference()
-        origin = {"from": name, "fingerprint": images.fingerprint, "n": len(images)}
-    if images is not None:
-        channels, size, _ = images[0][0].shape
-        if (channels, size) != (judged.channels, judged.size):
-            raise UserError(
-                f"the reference {name} has images of {channels}x{size}x{size} and the judged ones are "
-                f"{judged.channels}x{judged.size}x{judged.size} (channels x height x width); compare like with like"
-            )
-    return Reference(images, statistics, data, origin)
-
-
-def _data(name: str, root: str | None) -> ImageDataModule:
-    """The data of a run's config, or a data set by its name; prepared."""
-    if Path(name).suffix in (".yaml", ".yml"):
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(ImageDataModule, "data")
-        try:
-            config = yaml.safe_load(Path(name).read_text())["data"]
-            data: ImageDataModule = parser.instantiate(parser.parse_object({"data": config})).data
-        except FileNotFoundError as error:
-            raise UserError(f"there is no file {name}") from error
-        except Exception as error:  # jsonargparse has many; all mean that it is no run's config
-            raise UserError(
-                f"{name} does not say of any data, as a run's config.yaml does: {first_line(error)}"
-            ) from error
-    elif name in SETS:
-        data = ImageDataModule(getattr(data_sets, name)())
-    else:
-        raise UserError(
-            f"there is no {name} to compare with: give a folder of images, an npz file, a run's config.yaml, or one of "
-            f"{', '.join(SETS)}"
-        )
-    if root:
-        data.root = Path(root)
-    data.prepare_data()
-    return data
 
 
 def _extractors(parser: ArgumentParser, options: Namespace, judged: Judged) -> list[FeatureExtractor]:

@@ -9,10 +9,11 @@ from types import MappingProxyType
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_ddpm.checkpoint import load
 from lightning_ddpm.diffusion import DDIM, Sampler
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.errors import UserError, first_line
 from lightning_ddpm.module import DDPM
 
 
@@ -33,7 +34,9 @@ def add_devices(parser: ArgumentParser) -> None:
     """Options that say where."""
     add = parser.add_argument
     add("--accelerator", default="auto", help="cpu, cuda, mps; auto: what there is")
-    add("--devices", type=int, default=1, help="how many")
+    add("--devices", type=int, default=1, help="how many on each node")
+    add("--num_nodes", type=int, default=1, help="how many nodes; start each by torchrun or SLURM")
+    add("--strategy", help="as the Trainer's; default: ddp for more than one process")
     add("--precision", default="32-true", help="of the network: 32-true, bf16-mixed, 16-mixed")
 
 
@@ -57,7 +60,7 @@ def parse(
         options = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise UserError(_explain(str(error), command, {"sampler": Sampler, **classes})) from error
-    for name in (*positive, "batch_size", "devices", "steps"):
+    for name in (*positive, "batch_size", "devices", "num_nodes", "steps"):
         if options[name] is not None and options[name] < 1:
             raise UserError(f"--{name} must be at least 1, got {options[name]}")
     if options.sampler and options.steps is not None:
@@ -118,10 +121,22 @@ def count_evaluations(model: DDPM) -> list[int]:
 
 
 def launched(options: Namespace) -> Fabric:
-    """The devices asked for, one process on each."""
-    strategy = "ddp" if options.devices > 1 else "auto"
-    fabric = Fabric(
-        accelerator=options.accelerator, strategy=strategy, devices=options.devices, precision=options.precision
-    )
+    """The devices asked for, one process on each.
+
+    Raises:
+        UserError: there are none such.
+    """
+    try:
+        fabric = Fabric(
+            accelerator=options.accelerator,
+            strategy=options.strategy or ("ddp" if options.devices * options.num_nodes > 1 else "auto"),
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            precision=options.precision,
+        )
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UserError(
+            f"{first_line(error)} Mend --accelerator, --devices, --strategy or --precision, or leave them out"
+        ) from error
     fabric.launch()
     return fabric

@@ -1,11 +1,14 @@
 """Two real processes on the CPU train, evaluate and sample as one does."""
 
+import io
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
-from command_line import callback, ddpm, tiny_digits, write_yaml
+from command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
+from PIL import Image
 from rank_spies import weights
 
 TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
@@ -113,25 +116,35 @@ def test_bits_per_dim_on_two_ranks_is_that_of_one_process(trained, command, tmp_
         assert measured[2, 0][name] == pytest.approx(measured[1, 0][name], rel=1e-9)
 
 
-def test_two_ranks_sample_the_very_images_of_one(trained, command, tmp_path):
-    options = (
-        "sample",
-        "--ckpt",
-        trained / "run" / "last.ckpt",
-        "--n",
-        "7",
-        "--batch_size",
-        "2",
-        "--accelerator",
-        "cpu",
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """1,001 digits of the shipped model, drawn by one process: contents by name."""
+    return draw(tmp_path_factory.mktemp("drawn"), 1)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_sample_the_very_images_of_one(world, drawn, tmp_path):
+    assert len(drawn) == 1001 + len({"grid.png", "set.json"})
+    assert draw(tmp_path, world) == drawn
+
+
+def test_batch_sizes_change_a_sampled_image_by_one_grey_level_at_most(drawn, tmp_path):
+    small = draw(tmp_path, 1, batch_size=7)
+    numbered = [name for name in drawn if name[0] == "0"]
+    one, other = (
+        np.stack([np.asarray(Image.open(io.BytesIO(each[name]))) for name in numbered]) for each in (drawn, small)
     )
-    status, err = alone(command, *options, "--out", tmp_path / "1")
+    assert one.shape == (1001, 8, 8)
+    assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def draw(folder, world, batch_size=64):
+    """The shipped model's images by ``sample`` on so many ranks: contents by name."""
+    options = ("--n", 1001, "--steps", 2, "--seed", 7, "--batch_size", batch_size, "--accelerator", "cpu")
+    ckpt = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
+    status, err = together("sample", "--ckpt", ckpt, *options, "--devices", world, "--out", folder / "images")
     assert status == 0, err
-    status, err = together(*options, "--devices", "2", "--out", tmp_path / "2")
-    assert status == 0, err
-    one, two = ({path.name: path.read_bytes() for path in (tmp_path / world).iterdir()} for world in ("1", "2"))
-    assert len(one) == 8  # and grid.png
-    assert one == two
+    return {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
 
 
 def alone(command, *arguments):

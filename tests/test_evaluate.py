@@ -313,6 +313,25 @@ def test_bad_options_are_refused_in_a_sentence(options, message, refused):
     assert message in refused("--ckpt", CKPT, *options)
 
 
+@pytest.mark.parametrize("command_", ["evaluate", "sample"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--strategy", "nonsense"),
+        ("--accelerator", "nonsense"),
+        ("--precision", "7"),
+        ("--accelerator", "cuda", "--devices", "97"),
+    ],
+    ids=" ".join,
+)
+def test_devices_that_are_not_there_are_refused(command_, option, command, tmp_path):
+    other = ("--out", tmp_path / "images") if command_ == "sample" else ("--reference", "Digits", *QUICK)
+    status, _, err = command(command_, "--ckpt", CKPT, "--n", "8", *other, *option)
+    assert status == 2, err
+    assert err.startswith("error: ")
+    assert "Mend --accelerator, --devices, --strategy or --precision, or leave them out" in err
+
+
 def test_images_are_not_drawn_and_have_no_bound(refused, folders):
     for options, message in (
         (("--steps", "5"), "--steps says how images are drawn"),

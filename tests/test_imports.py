@@ -27,7 +27,7 @@ LAYERS = [
     ["generation"],
     ["bound"],
     ["callbacks"],
-    ["model_options"],
+    ["model_options", "compared"],
     ["sample", "evaluate", "convert", "trainer_cli"],
     ["cli"],
     ["__main__"],
