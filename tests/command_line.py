@@ -67,6 +67,8 @@ def tiny_digits(folder: Path) -> Any:
     callback(config, "EMA").update(decay=0.9)
     callback(config, "Evaluation").update(n=65, every_n_steps=2, batch_size=16)
     callback(config, "Evaluation")["sampler"]["init_args"].update(steps=2)
+    callback(config, "Memorisation").update(n=20, batch_size=16)
+    callback(config, "Memorisation")["sampler"]["init_args"].update(steps=2)
     callback(config, "SampleGrid").update(n=4, every_n_steps=2)
     callback(config, "Checkpoints").update(every_n_steps=2)
     model = config["model"]["init_args"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback
 
-from lightning_ddpm.callbacks import BitsPerDim
+from lightning_ddpm.callbacks import BitsPerDim, Memorisation
 from lightning_ddpm.callbacks.ema import averaged_weights
 from lightning_ddpm.data import Digits
 from lightning_ddpm.diffusion import x_0_to_eps
@@ -53,6 +53,8 @@ class RankSpy(Callback):
         measured = (each.likelihoods for each in trainer.callbacks if isinstance(each, BitsPerDim))
         for name, each in (item for likelihoods in measured for item in likelihoods.items()):
             self.seen[name] = [each.n, each.mean, each.standard_error, each.prior, *each.terms.tolist()]
+        for found in (each.proximity for each in trainer.callbacks if isinstance(each, Memorisation)):
+            self.seen["proximity"] = found and [each.tolist() for each in found]
         self.seen["process"] = os.getpid()
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(self.seen))

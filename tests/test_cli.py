@@ -46,7 +46,12 @@ def contents(folder):
 def test_fit_writes_one_folder_with_checkpoints_config_events_and_samples(digits_run):
     folder = digits_run.folder
     assert {"last.ckpt", "best.ckpt", "config.yaml"} <= {path.name for path in folder.iterdir()}
-    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step-0000002.png", "step-0000004.png"]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        "memorisation-0000004-distances.png",
+        "memorisation-0000004.png",
+        "step-0000002.png",
+        "step-0000004.png",
+    ]
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
     last = torch.load(folder / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
@@ -110,7 +115,8 @@ def test_fit_goes_on_from_the_last_checkpoint(digits_run, command, tmp_path):
     assert torch.load(root / "last.ckpt", weights_only=True)["global_step"] == 6
     drawn = contents(digits_run.folder / "samples")
     now = contents(root / "samples")
-    assert set(now) - set(drawn) == {Path("step-0000006.png")}
+    new = {"step-0000006.png", "memorisation-0000006.png", "memorisation-0000006-distances.png"}
+    assert {path.name for path in set(now) - set(drawn)} == new
     assert {name: now[name] for name in drawn} == drawn
 
 

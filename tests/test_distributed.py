@@ -116,6 +116,26 @@ def test_bits_per_dim_on_two_ranks_is_that_of_one_process(trained, command, tmp_
         assert measured[2, 0][name] == pytest.approx(measured[1, 0][name], rel=1e-9)
 
 
+def test_the_nearest_training_images_on_two_ranks_are_those_of_one_process(trained, command, tmp_path):
+    found, drawn = {}, {}
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        config = watched(folder)
+        callback(config, "Memorisation").update(n=101, shown=20)  # of batches of 16: both ranks have some to show
+        arguments = ("test", "--config", write_yaml(folder / "config.yaml", config))
+        arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
+        status, err = alone(command, *arguments) if world == 1 else together(*arguments, *TWO)
+        assert status == 0, err
+        found[world] = [seen(folder, rank)["proximity"] for rank in range(world)]
+        drawn[world] = {path.name: path.read_bytes() for path in (folder / "run" / "samples").iterdir()}
+        for rank in range(world):
+            found[world][rank].append(seen(folder, rank)["figures"]["test/memorisation_digits"])
+    assert len(found[1][0][0]) == len(found[1][0][2]) == 101
+    assert found[2][0] == found[2][1] == found[1][0]
+    assert set(drawn[1]) == {"memorisation-test.png", "memorisation-test-distances.png"}
+    assert drawn[1] == drawn[2]
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """1,001 digits of the shipped model, drawn by one process: contents by name."""

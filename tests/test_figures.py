@@ -225,10 +225,11 @@ def test_a_figure_s_name_says_network_and_protocol() -> None:
         "precision": "precision_inception",
         "recall": "recall_inception",
         "is": "inception_score",
+        "memorisation": "memorisation_inception",
     }
     assert set(names("fid_antialiased").values()) == {
         *("fid_antialiased", "kid_antialiased", "precision_inception_antialiased", "recall_inception_antialiased"),
-        "inception_score_antialiased",
+        *("inception_score_antialiased", "memorisation_inception_antialiased"),
     }
     assert not {"fid", "kid", "inception_score"} & set(names("fd_digits").values())
 

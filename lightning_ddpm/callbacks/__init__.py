@@ -4,6 +4,7 @@ from lightning_ddpm.callbacks.checkpoints import Checkpoints
 from lightning_ddpm.callbacks.ema import EMA
 from lightning_ddpm.callbacks.evaluation import Evaluation
 from lightning_ddpm.callbacks.likelihood import BitsPerDim
+from lightning_ddpm.callbacks.memorisation import Memorisation
 from lightning_ddpm.callbacks.progress import ProgressLines, ProgressRich
 from lightning_ddpm.callbacks.run import ImageWriter, RunSummary, Throughput
 from lightning_ddpm.callbacks.sample_grid import SampleGrid
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpoints",
     "Evaluation",
     "ImageWriter",
+    "Memorisation",
     "ProgressLines",
     "ProgressRich",
     "RunSummary",

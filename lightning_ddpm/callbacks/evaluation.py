@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
-from lightning_ddpm.callbacks.ema import averaged_weights
+from lightning_ddpm.callbacks.generating import ddpm, generated, image_data, make_ready
 from lightning_ddpm.callbacks.interval import Interval
 from lightning_ddpm.callbacks.tensorboard import writers
 from lightning_ddpm.console import duration, progress, say
-from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import Sampler
 from lightning_ddpm.errors import UserError
-from lightning_ddpm.generation import evaluating, generate
+from lightning_ddpm.generation import evaluating
 from lightning_ddpm.metrics import FeatureExtractor, FrechetDistance
 from lightning_ddpm.module import DDPM
 
@@ -62,13 +60,7 @@ class Evaluation(Callback):
         """Load the extractor's weights, on the first rank first: what is missing is said before any work."""
         if stage == "predict":
             return
-        model = _ddpm(pl_module)
-        self.extractor.check(*model.image_shape[:2])
-        (self.sampler or model.sampler).evaluations(model.schedule.T)  # refuses more steps than there are
-        if trainer.is_global_zero:
-            self.extractor.load()
-        trainer.strategy.barrier()
-        self.extractor.load()
+        make_ready(trainer, pl_module, self.extractor, self.sampler)
         if self.n < self.extractor.num_features and trainer.is_global_zero:
             warnings.warn(
                 f"{self.n} images do not fill the covariance of {self.extractor.num_features} features: "
@@ -79,7 +71,7 @@ class Evaluation(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._prepare(trainer, pl_module)
         say_once = say if trainer.is_global_zero else _silent
-        say_once(f"evaluation: {self.cost(trainer, _ddpm(pl_module))}")
+        say_once(f"evaluation: {self.cost(trainer, ddpm(pl_module))}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interval.start(trainer)
@@ -109,18 +101,9 @@ class Evaluation(Callback):
 
     def evaluate(self, trainer: Trainer, module: LightningModule) -> float:
         """The distance now; every rank must call."""
-        model, distance = _ddpm(module), self._prepare(trainer, module)
-        context = trainer.precision_plugin.forward_context
-        with averaged_weights(trainer, module):
-            images = generate(
-                *(model, self.n, self.seed, self.batch_size, trainer.global_rank, trainer.world_size),
-                sampler=self.sampler,
-                context=context,
-            )
-            counted = ((stop - start, pixels) for (_, start, stop), pixels in images)
-            share = -(-self.n // trainer.world_size)
-            for pixels in progress(counted, share, "evaluation", trainer.is_global_zero, bar=False):
-                distance.update(pixels)
+        distance = self._prepare(trainer, module)
+        for _, pixels in generated(trainer, module, self.n, self.seed, self.batch_size, self.sampler, "evaluation"):
+            distance.update(pixels)
         value = distance.compute()
         self.evaluated = trainer.global_step
         if trainer.is_global_zero:
@@ -145,30 +128,17 @@ class Evaluation(Callback):
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> FrechetDistance:
         if self.distance is None:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            if not isinstance(data, ImageDataModule):
-                raise UserError(
-                    f"Evaluation compares with an ImageDataModule's training set, got {type(data).__name__}"
-                )
+            data = image_data(trainer, "Evaluation compares with an ImageDataModule's training set")
             self.distance = FrechetDistance(self.extractor, module.device)
-
-            def reduce(tensor: Tensor) -> Tensor:
-                return trainer.strategy.reduce(tensor, reduce_op="sum")
-
+            reduce = partial(trainer.strategy.reduce, reduce_op="sum")
             show = partial(progress, what="reference", show=trainer.is_global_zero, bar=False)
             rank, world = trainer.global_rank, trainer.world_size
             self.reference = self.distance.set_reference(data.reference(), reduce, rank, world, show)
-            protocol = f"n={self.n}, sampler {self.sampler or _ddpm(module).sampler}, seed={self.seed}"
+            protocol = f"n={self.n}, sampler {self.sampler or ddpm(module).sampler}, seed={self.seed}"
             for writer in writers(trainer):
                 text = f"{protocol}, {self.extractor.protocol}, {self.reference}"
                 writer.add_text(f"val/{self.extractor.metric}/protocol", text)
         return self.distance
-
-
-def _ddpm(module: LightningModule) -> DDPM:
-    if not isinstance(module, DDPM):
-        raise UserError(f"generating images needs a DDPM, got {type(module).__name__}; take the callback out")
-    return module
 
 
 def _silent(line: str) -> None:

@@ -5,18 +5,17 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_ddpm.bound import bits_per_dim, readings
 from lightning_ddpm.callbacks.ema import averaged_weights
+from lightning_ddpm.callbacks.figure import drawn, new_figure
+from lightning_ddpm.callbacks.generating import image_data
 from lightning_ddpm.callbacks.tensorboard import writers
 from lightning_ddpm.console import duration, progress, say
-from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, bound_term
 from lightning_ddpm.errors import UserError
@@ -154,26 +153,18 @@ def _in_words(likelihood: Likelihood) -> str:
 
 def _figure(likelihoods: Mapping[str, Likelihood], title: str) -> Tensor:
     """The terms over t as a picture, (3, H, W) uint8."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
-    canvas: Any = FigureCanvasAgg(figure)
+    figure = new_figure()
     axes = figure.add_subplot(title=title, xlabel="t", ylabel="bits/dim of each term", xscale="log", yscale="log")
     for (name, each), style in zip(likelihoods.items(), ("-", "--"), strict=True):
         steps = range(1, len(each.terms) + 1)
         axes.plot(steps, each.terms.tolist(), style, marker=".", markersize=3, label=f"{name} {_in_words(each)}")
     axes.legend()
     axes.grid(alpha=0.3)
-    canvas.draw()
-    return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1)
+    return drawn(figure)
 
 
 def _held_out(trainer: Trainer) -> ImageDataset:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(data, ImageDataModule):
-        raise UserError(f"BitsPerDim measures an ImageDataModule's held-out images, got {type(data).__name__}")
-    return data.held_out
+    return image_data(trainer, "BitsPerDim measures an ImageDataModule's held-out images").held_out
 
 
 def _ddpm(module: LightningModule) -> DDPM:

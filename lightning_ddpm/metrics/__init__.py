@@ -5,6 +5,7 @@ from lightning_ddpm.metrics.features import DigitsFeatures, DINOv2, FeatureExtra
 from lightning_ddpm.metrics.figures import METRICS, Figures, Measured
 from lightning_ddpm.metrics.frechet import FrechetDistance
 from lightning_ddpm.metrics.likelihood import BoundSums, Likelihood
+from lightning_ddpm.metrics.memorisation import Nearest, Proximity, embed, proximity
 from lightning_ddpm.metrics.resize import TF1, Antialiased, Resize, TorchMetrics
 from lightning_ddpm.metrics.statistics import Statistics, read_statistics, write_statistics
 
@@ -23,9 +24,13 @@ __all__ = [
     "Likelihood",
     "Measured",
     "ModuleFeatures",
+    "Nearest",
+    "Proximity",
     "Resize",
     "Statistics",
     "TorchMetrics",
+    "embed",
+    "proximity",
     "read_statistics",
     "write_statistics",
 ]

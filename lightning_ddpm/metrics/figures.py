@@ -61,6 +61,7 @@ def names(metric: str) -> dict[str, str]:
         "precision": f"precision{where}{suffix}",
         "recall": f"recall{where}{suffix}",
         "is": f"{score}{suffix}",
+        "memorisation": f"memorisation{where}{suffix}",
     }
 
 

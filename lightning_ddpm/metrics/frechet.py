@@ -107,13 +107,10 @@ class FrechetDistance:
         progress: Callable[..., Iterator[Tensor]],
         also: Sink | None,
     ) -> Statistics:
-        starts = range(0, len(data), BATCH)[rank::world]
-        batches = (range(start, min(start + BATCH, len(data))) for start in starts)
-        read = ((len(batch), (batch.start, data.__getitems__(batch)[0])) for batch in batches)
         total = torch.zeros(self.extractor.num_features, dtype=torch.float64)
         products = torch.zeros(self.extractor.num_features, self.extractor.num_features, dtype=torch.float64)
         with torch.no_grad():
-            for start, pixels in progress(read, -(-len(data) // world)):
+            for start, pixels in progress(dealt(data, len(data), rank, world), -(-len(data) // world)):
                 features = self.extractor(laid_out(pixels, self.device)).cpu()
                 if also:
                     also(start, features)
@@ -148,6 +145,17 @@ class FrechetDistance:
         value = float(self.metric.compute())
         self.metric.reset()
         return value
+
+
+def dealt(data: ImageDataset, n: int, rank: int, world: int) -> Iterator[tuple[int, tuple[int, Tensor]]]:
+    """This rank's blocks of :data:`BATCH` of n images that are spread evenly over a data set.
+
+    Yields:
+        How many images, and (which of the n the first is, (b, c, h, w) uint8).
+    """
+    for start in range(0, n, BATCH)[rank::world]:
+        chosen = [i * len(data) // n for i in range(start, min(start + BATCH, n))]
+        yield len(chosen), (start, data.__getitems__(chosen)[0])
 
 
 def laid_out(pixels: Tensor, device: torch.device) -> Tensor:

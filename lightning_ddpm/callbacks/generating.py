@@ -1,0 +1,58 @@
+"""What callbacks share that generate images and judge them by a feature network."""
+
+from collections.abc import Iterator
+
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_ddpm.callbacks.ema import averaged_weights
+from lightning_ddpm.console import progress
+from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.diffusion import Sampler
+from lightning_ddpm.errors import UserError
+from lightning_ddpm.generation import generate
+from lightning_ddpm.metrics import FeatureExtractor
+from lightning_ddpm.module import DDPM
+
+
+def ddpm(module: LightningModule) -> DDPM:
+    """The module, which must be one that generates images."""
+    if not isinstance(module, DDPM):
+        raise UserError(f"generating images needs a DDPM, got {type(module).__name__}; take the callback out")
+    return module
+
+
+def image_data(trainer: Trainer, what: str) -> ImageDataModule:
+    """The trainer's data, which must be images; ``what`` says in an error what is done with them."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, ImageDataModule):
+        raise UserError(f"{what}, got {type(data).__name__}")
+    return data
+
+
+def make_ready(trainer: Trainer, module: LightningModule, extractor: FeatureExtractor, sampler: Sampler | None) -> None:
+    """Load the extractor's weights, on the first rank first: what is missing or cannot work is said before any work."""
+    model = ddpm(module)
+    extractor.check(*model.image_shape[:2])
+    (sampler or model.sampler).evaluations(model.schedule.T)  # refuses more steps than there are
+    if trainer.is_global_zero:
+        extractor.load()
+    trainer.strategy.barrier()
+    extractor.load()
+
+
+def generated(
+    trainer: Trainer, module: LightningModule, n: int, seed: int, batch_size: int, sampler: Sampler | None, what: str
+) -> Iterator[tuple[int, Tensor]]:
+    """This rank's share of n images with the averaged weights: (first of the batch, (b, c, h, w) uint8).
+
+    ``what`` is the name under which progress is said.
+    """
+    with averaged_weights(trainer, module):
+        images = generate(
+            *(ddpm(module), n, seed, batch_size, trainer.global_rank, trainer.world_size),
+            sampler=sampler,
+            context=trainer.precision_plugin.forward_context,
+        )
+        counted = ((stop - start, (start, pixels)) for (_, start, stop), pixels in images)
+        yield from progress(counted, -(-n // trainer.world_size), what, trainer.is_global_zero, bar=False)

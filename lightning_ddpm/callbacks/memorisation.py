@@ -1,0 +1,242 @@
+"""Shows whether the model has learned its training images by heart."""
+
+import math
+import textwrap
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_ddpm.callbacks.figure import drawn, new_figure
+from lightning_ddpm.callbacks.generating import ddpm, generated, image_data, make_ready
+from lightning_ddpm.callbacks.interval import Interval
+from lightning_ddpm.callbacks.tensorboard import writers
+from lightning_ddpm.console import progress, say
+from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.diffusion import Sampler
+from lightning_ddpm.errors import UserError
+from lightning_ddpm.images import grid, save
+from lightning_ddpm.metrics import FeatureExtractor, Proximity, embed, proximity
+from lightning_ddpm.metrics.figures import Rows, names
+from lightning_ddpm.metrics.memorisation import FEWEST, QUANTILE
+
+GAP = 8
+"""More white pixels between a sample and its nearest training images."""
+
+
+class Memorisation(Callback):
+    """The un-augmented training images nearest to n generated ones, by all ranks together, on EMA weights.
+
+    Distances are Euclidean, in the features of a network. Logged is ``val/memorisation_<network>``: the share of
+    generated images no farther from the training set than 5 per cent of the held-out images are. It is about 0.05 for a
+    model whose images are as far from its training images as new real ones, and near 1 for one that copies; far below
+    0.05, its images are unlike any real ones. Held-out images as the measure of too near are Meehan et al.'s
+    (2020, arXiv:2004.05675); the panel of nearest images is that of Ho et al. 2020 (arXiv:2006.11239) and of Carlini et
+    al. 2023 (arXiv:2301.13188). Fewer than 20 held-out images have no such quantile: then there is the panel alone.
+
+    The panel has a row for each of the first images: the image, then its nearest training images from the nearest on.
+    It is a TensorBoard image and ``memorisation-<step>.png`` in the run's folder ``samples``; beside it, as
+    ``memorisation-<step>-distances.png``, the distances of generated and of held-out images to their nearest training
+    image. Runs in fit at its interval, or once at the end where none is given, and in test, whose files have ``test``
+    in place of the step.
+
+    Attributes:
+        proximity: the last distances.
+
+    Args:
+        extractor: the feature network.
+        n: images to generate, and the most held-out images to take.
+        shown: how many of them the panel shows.
+        neighbours: training images beside each.
+        every_n_steps: of the optimizer, or
+        every_n_epochs: one of the two; ``null`` for the end of fit.
+        sampler: how images are generated; ``null`` for the model's own.
+        batch_size: images generated at a time.
+        seed: of the set of images.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        n: int,
+        shown: int = 8,
+        neighbours: int = 4,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        sampler: Sampler | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= shown <= n or neighbours < 1 or batch_size < 1:
+            raise UserError(
+                "the memorisation panel shows at least 1 of its n images beside at least 1 neighbour, generated in "
+                f"batches of at least 1; got shown={shown}, n={n}, neighbours={neighbours}, batch_size={batch_size}"
+            )
+        at_the_end = every_n_steps is None and every_n_epochs is None
+        self.interval = None if at_the_end else Interval(every_n_steps, every_n_epochs)
+        self.extractor, self.n, self.shown, self.neighbours = extractor, n, shown, neighbours
+        self.sampler, self.batch_size, self.seed = sampler, batch_size, seed
+        self.proximity: Proximity | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Load the extractor's weights; what cannot be measured is said before any work."""
+        if stage not in ("fit", "test"):
+            return
+        make_ready(trainer, pl_module, self.extractor, self.sampler)
+        training = self._data(trainer).reference()
+        if self.neighbours > len(training):
+            raise UserError(
+                f"there are {len(training)} training images and the memorisation panel shows {self.neighbours} "
+                "neighbours; lower neighbours"
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._announce(trainer, pl_module, "each time" if self.interval else "at the end of training")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.interval:
+            self.interval.start(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.interval and self.interval.after_batch(trainer):
+            self._log(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.interval and self.interval.after_epoch(trainer):
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.interval and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._log(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._announce(trainer, pl_module, "after the losses")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            pl_module.log_dict(self.measure(trainer, pl_module, "test"))
+
+    def _log(self, trainer: Trainer, module: LightningModule) -> None:
+        figures = self.measure(trainer, module, "val")
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
+
+    def measure(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
+        """Measure now, say it and draw it; every rank must call.
+
+        Args:
+            trainer, module: the run.
+            stage: ``val`` or ``test``, the first part of every name.
+
+        Returns:
+            What to log: nothing where too few images are held out.
+        """
+        data, shape = self._data(trainer), ddpm(module).image_shape
+        reduce = partial(trainer.strategy.reduce, reduce_op="sum")
+        first = Rows(self.shown, math.prod(shape))  # of pixels, whole numbers that float32 has
+
+        def images() -> Iterator[tuple[int, Tensor]]:
+            asked = self.n, self.seed, self.batch_size, self.sampler, "memorisation"
+            for start, pixels in generated(trainer, module, *asked):
+                if start < self.shown:
+                    first.put(start, pixels[: self.shown - start].flatten(1).float())
+                yield start, pixels
+
+        features = embed(self.extractor, module.device, self.n, images(), reduce)
+        show = partial(progress, what="training images", show=trainer.is_global_zero, bar=False)
+        training, rank, world = data.reference(), trainer.global_rank, trainer.world_size
+        sets = self.neighbours, training, data.held_out
+        found = proximity(self.extractor, features, *sets, reduce, rank, world, show)
+        self.proximity = found
+        samples = first.gather(reduce, module.device).to(torch.uint8).reshape(-1, *shape)
+        if trainer.is_global_zero:
+            self._report(trainer, stage, panel(samples, training, found.indices[: self.shown]))
+        return {} if found.share is None else {self._name(stage): found.share}
+
+    def _name(self, stage: str) -> str:
+        return f"{stage}/{names(self.extractor.metric)['memorisation']}"
+
+    def _data(self, trainer: Trainer) -> ImageDataModule:
+        return image_data(trainer, "Memorisation searches an ImageDataModule's training set")
+
+    def _announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
+        """Say what it takes, and what there will not be."""
+        data, model = self._data(trainer), ddpm(module)
+        evaluations = (self.sampler or model.sampler).evaluations(model.schedule.T)
+        if trainer.is_global_zero:
+            say(
+                f"memorisation: {self.n} images x {evaluations or 'as many as they take'} network evaluations and one "
+                f"pass over {len(data.reference())} training images, {when}"
+            )
+            if min(self.n, len(data.held_out)) < FEWEST:
+                say(
+                    f"memorisation: the nearest images alone, no share: that takes {FEWEST} held-out images or "
+                    f"more, and as large an n; got {len(data.held_out)} and n={self.n}"
+                )
+
+    def _report(self, trainer: Trainer, stage: str, nearest: Tensor) -> None:
+        found, name = self.proximity, self._name(stage)
+        assert found is not None
+        if found.share is None:
+            title = f"{name}: {self.n} generated images, {len(found.held_out)} held out"
+        else:
+            title = (
+                f"{name} {found.share:.3g}: the share of {self.n} generated images no farther from the training set "
+                f"than {QUANTILE:.0%} of {len(found.held_out)} held-out images"
+            )
+        say(title if stage == "test" else f"step {trainer.global_step}: {title}")
+        distances = _figure(found, title, self.extractor.protocol)
+        folder = Path(trainer.default_root_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"memorisation-{'test' if stage == 'test' else f'{trainer.global_step:07d}'}"
+        save(nearest, folder / f"{stem}.png")
+        save(distances, folder / f"{stem}-distances.png")
+        for writer in writers(trainer):
+            writer.add_image(f"{stage}/memorisation", nearest, trainer.global_step)
+            writer.add_image(f"{stage}/memorisation_distances", distances, trainer.global_step)
+
+
+def panel(samples: Tensor, training: ImageDataset, indices: Tensor) -> Tensor:
+    """A row for each sample: itself, a gap, and the training images of its indices, in their order.
+
+    Args:
+        samples: (n, c, h, w) uint8.
+        training: the images that are shown beside them.
+        indices: (n, k).
+
+    Returns:
+        (3, H, W) uint8.
+    """
+    n, k = indices.shape
+    images, _ = training.__getitems__(indices.flatten().tolist())
+    rows = torch.cat([samples[:, None], images.reshape(n, k, *images.shape[1:])], dim=1)
+    picture = grid(rows.flatten(0, 1), columns=k + 1)
+    cut = picture.shape[2] // (k + 1)
+    return torch.cat([picture[..., :cut], picture.new_full((3, picture.shape[1], GAP), 255), picture[..., cut:]], dim=2)
+
+
+def _figure(found: Proximity, title: str, protocol: str) -> Tensor:
+    """How far images are from their nearest training image, generated and held out, as a picture (3, H, W) uint8."""
+    figure = new_figure()
+    axes = figure.add_subplot(xlabel=f"distance to the nearest training image ({protocol})", ylabel="share of images")
+    axes.set_title(textwrap.fill(title, 90), fontsize="medium")
+    sets = {"generated": found.distances[:, 0], "held out": found.held_out}
+    finite = {label: each[each.isfinite()] for label, each in sets.items()}
+    farthest = max((float(each.max()) for each in finite.values() if len(each)), default=0.0)
+    for label, each in finite.items():
+        if len(each):
+            weights = torch.full_like(each, 1 / len(each)).numpy()
+            bins = np.linspace(0, farthest or 1.0, 41).tolist()
+            axes.hist(each.numpy(), bins=bins, weights=weights, histtype="stepfilled", alpha=0.5, label=label)
+    if found.near is not None:
+        axes.axvline(found.near, color="black", linestyle="--", label=f"{QUANTILE:.0%} of held out: {found.near:.3g}")
+    axes.legend()
+    return drawn(figure)
