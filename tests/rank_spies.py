@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Callback
 
-from lightning_ddpm.callbacks import BitsPerDim, Memorisation
+from lightning_ddpm.callbacks import BitsPerDim, Evaluation, Memorisation
 from lightning_ddpm.callbacks.ema import averaged_weights
 from lightning_ddpm.data import Digits
 from lightning_ddpm.diffusion import x_0_to_eps
@@ -83,3 +83,13 @@ def weights(path):
     """The digests of a checkpoint's averaged and raw weights, as :class:`RankSpy` forms them."""
     checkpoint = torch.load(path, weights_only=True)
     return {"ema": digest(checkpoint["state_dict"]), "raw": digest(checkpoint["current_model_state"])}
+
+
+class RankClock(Callback):
+    """Makes the ranks' clocks disagree: the second's alone forbids evaluations up to step 3, the first's the next."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        late = trainer.global_step == 3
+        for each in trainer.callbacks:
+            if isinstance(each, Evaluation) and each.interval:
+                each.seconds = [1e9] if late == trainer.is_global_zero else []

@@ -101,7 +101,7 @@ def test_what_the_best_is_chosen_by_is_a_figure_that_is_logged(name, build):
     evaluations = [each for each in cli.trainer.callbacks if isinstance(each, callbacks.Evaluation)]
     assert keeper.monitor in {None, "val/loss", *(f"val/{each.extractor.metric}" for each in evaluations)}
     for each in evaluations:
-        assert each.interval.steps <= cli.trainer.max_steps
+        assert each.interval is None or each.interval.steps <= cli.trainer.max_steps
 
 
 def ho(cli, flips):
@@ -118,6 +118,13 @@ def ho(cli, flips):
     assert data.flip is flips
     evaluation = next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.Evaluation))
     assert isinstance(evaluation.extractor, Inception)
+
+
+def test_cifar10_ends_with_the_figure_that_is_published(build):
+    cheap, full = (each for each in build("cifar10").trainer.callbacks if isinstance(each, callbacks.Evaluation))
+    assert (cheap.n, cheap.sampler.evaluations(1000), cheap.interval.steps) == (5000, 100, 20_000)
+    assert (full.n, full.sampler, full.interval) == (50_000, None, None)
+    assert all(isinstance(each.extractor, Inception) for each in (cheap, full))
 
 
 def optimisation(cli):

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
 from PIL import Image
 from rank_spies import weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+FIGURES = ("fd_digits", "kd_digits", "precision_digits", "recall_digits", "classifier_score_digits")
 TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
@@ -81,7 +84,7 @@ def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, command, tmp
     for world in (1, 2):
         folder = tmp_path / str(world)
         config = watched(folder)
-        callback(config, "Evaluation").update(n=101, batch_size=16)
+        callback(config, "Evaluation").update(n=101, batch_size=16, metrics=["fid", "kid", "pr", "is"])
         arguments = ("validate", "--config", write_yaml(folder / "config.yaml", config))
         arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
         monkeypatch.setenv("LIGHTNING_DDPM_CACHE", str(folder / "cache"))  # each computes the reference statistics too
@@ -89,9 +92,39 @@ def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, command, tmp
         assert status == 0, err
         assert len(list((folder / "cache").rglob("fd_digits-*.npz"))) == 1
         for rank in range(world):
-            figures[world, rank] = seen(folder, rank)["figures"]["val/fd_digits"]
-    assert figures[2, 0] == figures[2, 1]
-    assert figures[2, 0] == pytest.approx(figures[1, 0], rel=1e-6)
+            figures[world, rank] = seen(folder, rank)["figures"]
+    assert {f"val/{name}" for name in FIGURES} < set(figures[1, 0])
+    assert {name: figures[2, 0][name] for name in figures[1, 0] if "loss" not in name} == {
+        name: pytest.approx(value, rel=1e-6) for name, value in figures[1, 0].items() if "loss" not in name
+    }
+    assert all(figures[2, 0][f"val/{name}"] == figures[2, 1][f"val/{name}"] for name in FIGURES)
+
+
+def test_all_ranks_leave_out_an_evaluation_when_the_first_does_and_make_it_when_it_does(tmp_path):
+    config = watched(tmp_path)
+    config["model"]["init_args"]["optimizer"]["init_args"].update(lr=0.0)
+    full = callback(config, "Evaluation")
+    cheap = full | {"every_n_steps": 1, "max_share": 1.0, "metrics": ["fid", "kid", "pr", "is"]}
+    del full["every_n_steps"]
+    config["trainer"]["callbacks"] += [
+        {"class_path": "rank_spies.RankClock"},
+        {"class_path": "lightning_ddpm.callbacks.Evaluation", "init_args": cheap},
+    ]
+    ended = ddpm(
+        "fit", "--config", write_yaml(tmp_path / "config.yaml", config), *TWO, PYTHONPATH=Path(__file__).parent
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert [int(step) for step in re.findall(r"step (\d): evaluation left out", ended.stdout)] == [4]
+    assert ended.stdout.count("step 4: final/fd_digits") == 1
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    first, second = (seen(tmp_path, rank)["figures"] for rank in (0, 1))
+    for name in FIGURES:
+        logged = [(event.step, event.value) for event in events.Scalars(f"val/{name}")]
+        assert logged == [
+            (step, pytest.approx(logged[0][1], rel=1e-6)) for step in (1, 2, 3)
+        ]  # the weights stand still
+        assert first[f"val/{name}"] == second[f"val/{name}"] == logged[-1][1]
+    assert first["final/fd_digits"] == second["final/fd_digits"] == pytest.approx(first["val/fd_digits"], rel=1e-6)
 
 
 def test_bits_per_dim_on_two_ranks_is_that_of_one_process(trained, command, tmp_path):

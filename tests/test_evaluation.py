@@ -1,6 +1,8 @@
 """Evaluation and SampleGrid: when they run, what they show, and that training does not notice them."""
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import quiet_trainer, same, tiny_model, weights
+from torch import Tensor
 
 from lightning_ddpm.callbacks import EMA, Checkpoints, Evaluation, SampleGrid
 from lightning_ddpm.data import Digits, ImageDataModule
@@ -19,7 +22,8 @@ from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.generation import generate
 from lightning_ddpm.images import grid
-from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance
+from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, ModuleFeatures
+from lightning_ddpm.metrics.figures import inception_score, kernel_distance, precision_recall
 from lightning_ddpm.module import DDPM
 
 NAME = "val/fd_digits"
@@ -31,8 +35,9 @@ def evaluation(**arguments: Any) -> Evaluation:
 
 def fit(folder: Path, callbacks: Sequence[Callback], model: DDPM | None = None, **arguments: Any) -> Trainer:
     torch.manual_seed(0)  # dropout's
+    ckpt_path = arguments.pop("ckpt_path", None)
     trainer = quiet_trainer(folder, callbacks=list(callbacks), **({"max_steps": 4} | arguments))
-    trainer.fit(model or tiny_model(), datamodule=ImageDataModule(Digits(), batch_size=16))
+    trainer.fit(model or tiny_model(), datamodule=ImageDataModule(Digits(), batch_size=16), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -185,19 +190,165 @@ def test_a_resumed_run_does_not_repeat_the_evaluation_before_it(tmp_path: Path) 
     assert [event.step for event in events(tmp_path).Scalars(NAME)] == [6]
 
 
-def test_the_figure_chooses_the_best_checkpoint_and_the_last_one_is_the_last(tmp_path: Path) -> None:
-    keeper = Checkpoints(every_n_steps=1, monitor=NAME)
-    callbacks = [keeper, evaluation(every_n_steps=1)]
+@pytest.mark.parametrize(("name", "best_of"), [(NAME, min), ("val/classifier_score_digits", max)])
+def test_the_figure_chooses_the_best_checkpoint_and_the_last_one_is_the_last(
+    tmp_path: Path, name: str, best_of: Callable[..., Any]
+) -> None:
+    keeper = Checkpoints(every_n_steps=1, monitor=name)
+    callbacks = [keeper, evaluation(every_n_steps=1, metrics=["fid", "is"])]
     fit(tmp_path / "run", callbacks, logger=tensorboard(tmp_path), enable_checkpointing=True, max_steps=6)
-    figures = {event.step: event.value for event in events(tmp_path).Scalars(NAME)}
+    figures, distances = ({e.step: e.value for e in events(tmp_path).Scalars(each)} for each in (name, NAME))
     assert list(figures) == [1, 2, 3, 4, 5, 6]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.ckpt", "last.ckpt"]
-    best, last = (torch.load(tmp_path / "run" / f"{name}.ckpt", weights_only=True) for name in ("best", "last"))
-    assert best["global_step"] == min(figures, key=lambda step: figures[step])
+    best, last = (torch.load(tmp_path / "run" / f"{each}.ckpt", weights_only=True) for each in ("best", "last"))
+    assert best["global_step"] == best_of(figures, key=figures.__getitem__)
+    assert best["callbacks"]["Checkpoints"] == {"best": best_of(figures.values())}
     assert last["global_step"] == 6
     model = tiny_model()
     model.load_state_dict(best["state_dict"])
-    assert distance_by_hand(model) == pytest.approx(min(figures.values()), rel=1e-4)
+    assert distance_by_hand(model) == pytest.approx(distances[best["global_step"]], rel=1e-4)
+
+
+class Fading(torch.nn.Module):
+    """Features of 8x8 images that are no numbers where it is told so."""
+
+    faded = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :4] * (float("nan") if self.faded else 1.0)
+
+
+def test_a_figure_that_is_no_number_is_logged_and_never_best(tmp_path: Path) -> None:
+    class Fade(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            features.faded = trainer.global_step != 3
+
+    extractor = ModuleFeatures(features := Fading(), num_features=4, name="fading")
+    callbacks = [
+        Fade(),
+        Evaluation(extractor, 70, sampler=DDIM(steps=2), every_n_steps=1, metrics=["fid", "kid"]),
+        Checkpoints(every_n_steps=1, monitor="val/fd_fading"),
+    ]
+    fit(tmp_path / "run", callbacks, logger=tensorboard(tmp_path), enable_checkpointing=True, max_steps=5)
+    for name in ("val/fd_fading", "val/kd_fading"):
+        found = [event.value for event in events(tmp_path).Scalars(name)]
+        assert [math.isnan(value) for value in found] == [True, True, False, True, True]
+    best = torch.load(tmp_path / "run" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 3
+    assert best["callbacks"]["Checkpoints"] == {"best": events(tmp_path).Scalars("val/fd_fading")[2].value}
+
+
+def test_all_figures_come_from_one_evaluation(tmp_path: Path) -> None:
+    frozen = tiny_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
+    asked = evaluation(every_n_steps=2, metrics=["is", "kid", "fid", "pr"])
+    trainer = fit(tmp_path, [asked], frozen, logger=tensorboard(tmp_path))
+    extractor = DigitsFeatures()
+    extractor.load()
+    real = ImageDataModule(Digits()).reference()
+    with torch.no_grad():
+        reference = extractor(real.__getitems__(range(len(real)))[0])
+        made = torch.cat([pixels for _, pixels in generate(frozen, 70, sampler=DDIM(steps=2))])
+        features, logits = extractor.judge(made)
+    precision, recall = precision_recall(features, reference)
+    expected = {
+        "fd_digits": distance_by_hand(frozen),
+        "kd_digits": kernel_distance(features, reference).value,
+        "precision_digits": precision.value,
+        "recall_digits": recall.value,
+        "classifier_score_digits": inception_score(logits).value,
+    }
+    logged = events(tmp_path)
+    for name, value in expected.items():
+        at = {event.step: event.value for event in logged.Scalars(f"val/{name}")}
+        assert at == {2: pytest.approx(value, rel=1e-4), 4: pytest.approx(value, rel=1e-4)}
+        assert float(trainer.callback_metrics[f"val/{name}"]) == at[4]
+        assert f"val/{name}/protocol/text_summary" in logged.Tags()["tensors"]
+
+
+class Stopped(DDIM):
+    """Stops the program where it should draw images."""
+
+    def trajectory(self, *_: Any) -> Any:
+        raise RuntimeError("stopped in the evaluation")
+
+
+def test_the_evaluation_at_the_end_follows_the_last_checkpoint_and_is_made_up_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begin(sampler: DDIM, **arguments: Any) -> None:
+        cheap, full = evaluation(every_n_steps=2), evaluation(n=80, sampler=sampler)
+        callbacks = [full, EMA(0.5), cheap, Checkpoints(every_n_steps=3, monitor=NAME)]
+        fit(tmp_path / "run", callbacks, logger=tensorboard(tmp_path), enable_checkpointing=True, **arguments)
+
+    with pytest.raises(RuntimeError, match="stopped in the evaluation"):
+        begin(Stopped(steps=2))
+    last = tmp_path / "run" / "last.ckpt"
+    before, checkpoint = last.read_bytes(), torch.load(last, weights_only=True)
+    assert checkpoint["global_step"] == 4
+    assert "final/fd_digits" not in events(tmp_path).Tags()["scalars"]
+    begin(DDIM(steps=2), ckpt_path=last)
+    assert last.read_bytes() == before
+    assert [event.step for event in events(tmp_path).Scalars(NAME)] == [2, 4]
+    (made,) = events(tmp_path).Scalars("final/fd_digits")
+    model = tiny_model()
+    model.load_state_dict(checkpoint["state_dict"])
+    assert (made.step, made.value) == (4, pytest.approx(distance_by_hand(model, 80), rel=1e-4))
+    said = capsys.readouterr().out
+    assert said.count("evaluation at the end: 80 images x 2 network evaluations, about ") == 2
+    assert said.count("step 4: final/fd_digits ") == 1
+
+
+def test_the_evaluation_at_the_end_is_made_once_on_the_weights_that_were_kept(tmp_path: Path) -> None:
+    callbacks = [evaluation(max_share=1e-9), EMA(0.5), Checkpoints(every_n_steps=2, monitor=NAME)]
+    trainer = fit(tmp_path / "run", callbacks, logger=tensorboard(tmp_path), enable_checkpointing=True)
+    (made,) = events(tmp_path).Scalars("final/fd_digits")
+    assert (made.step, made.value) == (4, float(trainer.callback_metrics["final/fd_digits"]))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.ckpt"]
+    model = tiny_model()
+    model.load_state_dict(torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"])
+    assert made.value == pytest.approx(distance_by_hand(model), rel=1e-4)
+    validator = quiet_trainer(tmp_path, callbacks=[evaluation()], limit_val_batches=1)
+    (figures,) = validator.validate(model, datamodule=ImageDataModule(Digits()), verbose=False)
+    assert "val/loss" in figures
+    assert not any("fd_digits" in name for name in figures)
+
+
+class Timed(Callback):
+    """Notes, before the evaluation after it in the list, how long the run has taken."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = time.monotonic()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.took = time.monotonic() - self.began
+
+
+@pytest.mark.parametrize("share", [None, 0.2])
+def test_evaluations_take_no_more_than_their_share_of_the_time(
+    tmp_path: Path, share: float | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path, [timed := Timed(), asked := evaluation(every_n_steps=1, max_share=share)], max_steps=40)
+    seconds, left_out = asked.seconds, capsys.readouterr().out.count("evaluation left out: with another ")
+    assert len(seconds) + left_out == 40
+    if share is None:
+        assert sum(seconds) / timed.took > 0.3  # so that the limit of the other case is one
+    else:
+        assert 2 <= len(seconds) < 40
+        unforeseen = max(0, seconds[-1] - max(seconds[:-1]))
+        assert sum(seconds) <= share * timed.took + unforeseen + 1e-3
+
+
+def test_the_first_evaluation_too_is_left_out_by_its_estimate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = evaluation(every_n_steps=2, max_share=1e-6)
+    trainer = fit(tmp_path, [asked, Checkpoints(every_n_steps=1, monitor=NAME)], enable_checkpointing=True)
+    assert (asked.seconds, asked.evaluated) == ([], -1)
+    assert NAME not in trainer.callback_metrics
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert [line.split(":")[0] for line in said] == ["step 2", "step 4"]
+    assert all(line.endswith("max_share is 1e-06") for line in said)
 
 
 def test_without_a_figure_there_is_only_the_last_checkpoint(tmp_path: Path) -> None:
@@ -226,9 +377,16 @@ def test_the_cost_is_said_before_training(tmp_path: Path, capsys: pytest.Capture
     assert any(line.startswith("step 4: val/fd_digits ") for line in said[1:])
 
 
-@pytest.mark.parametrize("kind", [evaluation, SampleGrid])
 @pytest.mark.parametrize(
-    "interval", [{}, {"every_n_steps": 1, "every_n_epochs": 1}, {"every_n_steps": 0}, {"every_n_epochs": -1}], ids=str
+    ("kind", "interval"),
+    [
+        (SampleGrid, {}),
+        *(
+            (kind, interval)
+            for kind in (evaluation, SampleGrid)
+            for interval in ({"every_n_steps": 1, "every_n_epochs": 1}, {"every_n_steps": 0}, {"every_n_epochs": -1})
+        ),
+    ],
 )
 def test_an_interval_is_one_number_of_at_least_one(kind: Any, interval: dict[str, int]) -> None:
     with pytest.raises(UserError, match="give either every_n_steps or every_n_epochs, at least 1"):
@@ -238,3 +396,19 @@ def test_an_interval_is_one_number_of_at_least_one(kind: Any, interval: dict[str
 def test_one_image_is_not_enough() -> None:
     with pytest.raises(UserError, match="at least 2 images in batches of at least 1, got 1 and 32"):
         evaluation(n=1, every_n_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_share": 0.0}, "above 0 and at most 1, got 0.0"),
+        ({"max_share": 1.5}, "above 0 and at most 1, got 1.5"),
+        ({"metrics": ["fid", "FID"]}, "one or more of fid, kid, pr, is, got .'fid', 'FID'."),
+        ({"metrics": "fid"}, "one or more of fid, kid, pr, is, got 'fid'"),
+        ({"metrics": []}, r"one or more of fid, kid, pr, is, got \[\]"),
+        ({"metrics": ["is"], "n": 9}, "Inception Score .* takes at least 10 images, got 9; leave out 'is'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluation(every_n_steps=1, **arguments)

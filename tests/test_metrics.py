@@ -1,5 +1,7 @@
 """The Fréchet distance against its formula, and feature networks that are what they say."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,14 +179,65 @@ def test_the_cache_s_content_is_what_is_used(reference_cache: Path) -> None:
     assert measure(against(Pixels(4), real), zeros) == pytest.approx(0, abs=1e-9)
 
 
-def test_a_damaged_cache_is_computed_again(reference_cache: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_cache_file_cut_short_is_said_and_computed_again(
+    reference_cache: Path, share: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     real, made = memory(digits(0, 300)), digits(300, 600)
     first = measure(against(Pixels(64), real), made)
     (path,) = reference_cache.iterdir()
     whole = path.read_bytes()
-    path.write_bytes(whole[:100])
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert capsys.readouterr().out == ""
     assert measure(against(Pixels(64), real), made) == first
     assert path.read_bytes() == whole
+    assert capsys.readouterr().out.startswith(f"computed again: {path} is no npz file of statistics, or damaged")
+
+
+FILL_CACHES = """
+import os, sys, time
+from pathlib import Path
+import torch
+from lightning_ddpm.data import Digits
+from lightning_ddpm.metrics import FrechetDistance, ModuleFeatures, read_statistics
+
+folder, me, other, rounds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+torch.manual_seed(0)
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 256))
+extractor = ModuleFeatures(network, num_features=256, name="wide")
+data = Digits().open(folder, "train")
+show = lambda batches, total: (batch for _, batch in batches)
+for index in range(rounds):
+    os.environ["LIGHTNING_DDPM_CACHE"] = str(folder / str(index))
+    (folder / f"{index}-{me}").touch()
+    until = time.monotonic() + 200
+    while not (folder / f"{index}-{other}").exists():
+        assert time.monotonic() < until, "the other process is gone"
+    distance = FrechetDistance(extractor, torch.device("cpu"))
+    distance.set_reference(data, lambda tensor: tensor, 0, 1, show)
+    sums = distance.metric.real_features_sum, distance.metric.real_features_cov_sum
+    kept = read_statistics(distance.cache_path(data))
+    torch.save([*sums, torch.from_numpy(kept.mu), torch.from_numpy(kept.sigma)], folder / f"{index}-{me}.pt")
+"""
+
+
+def test_two_processes_that_fill_the_same_cache_at_once_both_have_the_right_reference(tmp_path: Path) -> None:
+    rounds = 20
+    arguments = ([sys.executable, "-c", FILL_CACHES, str(tmp_path), *who, str(rounds)] for who in ("ab", "ba"))
+    both = [subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in arguments]
+    for process in both:
+        assert process.communicate(timeout=400) == ("", "")  # nobody met a damaged file either
+        assert process.returncode == 0
+    expected = torch.load(tmp_path / "0-a.pt")
+    n = len(Digits().open(tmp_path, "train"))
+    torch.testing.assert_close(expected[0] / n, expected[2])
+    for index in range(rounds):
+        for who in "ab":
+            torch.testing.assert_close(torch.load(tmp_path / f"{index}-{who}.pt"), expected)
+        (kept,) = (tmp_path / str(index) / "reference").iterdir()  # and no half-written file beside it
+        with np.load(kept, allow_pickle=False) as file:
+            np.testing.assert_allclose(file["mu"], expected[2])
+            assert file["n"] == n
 
 
 def test_other_images_and_other_networks_have_other_caches(reference_cache: Path) -> None:

@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from lightning_ddpm.callbacks.evaluation import Evaluation
 from lightning_ddpm.callbacks.interval import Interval
+from lightning_ddpm.metrics.figures import greater_is_better
 
 
 class Checkpoints(Checkpoint):
@@ -16,15 +17,20 @@ class Checkpoints(Checkpoint):
 
     The best is judged the moment its figure is logged, on the very weights that the figure is of; NaN is never best.
 
+    Attributes:
+        best: the figure of best.ckpt, in the checkpoint too; infinite before there is one.
+
     Args:
         every_n_steps: of the optimizer, for last.ckpt.
-        monitor: the figure, lower being better, such as ``val/fid``; ``null`` for last.ckpt alone.
+        monitor: the figure, such as ``val/fid``; the lowest is best, but of precision, recall and scores the highest;
+            ``null`` for last.ckpt alone.
     """
 
     def __init__(self, every_n_steps: int, monitor: str | None = None) -> None:
         self.interval = Interval(every_n_steps, None)
         self.monitor = monitor
-        self.best = math.inf
+        self._sign = -1 if monitor and greater_is_better(monitor.rpartition("/")[2]) else 1
+        self.best = self._sign * math.inf
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interval.start(trainer)
@@ -56,7 +62,7 @@ class Checkpoints(Checkpoint):
 
     def _keep_best(self, trainer: Trainer) -> None:
         value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        if value is not None and float(value) < self.best:
+        if value is not None and self._sign * float(value) < self._sign * self.best:
             self.best = float(value)
             self._save(trainer, "best")
 

@@ -1,39 +1,53 @@
-"""Generates images in the course of training and says how far they are from the real ones."""
+"""Generates images in the course of training and says how good they are."""
 
+import math
 import time
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
-from lightning_ddpm.callbacks.generating import ddpm, generated, image_data, make_ready
+from lightning_ddpm.callbacks.generating import ddpm, generated, image_data, make_ready, sum_over_ranks
 from lightning_ddpm.callbacks.interval import Interval
 from lightning_ddpm.callbacks.tensorboard import writers
 from lightning_ddpm.console import duration, progress, say
 from lightning_ddpm.diffusion import Sampler
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.generation import evaluating
-from lightning_ddpm.metrics import FeatureExtractor, FrechetDistance
+from lightning_ddpm.metrics import FeatureExtractor, Figures, Measured
+from lightning_ddpm.metrics.figures import check_metrics, figure_names
+from lightning_ddpm.metrics.frechet import BATCH
 from lightning_ddpm.module import DDPM
 
 
 class Evaluation(Callback):
-    """Fréchet distance of n generated images to the un-augmented training set, by all ranks together, on EMA weights.
+    """Figures of n generated images against the un-augmented training set, by all ranks together, on EMA weights.
 
-    The same n images' noise every time. Logged as ``val/<metric>``, the metric's name saying the feature network, and
-    usable as ``monitor`` of a checkpoint. Runs in fit at its interval (not in the sanity check), in validate and test.
+    The same n images' noise every time, and one pass of the feature network for all figures. In fit at an interval, and
+    not in the sanity check, they are logged as ``val/<figure>``, the figure's name saying the feature network; each is
+    known on every rank and usable as ``monitor`` of a checkpoint. In validate they are ``val/<figure>`` too, in test
+    ``test/<figure>``.
+
+    Without an interval there is one evaluation, when training has ended and last.ckpt is written, logged as
+    ``final/<figure>``. A run that is resumed at its end makes it again; validate and test do not.
 
     Attributes:
         evaluated: the step of the last evaluation.
+        seconds: what each evaluation has taken since fit began; max_share goes by the first rank's.
 
     Args:
         extractor: the feature network; Inception's distance is the FID.
         n: images to generate; 50,000 for a figure to publish.
+        metrics: which of fid, kid, pr (precision and recall) and is (Inception Score).
         sampler: how; ``null`` for the model's own.
         every_n_steps: of the optimizer, or
-        every_n_epochs: one of the two.
+        every_n_epochs: one of the two, or neither: once, at the end.
+        max_share: what evaluations at the interval may take of the time since fit began, in (0, 1]; one that would
+            bring them above it, by the longest before it or else by the estimate, is left out. ``null``: no limit.
         batch_size: images generated at a time.
         seed: of the set of images.
     """
@@ -42,26 +56,33 @@ class Evaluation(Callback):
         self,
         extractor: FeatureExtractor,
         n: int,
+        metrics: Sequence[str] = ("fid",),
         sampler: Sampler | None = None,
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
+        max_share: float | None = None,
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
         if n < 2 or batch_size < 1:
             raise UserError(f"an evaluation needs at least 2 images in batches of at least 1, got {n} and {batch_size}")
-        self.extractor, self.n, self.sampler = extractor, n, sampler
-        self.interval = Interval(every_n_steps, every_n_epochs)
-        self.batch_size, self.seed = batch_size, seed
-        self.distance: FrechetDistance | None = None
+        if max_share is not None and not 0 < max_share <= 1:
+            raise UserError(f"max_share is a share of the run's time, above 0 and at most 1, got {max_share}; try 0.1")
+        check_metrics(metrics, n)
+        self.extractor, self.n, self.metrics, self.sampler = extractor, n, metrics, sampler
+        at_end = every_n_steps is None and every_n_epochs is None
+        self.interval = None if at_end else Interval(every_n_steps, every_n_epochs)
+        self.max_share, self.batch_size, self.seed = max_share, batch_size, seed
+        self.figures: Figures | None = None
         self.evaluated = -1
+        self.seconds: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the extractor's weights, on the first rank first: what is missing is said before any work."""
-        if stage == "predict":
+        if stage == "predict" or (self.interval is None and stage != "fit"):
             return
         make_ready(trainer, pl_module, self.extractor, self.sampler)
-        if self.n < self.extractor.num_features and trainer.is_global_zero:
+        if "fid" in self.metrics and self.n < self.extractor.num_features and trainer.is_global_zero:
             warnings.warn(
                 f"{self.n} images do not fill the covariance of {self.extractor.num_features} features: "
                 f"{self.extractor.metric} will be far off; generate at least {self.extractor.num_features}",
@@ -69,77 +90,143 @@ class Evaluation(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began, self.seconds = time.monotonic(), []
         self._prepare(trainer, pl_module)
-        say_once = say if trainer.is_global_zero else _silent
-        say_once(f"evaluation: {self.cost(trainer, ddpm(pl_module))}")
+        cost = self.cost(trainer, ddpm(pl_module))
+        if trainer.is_global_zero:
+            say(f"evaluation{'' if self.interval else ' at the end'}: {cost}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interval.start(trainer)
+        if self.interval:
+            self.interval.start(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.interval.after_batch(trainer):
+        if self.interval and self.interval.after_batch(trainer):
             self._log(trainer, pl_module, on_step=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.interval.after_epoch(trainer):
+        if self.interval and self.interval.after_epoch(trainer):
             self._log(trainer, pl_module, on_step=False)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "validate":
-            pl_module.log(f"val/{self.extractor.metric}", self.evaluate(trainer, pl_module))
+        if self.interval and trainer.state.fn == "validate":
+            pl_module.log_dict(self.evaluate(trainer, pl_module))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.log(f"test/{self.extractor.metric}", self.evaluate(trainer, pl_module))
+        if self.interval:
+            pl_module.log_dict(self.evaluate(trainer, pl_module, "test"))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The one at the end: last.ckpt is there already, and who is killed here resumes here, with no step left."""
+        if self.interval or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        device = pl_module.device
+        pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+        try:
+            found = self.evaluate(trainer, pl_module, "final")
+        finally:
+            pl_module.to(device)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})
+        _to_loggers(trainer, found)
 
     def _log(self, trainer: Trainer, module: LightningModule, on_step: bool) -> None:
-        name, value = f"val/{self.extractor.metric}", self.evaluate(trainer, module)
-        module.log(name, value, on_step=on_step, on_epoch=not on_step, logger=False, prog_bar=True)
-        for logger in trainer.loggers:  # at this very step, whatever log_every_n_steps is
-            logger.log_metrics({name: value}, step=trainer.global_step)
+        if not self._affordable(trainer):
+            return
+        found = self.evaluate(trainer, module)
+        module.log_dict(found, on_step=on_step, on_epoch=not on_step, logger=False, prog_bar=True)
+        _to_loggers(trainer, found)
 
-    def evaluate(self, trainer: Trainer, module: LightningModule) -> float:
-        """The distance now; every rank must call."""
-        distance = self._prepare(trainer, module)
-        for _, pixels in generated(trainer, module, self.n, self.seed, self.batch_size, self.sampler, "evaluation"):
-            distance.update(pixels)
-        value = distance.compute()
+    def _affordable(self, trainer: Trainer) -> bool:
+        """Whether max_share has room for an evaluation now; the first rank's clock decides for all."""
+        if self.max_share is None:
+            return True
+        expected = max(self.seconds, default=self._estimate)
+        share = (sum(self.seconds) + expected) / (time.monotonic() - self._began + expected)
+        affordable = trainer.strategy.broadcast(share <= self.max_share)
+        if not affordable and trainer.is_global_zero:
+            say(
+                f"step {trainer.global_step}: evaluation left out: with another {duration(expected)}, evaluations "
+                f"would have {share:.2g} of the time, and max_share is {self.max_share:g}"
+            )
+        return affordable
+
+    def evaluate(self, trainer: Trainer, module: LightningModule, stage: str = "val") -> dict[str, float]:
+        """The figures now, on all ranks, as ``stage/<figure>``; every rank must call."""
+        started = time.monotonic()
+        figures = self._prepare(trainer, module)
+        drawn = generated(trainer, module, self.n, self.seed, self.batch_size, self.sampler, "evaluation")
+        for start, pixels in drawn:
+            figures.update(start, pixels)
+        found = trainer.strategy.broadcast(figures.compute(sum_over_ranks(trainer), trainer.global_rank))
         self.evaluated = trainer.global_step
+        self.seconds.append(time.monotonic() - started)
         if trainer.is_global_zero:
-            say(f"step {trainer.global_step}: val/{self.extractor.metric} {value:.4g} ({self.n} images)")
-        return value
+            said = ", ".join(f"{stage}/{name} {_in_words(each)}" for name, each in found.items())
+            say(f"step {trainer.global_step}: {said} ({self.n} images)")
+        return {f"{stage}/{name}": each.value for name, each in found.items()}
 
     def cost(self, trainer: Trainer, model: DDPM) -> str:
-        """What one evaluation takes, from one timed batch, in words."""
+        """What one evaluation takes, from one timed batch of images and one of features, in words."""
         evaluations = (self.sampler or model.sampler).evaluations(model.schedule.T)
-        x = torch.zeros(min(self.batch_size, self.n), *model.image_shape, device=model.device)
-        t = torch.ones(len(x), dtype=torch.long, device=model.device)
-        with evaluating(model), trainer.precision_plugin.forward_context():
-            model.network(x, t)
-            started = time.monotonic()
-            float(model.network(x, t).sum())  # waits for the device
-        seconds = (time.monotonic() - started) * self.n / len(x) / trainer.world_size
+        size, judged = min(self.batch_size, self.n), min(BATCH, self.n)
+        x = torch.zeros(size, *model.image_shape, device=model.device)
+        t = torch.ones(size, dtype=torch.long, device=model.device)
+        pixels = torch.zeros(judged, *model.image_shape, dtype=torch.uint8, device=model.device)
+        with evaluating(model):
+            with trainer.precision_plugin.forward_context():
+                if evaluations is None:  # the images decide: a batch of them is drawn
+                    drawing = _timed(lambda: model.generate((self.seed, 0, size), self.sampler))
+                else:
+                    drawing = evaluations * _timed(lambda: model.network(x, t))
+            judging = _timed(lambda: self.extractor(pixels))
+        drawing, judging = (
+            seconds * math.ceil(math.ceil(self.n / batch) / trainer.world_size)
+            for seconds, batch in ((drawing, size), (judging, judged))
+        )
+        self._estimate = drawing + judging
         if evaluations is None:
-            cost = f"as many network evaluations as {self.n} images take, {duration(seconds)} for one of each"
+            count = f"as many network evaluations as {self.n} images take"
         else:
-            cost = f"{self.n} images x {evaluations} network evaluations, about {duration(seconds * evaluations)}"
-        return f"{cost}, val/{self.extractor.metric} by {self.extractor.protocol}; {self.reference}"
+            count = f"{self.n} images x {evaluations} network evaluations"
+        return (
+            f"{count}, about {duration(self._estimate)}, {duration(judging)} of it for features; "
+            f"{', '.join(self._logged())} by {self.extractor.protocol}; {self.reference}"
+        )
 
-    def _prepare(self, trainer: Trainer, module: LightningModule) -> FrechetDistance:
-        if self.distance is None:
+    def _logged(self) -> list[str]:
+        stage = "val" if self.interval else "final"
+        return [f"{stage}/{name}" for name in figure_names(self.extractor.metric, self.metrics)]
+
+    def _prepare(self, trainer: Trainer, module: LightningModule) -> Figures:
+        if self.figures is None:
             data = image_data(trainer, "Evaluation compares with an ImageDataModule's training set")
-            self.distance = FrechetDistance(self.extractor, module.device)
-            reduce = partial(trainer.strategy.reduce, reduce_op="sum")
+            self.figures = Figures(self.extractor, module.device, self.metrics, self.n)
             show = partial(progress, what="reference", show=trainer.is_global_zero, bar=False)
             rank, world = trainer.global_rank, trainer.world_size
-            self.reference = self.distance.set_reference(data.reference(), reduce, rank, world, show)
+            reduce = sum_over_ranks(trainer)
+            self.reference = self.figures.set_reference(data.reference(), None, reduce, rank, world, show)
             protocol = f"n={self.n}, sampler {self.sampler or ddpm(module).sampler}, seed={self.seed}"
             for writer in writers(trainer):
-                text = f"{protocol}, {self.extractor.protocol}, {self.reference}"
-                writer.add_text(f"val/{self.extractor.metric}/protocol", text)
-        return self.distance
+                for name in self._logged():
+                    writer.add_text(f"{name}/protocol", f"{protocol}, {self.extractor.protocol}, {self.reference}")
+        return self.figures
 
 
-def _silent(line: str) -> None:
-    pass
+def _to_loggers(trainer: Trainer, found: Mapping[str, float]) -> None:
+    """At this very step, whatever log_every_n_steps is."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(found), step=trainer.global_step)
+
+
+def _timed(work: Callable[[], Tensor]) -> float:
+    """Seconds that it takes the second time, with all the device does."""
+    float(work().sum())  # waits for the device
+    started = time.monotonic()
+    float(work().sum())
+    return time.monotonic() - started
+
+
+def _in_words(each: Measured) -> str:
+    return f"{each.value:.4g}" + ("" if each.std is None else f" +- {each.std:.2g}")

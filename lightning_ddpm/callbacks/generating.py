@@ -1,6 +1,7 @@
 """What callbacks share that generate images and judge them by a feature network."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
@@ -12,6 +13,7 @@ from lightning_ddpm.diffusion import Sampler
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.generation import generate
 from lightning_ddpm.metrics import FeatureExtractor
+from lightning_ddpm.metrics.frechet import Reduce
 from lightning_ddpm.module import DDPM
 
 
@@ -28,6 +30,11 @@ def image_data(trainer: Trainer, what: str) -> ImageDataModule:
     if not isinstance(data, ImageDataModule):
         raise UserError(f"{what}, got {type(data).__name__}")
     return data
+
+
+def sum_over_ranks(trainer: Trainer) -> Reduce:
+    """Sums a tensor over all ranks, on all ranks."""
+    return partial(trainer.strategy.reduce, reduce_op="sum")
 
 
 def make_ready(trainer: Trainer, module: LightningModule, extractor: FeatureExtractor, sampler: Sampler | None) -> None:

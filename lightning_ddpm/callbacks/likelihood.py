@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_ddpm.bound import bits_per_dim, readings
 from lightning_ddpm.callbacks.ema import averaged_weights
 from lightning_ddpm.callbacks.figure import drawn, new_figure
-from lightning_ddpm.callbacks.generating import image_data
+from lightning_ddpm.callbacks.generating import image_data, sum_over_ranks
 from lightning_ddpm.callbacks.tensorboard import writers
 from lightning_ddpm.console import duration, progress, say
 from lightning_ddpm.data.datasets import ImageDataset
@@ -82,13 +82,15 @@ class BitsPerDim(Callback):
         """
         model, images = _ddpm(module), _held_out(trainer)
 
-        def reduce(tensor: Tensor) -> Tensor:
-            return trainer.strategy.reduce(tensor, reduce_op="sum")
-
         with averaged_weights(trainer, module):
             self.likelihoods = bits_per_dim(
                 *(model, images, self._count(images), self.variance, self.seed, self.batch_size),
-                *(trainer.global_rank, trainer.world_size, reduce, trainer.precision_plugin.forward_context),
+                *(
+                    trainer.global_rank,
+                    trainer.world_size,
+                    sum_over_ranks(trainer),
+                    trainer.precision_plugin.forward_context,
+                ),
                 progress=partial(progress, what="bits/dim", show=trainer.is_global_zero, bar=False),
             )
         if trainer.is_global_zero:

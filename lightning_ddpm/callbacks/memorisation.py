@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_ddpm.callbacks.figure import drawn, new_figure
-from lightning_ddpm.callbacks.generating import ddpm, generated, image_data, make_ready
+from lightning_ddpm.callbacks.generating import ddpm, generated, image_data, make_ready, sum_over_ranks
 from lightning_ddpm.callbacks.interval import Interval
 from lightning_ddpm.callbacks.tensorboard import writers
 from lightning_ddpm.console import progress, say
@@ -140,7 +140,7 @@ class Memorisation(Callback):
             What to log: nothing where too few images are held out.
         """
         data, shape = self._data(trainer), ddpm(module).image_shape
-        reduce = partial(trainer.strategy.reduce, reduce_op="sum")
+        reduce = sum_over_ranks(trainer)
         first = Rows(self.shown, math.prod(shape))  # of pixels, whole numbers that float32 has
 
         def images() -> Iterator[tuple[int, Tensor]]:

@@ -36,9 +36,9 @@ class RunSummary(Callback):
             f"training: {steps:g} steps of {batch} images, {per_epoch} steps an epoch"
         )
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         last = Path(trainer.default_root_dir) / "last.ckpt"
-        if trainer.is_global_zero and last.is_file():
+        if stage == "fit" and trainer.is_global_zero and last.is_file():  # after on_fit_end, where Evaluation may work
             say(f"done: python -m lightning_ddpm sample --ckpt {last} --n 64 --out samples")
 
 

@@ -4,7 +4,7 @@ torchmetrics does the arithmetic of the Fréchet distance, torch-fidelity that o
 command line; what is added here is that features are computed once, and stand in the order of the images.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,8 @@ NEIGHBOURS = 3
 """An image is near a set if it lies as near to one of its images as that one's so-manieth neighbour."""
 SPLITS = 10
 """The Inception Score is the mean over so many parts of the set."""
+FEWEST = {"fid": 2, "kid": 2, "pr": NEIGHBOURS + 1, "is": SPLITS}
+"""Images that a set has at least, by what is asked for."""
 SEED = 2020
 """Chooses subsets and parts; torch-fidelity's."""
 
@@ -63,6 +65,26 @@ def names(metric: str) -> dict[str, str]:
         "is": f"{score}{suffix}",
         "memorisation": f"memorisation{where}{suffix}",
     }
+
+
+def figure_names(metric: str, metrics: Iterable[str]) -> list[str]:
+    """What the figures of these :data:`METRICS` are called, by the Fréchet distance's name."""
+    called = names(metric)
+    return [called[each] for asked in metrics for each in (("precision", "recall") if asked == "pr" else (asked,))]
+
+
+def greater_is_better(name: str) -> bool:
+    """Whether of two figures of this name the greater is the better one: not so of distances."""
+    return name.startswith(("precision_", "recall_", "inception_score", "classifier_score"))
+
+
+def check_metrics(metrics: Collection[str], n: int) -> None:
+    """Raise UserError for a metric that there is not, or that n images are too few for."""
+    if isinstance(metrics, str) or not metrics or set(metrics) - set(METRICS):
+        raise UserError(f"metrics is a list of one or more of {', '.join(METRICS)}, got {metrics!r}")
+    for each in metrics:
+        if n < FEWEST[each]:
+            raise UserError(f"{METRICS[each]} takes at least {FEWEST[each]} images, got {n}; leave out {each!r}")
 
 
 def kernel_distance(generated: Tensor, reference: Tensor) -> Measured:
@@ -122,7 +144,7 @@ class Rows:
 
     def gather(self, reduce: Reduce, device: torch.device) -> Tensor:
         """Those of all ranks, (n, width) float32 on the CPU: where one has a vector, the others have zeros."""
-        return reduce(self.rows.to(device)).cpu()
+        return reduce(self.rows.to(device, copy=True)).cpu()  # reduce may sum in place; this rank's own are kept apart
 
 
 class Figures:

@@ -4,6 +4,7 @@ torchmetrics does the arithmetic, in float64. What is added here: reference stat
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,8 +142,13 @@ class FrechetDistance:
         return self._of_sums(reduce, *sums, int(count))
 
     def compute(self) -> float:
-        """The distance over the images of all ranks; then forget them and keep the reference."""
-        value = float(self.metric.compute())
+        """The distance over the images of all ranks; then forget them and keep the reference. Every rank must call.
+
+        Features that are not finite have the distance NaN: their eigenvalues are an error of some libraries.
+        """
+        with self.metric.sync_context():
+            finite = bool(self.metric.fake_features_cov_sum.isfinite().all())
+        value = float(self.metric.compute()) if finite else math.nan
         self.metric.reset()
         return value
 
