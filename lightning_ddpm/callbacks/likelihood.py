@@ -85,12 +85,8 @@ class BitsPerDim(Callback):
         with averaged_weights(trainer, module):
             self.likelihoods = bits_per_dim(
                 *(model, images, self._count(images), self.variance, self.seed, self.batch_size),
-                *(
-                    trainer.global_rank,
-                    trainer.world_size,
-                    sum_over_ranks(trainer),
-                    trainer.precision_plugin.forward_context,
-                ),
+                *(trainer.global_rank, trainer.world_size, sum_over_ranks(trainer)),
+                context=trainer.precision_plugin.forward_context,
                 progress=partial(progress, what="bits/dim", show=trainer.is_global_zero, bar=False),
             )
         if trainer.is_global_zero:
