@@ -84,7 +84,7 @@ def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, command, tmp
     for world in (1, 2):
         folder = tmp_path / str(world)
         config = watched(folder)
-        callback(config, "Evaluation").update(n=101, batch_size=16, metrics=["fid", "kid", "pr", "is"])
+        callback(config, "Evaluation").update(n=101, batch_size=16)
         arguments = ("validate", "--config", write_yaml(folder / "config.yaml", config))
         arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
         monkeypatch.setenv("LIGHTNING_DDPM_CACHE", str(folder / "cache"))  # each computes the reference statistics too
@@ -92,12 +92,9 @@ def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, command, tmp
         assert status == 0, err
         assert len(list((folder / "cache").rglob("fd_digits-*.npz"))) == 1
         for rank in range(world):
-            figures[world, rank] = seen(folder, rank)["figures"]
-    assert {f"val/{name}" for name in FIGURES} < set(figures[1, 0])
-    assert {name: figures[2, 0][name] for name in figures[1, 0] if "loss" not in name} == {
-        name: pytest.approx(value, rel=1e-6) for name, value in figures[1, 0].items() if "loss" not in name
-    }
-    assert all(figures[2, 0][f"val/{name}"] == figures[2, 1][f"val/{name}"] for name in FIGURES)
+            figures[world, rank] = seen(folder, rank)["figures"]["val/fd_digits"]
+    assert figures[2, 0] == figures[2, 1]
+    assert figures[2, 0] == pytest.approx(figures[1, 0], rel=1e-6)
 
 
 def test_all_ranks_leave_out_an_evaluation_when_the_first_does_and_make_it_when_it_does(tmp_path):
@@ -120,9 +117,8 @@ def test_all_ranks_leave_out_an_evaluation_when_the_first_does_and_make_it_when_
     first, second = (seen(tmp_path, rank)["figures"] for rank in (0, 1))
     for name in FIGURES:
         logged = [(event.step, event.value) for event in events.Scalars(f"val/{name}")]
-        assert logged == [
-            (step, pytest.approx(logged[0][1], rel=1e-6)) for step in (1, 2, 3)
-        ]  # the weights stand still
+        standing = pytest.approx(logged[0][1], rel=1e-6)  # as the weights do
+        assert logged == [(step, standing) for step in (1, 2, 3)]
         assert first[f"val/{name}"] == second[f"val/{name}"] == logged[-1][1]
     assert first["final/fd_digits"] == second["final/fd_digits"] == pytest.approx(first["val/fd_digits"], rel=1e-6)
 

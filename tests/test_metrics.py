@@ -203,8 +203,8 @@ from lightning_ddpm.metrics import FrechetDistance, ModuleFeatures, read_statist
 
 folder, me, other, rounds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 torch.manual_seed(0)
-network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 256))
-extractor = ModuleFeatures(network, num_features=256, name="wide")
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 512))
+extractor = ModuleFeatures(network, num_features=512, name="wide")
 data = Digits().open(folder, "train")
 show = lambda batches, total: (batch for _, batch in batches)
 for index in range(rounds):
@@ -213,21 +213,32 @@ for index in range(rounds):
     until = time.monotonic() + 200
     while not (folder / f"{index}-{other}").exists():
         assert time.monotonic() < until, "the other process is gone"
+        time.sleep(0.001)
     distance = FrechetDistance(extractor, torch.device("cpu"))
     distance.set_reference(data, lambda tensor: tensor, 0, 1, show)
     sums = distance.metric.real_features_sum, distance.metric.real_features_cov_sum
-    kept = read_statistics(distance.cache_path(data))
+    (folder / f"{index}-{me}-filled").touch()
+    while True:  # read on while the other writes
+        last = (folder / f"{index}-{other}-filled").exists()
+        kept = read_statistics(distance.cache_path(data))
+        if last:
+            break
+        assert time.monotonic() < until, "the other process is gone"
     torch.save([*sums, torch.from_numpy(kept.mu), torch.from_numpy(kept.sigma)], folder / f"{index}-{me}.pt")
 """
 
 
 def test_two_processes_that_fill_the_same_cache_at_once_both_have_the_right_reference(tmp_path: Path) -> None:
-    rounds = 20
+    rounds = 5
     arguments = ([sys.executable, "-c", FILL_CACHES, str(tmp_path), *who, str(rounds)] for who in ("ab", "ba"))
     both = [subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in arguments]
-    for process in both:
-        assert process.communicate(timeout=400) == ("", "")  # nobody met a damaged file either
-        assert process.returncode == 0
+    try:
+        for process in both:
+            assert process.communicate(timeout=300) == ("", "")  # nobody met a damaged file either
+            assert process.returncode == 0
+    finally:
+        for process in both:
+            process.kill()
     expected = torch.load(tmp_path / "0-a.pt")
     n = len(Digits().open(tmp_path, "train"))
     torch.testing.assert_close(expected[0] / n, expected[2])
