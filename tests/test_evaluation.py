@@ -403,6 +403,7 @@ def test_one_image_is_not_enough() -> None:
     [
         ({"max_share": 0.0}, "above 0 and at most 1, got 0.0"),
         ({"max_share": 1.5}, "above 0 and at most 1, got 1.5"),
+        ({"max_share": 0.5, "every_n_steps": None}, "max_share is of evaluations at an interval"),
         ({"metrics": ["fid", "FID"]}, "one or more of fid, kid, pr, is, got .'fid', 'FID'."),
         ({"metrics": "fid"}, "one or more of fid, kid, pr, is, got 'fid'"),
         ({"metrics": []}, r"one or more of fid, kid, pr, is, got \[\]"),
@@ -411,4 +412,4 @@ def test_one_image_is_not_enough() -> None:
 )
 def test_what_cannot_be_measured_is_refused_at_once(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        evaluation(every_n_steps=1, **arguments)
+        evaluation(**({"every_n_steps": 1} | arguments))

@@ -68,6 +68,8 @@ class Evaluation(Callback):
             raise UserError(f"an evaluation needs at least 2 images in batches of at least 1, got {n} and {batch_size}")
         if max_share is not None and not 0 < max_share <= 1:
             raise UserError(f"max_share is a share of the run's time, above 0 and at most 1, got {max_share}; try 0.1")
+        if max_share is not None and every_n_steps is None and every_n_epochs is None:
+            raise UserError("max_share is of evaluations at an interval; give every_n_steps, or leave max_share out")
         check_metrics(metrics, n)
         self.extractor, self.n, self.metrics, self.sampler = extractor, n, metrics, sampler
         at_end = every_n_steps is None and every_n_epochs is None
