@@ -1,5 +1,6 @@
 """Images between the three forms they have here: files, uint8 tensors, and floats in [-1, 1]."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -28,7 +29,9 @@ def to_uint8(x: Tensor) -> Tensor:
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 """What files may hold, whatever they are called; Pillow would hand PostScript to another program."""
 
-# A picture over the limit is refused, not warned of; what else Pillow warns of (odd metadata) leaves the pixels right.
+# A picture over the limit is refused, not warned of; what else Pillow says (of odd metadata, mostly) leaves the
+# pixels right, or comes with an error.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
