@@ -14,6 +14,7 @@ from jsonargparse._common import parsing_settings
 from pytorch_lightning import LightningModule
 
 from lightning_ddpm.errors import UserError, first_line
+from lightning_ddpm.files import require_published
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -38,7 +39,7 @@ def read(path: Path | str) -> dict[str, Any]:
     """The content of a checkpoint, weights and plain data only.
 
     Raises:
-        UserError: no such file, damaged, holding code, or of another program.
+        UserError: no such file, not the published one, damaged, holding code, or of another program.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,6 +47,7 @@ def read(path: Path | str) -> dict[str, Any]:
         raise UserError(
             f"there is no checkpoint {path}" + (f"; there is {', '.join(map(str, there))}" if there else "")
         )
+    require_published(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

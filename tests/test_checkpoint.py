@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import REPOSITORY
 from jsonargparse import ArgumentParser
 from tiny import tiny_model
 
@@ -146,6 +147,17 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, content: di
     assert not trace.exists()
     torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())  # noqa: S301
     assert trace.exists(), "the file holds no code: this test proves nothing"
+
+
+def test_a_checkpoint_that_is_not_the_published_one_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    published = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
+    assert "digits.ckpt" in (published.parent / "SHA256SUMS").read_text()
+    load(published, DDPM)
+    shutil.copy(published.parent / "SHA256SUMS", tmp_path)
+    torch.save(content, tmp_path / "digits.ckpt")
+    assert "its SHA-256 is " in sentence(tmp_path / "digits.ckpt")
+    torch.save(content, tmp_path / "another.ckpt")
+    load(tmp_path / "another.ckpt", DDPM)
 
 
 MINE = """
