@@ -1,16 +1,25 @@
 """Checkpoints, read without running what is in them."""
 
+import os
 import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse._common import parsing_settings
 from pytorch_lightning import LightningModule
 
 from lightning_ddpm.errors import UserError, first_line
+from lightning_ddpm.files import require_published
 
 Module = TypeVar("Module", bound=LightningModule)
+
+SAFE = ("lightning_ddpm", "torch.nn", "torch.optim")
+"""What a file may name to be built; more by the user's own word in ``$LIGHTNING_DDPM_TRUST``."""
 
 
 def hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +39,7 @@ def read(path: Path | str) -> dict[str, Any]:
     """The content of a checkpoint, weights and plain data only.
 
     Raises:
-        UserError: no such file, damaged, holding code, or of another program.
+        UserError: no such file, not the published one, damaged, holding code, or of another program.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,6 +47,7 @@ def read(path: Path | str) -> dict[str, Any]:
         raise UserError(
             f"there is no checkpoint {path}" + (f"; there is {', '.join(map(str, there))}" if there else "")
         )
+    require_published(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -54,6 +64,35 @@ def read(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
+@contextmanager
+def distrusting(path: Path | str) -> Iterator[None]:
+    """Whatever a file names and jsonargparse would import is refused here, unless it is :data:`SAFE` or trusted.
+
+    An import runs the module, and a module may lie beside the file. The names that count are those under which objects
+    were defined: ``lightning_ddpm.files.os.system`` is none of ours.
+
+    Args:
+        path: the file that names things, for the message.
+
+    Raises:
+        UserError: it names something else.
+    """
+    trusted = [name.strip() for name in os.environ.get("LIGHTNING_DDPM_TRUST", "").split(",") if name.strip()]
+    before = dict(parsing_settings)
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*SAFE, *trusted])
+    try:
+        yield
+    except Exception as error:
+        if denied := re.search(r"Importing '([\w.]+)' is not allowed", str(error)):
+            raise UserError(
+                f"{path} is refused: it names {denied[1]}, which is not of {', '.join(SAFE)}, and building it "
+                f"would run its code; if you trust that code, set LIGHTNING_DDPM_TRUST={denied[1].split('.')[0]}"
+            ) from error
+        raise
+    finally:
+        parsing_settings.update(before)  # the options of the command line may name anything
+
+
 def make(parameters: dict[str, Any], kind: type[Module], path: Path | str) -> Module:
     """The model that :func:`hyper_parameters` describe, as its class initialises it.
 
@@ -65,7 +104,7 @@ def make(parameters: dict[str, Any], kind: type[Module], path: Path | str) -> Mo
         path: where they come from, for the message.
 
     Raises:
-        UserError: this model cannot be built here.
+        UserError: this model cannot be built here, or names what is not :func:`trusted <distrusting>`.
     """
     config = dict(parameters)
     class_path = config.pop("_class_path")
@@ -73,11 +112,14 @@ def make(parameters: dict[str, Any], kind: type[Module], path: Path | str) -> Mo
         config.pop(name, None)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "model", fail_untyped=False)
-    try:
-        parsed = parser.parse_object({"model": {"class_path": class_path, "init_args": config}})
-        return parser.instantiate(parsed).model  # type: ignore[no-any-return]
-    except Exception as error:  # jsonargparse has many; all mean that this model cannot be built here
-        raise UserError(f"{path} is of {class_path}, which cannot be built as {kind.__name__} here: {error}") from error
+    with distrusting(path):
+        try:
+            parsed = parser.parse_object({"model": {"class_path": class_path, "init_args": config}})
+            return parser.instantiate(parsed).model  # type: ignore[no-any-return]
+        except Exception as error:  # jsonargparse has many; all mean that this model cannot be built here
+            raise UserError(
+                f"{path} is of {class_path}, which cannot be built as {kind.__name__} here: {error}"
+            ) from error
 
 
 def load(path: Path | str, kind: type[Module], raw: bool = False) -> Module:

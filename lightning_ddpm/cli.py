@@ -7,20 +7,22 @@ from lightning_ddpm.errors import UserError
 
 USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightning_ddpm COMMAND [options])
 
-  fit       train a model:                 fit --config configs/digits.yaml
-  sample    draw images from a checkpoint: sample --ckpt checkpoints/pretrained/digits.ckpt --n 64 --out DIR
-  evaluate  FID, KID, ... of images:       evaluate --ckpt RUN/best.ckpt --n 50000 --out result.json
-  validate  loss and Fréchet distance:     validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
-  test      the same, on held-out images:  test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
-  predict   images through the Trainer:    predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
-  export    a checkpoint for diffusers:    export --ckpt RUN/best.ckpt --format diffusers --out DIR
-  import    a checkpoint from diffusers:   import --folder DIR --out FILE.ckpt
+  fit         train a model:                 fit --config configs/digits.yaml
+  sample      draw images from a checkpoint: sample --ckpt checkpoints/pretrained/digits.ckpt --n 64 --out DIR
+  evaluate    FID, KID, ... of images:       evaluate --ckpt RUN/best.ckpt --n 50000 --out result.json
+  check-data  read every image:              check-data --config configs/image_folder.yaml --data.root DIR
+  validate    loss and Fréchet distance:     validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
+  test        the same, on held-out images:  test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
+  predict     images through the Trainer:    predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
+  export      a checkpoint for diffusers:    export --ckpt RUN/best.ckpt --format diffusers --out DIR
+  import      a checkpoint from diffusers:   import --folder DIR --out FILE.ckpt
 
 COMMAND --help lists its options; any value of a config can be given as an option, as in --trainer.max_steps 1000."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, or 2 for bad input, which is said in a sentence."""
+    """Run one command; returns the exit status: 0, 1 where check-data finds a fault, or 2 for bad input, said in a
+    sentence."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
@@ -35,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lightning_ddpm.evaluate import run as run_evaluate
 
             run_evaluate(arguments[1:])
+        elif command == "check-data":
+            from lightning_ddpm.check_data import run as run_check
+
+            return run_check(arguments[1:])
         elif command == "export":
             from lightning_ddpm.convert import run_export
 
@@ -53,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake = _user_error(error)
         if mistake is None:
             raise
-        print(f"error: {mistake}", file=sys.stderr)
+        # from a data loader's worker it comes with that process's traceback before it
+        sentence = str(mistake).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
+        print(f"error: {sentence}", file=sys.stderr)
         return 2
     return 0
 

@@ -7,6 +7,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_ddpm import data as data_sets
+from lightning_ddpm.checkpoint import distrusting
 from lightning_ddpm.data import ImageDataModule, ImageDataset
 from lightning_ddpm.data.pictures import open_pictures, open_samples
 from lightning_ddpm.errors import UserError, first_line
@@ -138,9 +139,12 @@ def _data(name: str, root: str | None) -> ImageDataModule:
         parser.add_class_arguments(ImageDataModule, "data")
         try:
             config = yaml.safe_load(Path(name).read_text())["data"]
-            data: ImageDataModule = parser.instantiate(parser.parse_object({"data": config})).data
+            with distrusting(name):
+                data: ImageDataModule = parser.instantiate(parser.parse_object({"data": config})).data
         except FileNotFoundError as error:
             raise UserError(f"there is no file {name}") from error
+        except UserError:
+            raise
         except Exception as error:  # jsonargparse has many; all mean that it is no run's config
             raise UserError(
                 f"{name} does not say of any data, as a run's config.yaml does: {first_line(error)}"

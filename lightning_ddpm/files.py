@@ -56,3 +56,19 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_published(path: Path) -> None:
+    """Compare a file with the ``SHA256SUMS`` beside it, if there is one that lists it, as ``sha256sum`` writes them.
+
+    Raises:
+        UserError: its content is another.
+    """
+    sums = path.parent / "SHA256SUMS"
+    lines = sums.read_text().splitlines() if sums.is_file() else []
+    expected = {name.strip(" *"): digest for digest, _, name in (line.partition(" ") for line in lines)}
+    if path.name in expected and sha256(path) != expected[path.name]:
+        raise UserError(
+            f"{path} is not the file that {sums} lists: its SHA-256 is {sha256(path)}, expected {expected[path.name]}; "
+            "fetch it again"
+        )

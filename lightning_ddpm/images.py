@@ -1,17 +1,19 @@
 """Images between the three forms they have here: files, uint8 tensors, and floats in [-1, 1]."""
 
+import logging
+import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.utils import make_grid
 
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.errors import UserError, first_line
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -24,11 +26,60 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def decode(image: Image.Image, channels: int, size: int) -> Tensor:
-    """A picture as the model sees it.
+FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
+"""What files may hold, whatever they are called; Pillow would hand PostScript to another program."""
 
-    Upright by its EXIF tag; transparency over white; 16-bit grey by its high byte; then grey or RGB; the short side
-    resized to ``size`` (bicubic, antialiased) and the middle square cut out.
+# A picture over the limit is refused, not warned of; what else Pillow says (of odd metadata, mostly) leaves the
+# pixels right, or comes with an error.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class Picture(NamedTuple):
+    """What a file holds: ``format`` and ``mode`` as Pillow names them, (width, height), and the decoded ``pixels``."""
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+    pixels: Tensor
+
+
+def read(file: Path | BinaryIO, channels: int, size: int) -> Picture:
+    """Open and decode the picture in a file; see :func:`decode`.
+
+    Raises:
+        UserError: it cannot be read, is larger than Pillow's limit against decompression bombs, or breaks a rule of
+            :func:`decode`.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            form, mode, shape = image.format or "", image.mode, image.size
+            return Picture(form, mode, shape, decode(image, channels, size))
+    except UserError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(
+            f"the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels, Pillow's limit against decompression bombs; "
+            "save it smaller"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"it is no image of a format that is read here ({', '.join(FORMATS)})") from error
+    except Exception as error:  # a decoder that is given damaged data fails in any way
+        raise UserError(f"the image cannot be read: {first_line(error)}") from error
+
+
+def decode(image: Image.Image, channels: int, size: int) -> Tensor:
+    """A picture as the model sees it: the one way from a file's pixels to a model's.
+
+    1. Of an animation, or several pages, the first.
+    2. Turned upright by its EXIF orientation.
+    3. 16 bits a channel: the high byte. 32 bits, whole or floating: refused, they have no agreed white.
+    4. Transparency (RGBA, grey with alpha, a palette's or a grey's or a colour's transparent entry) over white.
+    5. Palettes are looked up; 1 bit is black and white; CMYK, YCbCr and LAB become RGB by Pillow's formulas. Embedded
+       colour profiles and gamma are not applied.
+    6. Grey asked for: ITU-R 601-2 luminance of RGB. RGB asked for: grey three times.
+    7. The short side resized to ``size`` (bicubic, antialiased), the middle square cut out; never enlarged.
 
     Args:
         image: an open picture.
@@ -39,29 +90,41 @@ def decode(image: Image.Image, channels: int, size: int) -> Tensor:
         (channels, size, size) uint8.
 
     Raises:
-        UserError: the picture is smaller than ``size``: we do not invent pixels.
+        UserError: the picture is smaller than ``size``, or of 32 bits.
         OSError: its data cannot be read.
     """
+    image.seek(0)
+    wide_grey = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # PPM: 0..65535
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise UserError(f"pixels of 32 bits (mode {image.mode}) have no agreed white; save the image with 8 or 16 bits")
+    if wide_grey:
+        image = _high_byte(image)
+    elif image.mode in ("I", "F"):
+        raise UserError(f"pixels of 32 bits (mode {image.mode}) have no agreed white; save it with 8 or 16 bits")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    if image.mode not in ("1", "L"):
+        image = image.convert("RGB")
     image = image.convert("L" if channels == 1 else "RGB")
     if min(image.size) < size:
-        raise UserError(too_small(image.size, size))
+        raise UserError(
+            f"the image is {image.width}x{image.height}, smaller than the {size}x{size} asked for; "
+            "lower data.source.size"
+        )
     if min(image.size) > size:
         image = transforms.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))
     return pixels
 
 
-def too_small(got: tuple[int, int], size: int) -> str:
-    """What is wrong with a picture that is smaller than what is asked of it."""
-    return f"the image is {got[0]}x{got[1]}, smaller than the {size}x{size} asked for; lower data.source.size"
+def _high_byte(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as 8, its transparent level as alpha; Pillow reads colours of 16 bits likewise."""
+    levels = np.asarray(image)
+    grey = Image.fromarray((levels >> 8).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def save(pixels: Tensor, file: Path | BinaryIO) -> None:

@@ -2,11 +2,16 @@
 
 import os
 import pickle
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import REPOSITORY
+from jsonargparse import ArgumentParser
 from tiny import tiny_model
 
 from lightning_ddpm.checkpoint import hyper_parameters, load, read
@@ -142,6 +147,112 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, content: di
     assert not trace.exists()
     torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())  # noqa: S301
     assert trace.exists(), "the file holds no code: this test proves nothing"
+
+
+def test_a_checkpoint_that_is_not_the_published_one_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    published = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
+    assert "digits.ckpt" in (published.parent / "SHA256SUMS").read_text()
+    load(published, DDPM)
+    shutil.copy(published.parent / "SHA256SUMS", tmp_path)
+    torch.save(content, tmp_path / "digits.ckpt")
+    assert "its SHA-256 is " in sentence(tmp_path / "digits.ckpt")
+    torch.save(content, tmp_path / "another.ckpt")
+    load(tmp_path / "another.ckpt", DDPM)
+
+
+MINE = """
+import os
+from lightning_ddpm.networks import UNet
+
+os.mkdir("it ran")
+
+class Net(UNet):
+    pass
+
+def fall(time):
+    os.mkdir("it ran")
+"""
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module of somebody's, in the folder where the program is started and the checkpoint lies."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "network.yaml").write_text("class_path: mine.Net")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def network(named: object) -> dict[str, Any]:
+    return {"network": named}
+
+
+def function_of_time(named: object) -> dict[str, Any]:
+    arguments = {"alpha_bar": named, "steps": 20}
+    return {"schedule": {"class_path": "lightning_ddpm.diffusion.AlphaBar", "init_args": arguments}}
+
+
+def spacing(named: object) -> dict[str, Any]:
+    arguments = {"steps": 3, "spacing": named}
+    return {"sampler": {"class_path": "lightning_ddpm.diffusion.DDIM", "init_args": arguments}}
+
+
+MKDIR = {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", "it ran"]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"_class_path": "mine.Net"}, "mine.Net"),
+        (network({"class_path": "mine.Net"}), "mine.Net"),
+        (network("mine.Net"), "mine.Net"),
+        (network('{"class_path": "mine.Net"}'), "mine.Net"),
+        (network({"class_path": "torch.hub.load"}), "torch.hub.load"),
+        (function_of_time("mine.fall"), "mine.fall"),
+        (function_of_time("os.system"), "os.system"),
+        (function_of_time("lightning_ddpm.files.os.system"), "posix.system"),
+        (function_of_time(MKDIR), "subprocess.Popen"),
+        (spacing("builtins.exec"), "builtins.exec"),
+        (spacing(MKDIR), "subprocess.Popen"),
+    ],
+)
+def test_a_checkpoint_has_only_known_classes_built(
+    change: dict[str, Any], named: str, beside: Path, content: dict[str, Any]
+) -> None:
+    content["hyper_parameters"].update(change)
+    torch.save(content, "model.ckpt")
+    with pytest.raises(UserError) as error:
+        load("model.ckpt", DDPM)
+    assert str(error.value).startswith(f"model.ckpt is refused: it names {named}, which is not of lightning_ddpm, ")
+    assert str(error.value).endswith(f"set LIGHTNING_DDPM_TRUST={named.split('.')[0]}")
+    assert not (beside / "it ran").exists()
+    assert "mine" not in sys.modules
+
+
+def test_a_checkpoint_brings_no_other_file_in(beside: Path, content: dict[str, Any]) -> None:
+    content["hyper_parameters"].update(network("network.yaml"))
+    torch.save(content, "model.ckpt")
+    with pytest.raises(UserError, match="cannot be built"):
+        load("model.ckpt", DDPM)
+    assert not (beside / "it ran").exists()
+
+
+def test_trusted_modules_are_built_and_what_is_read_later_is_not_restricted(
+    beside: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = content["hyper_parameters"]["network"]["init_args"]
+    content["hyper_parameters"].update(network({"class_path": "mine.Net", "init_args": arguments}))
+    torch.save(content, "model.ckpt")
+    with pytest.raises(UserError, match="is refused"):
+        load("model.ckpt", DDPM)
+    monkeypatch.setenv("LIGHTNING_DDPM_TRUST", "other, mine")
+    assert type(load("model.ckpt", DDPM).network).__name__ == "Net"
+    assert (beside / "it ran").exists(), "the module does nothing: the tests above prove nothing"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--call", type=Callable)
+    assert parser.parse_object({"call": "shutil.copyfileobj"}).call is shutil.copyfileobj
 
 
 def test_a_model_of_another_kind_is_an_error(tmp_path: Path, content: dict[str, Any]) -> None:

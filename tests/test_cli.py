@@ -478,6 +478,7 @@ def own_module(monkeypatch, tmp_path):
     (tmp_path / "my_schedule.py").write_text("\n\n\n".join(lines) + "\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_schedule", raising=False)
+    monkeypatch.setenv("LIGHTNING_DDPM_TRUST", "my_schedule")
 
 
 @pytest.mark.parametrize(

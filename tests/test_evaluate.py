@@ -1,6 +1,7 @@
 """``evaluate`` by its command line: figures, provenance, files of others, and every way of asking wrongly."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -395,3 +396,34 @@ def test_a_cache_cut_in_half_is_computed_again_and_said(evaluate, folders, monke
     assert f"computed again: {cached} is no npz file of statistics, or damaged" in said
     assert again["figures"] == first["figures"]
     assert cached.read_bytes() == whole
+
+
+class Malice:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("key", ["mu", "arr_0"])
+def test_code_in_a_reference_is_refused_and_not_run(key, refused, folders, tmp_path):
+    path, trace = tmp_path / "evil.npz", tmp_path / "it ran"
+    np.savez(path, **{"mu": np.zeros(64), "sigma": np.eye(64), key: np.array([Malice(trace)], dtype=object)})
+    said = refused("--images", folders[0], "--reference", path, "--extractor", "DigitsFeatures")
+    assert "evil.npz" in said
+    assert not trace.exists()
+    with np.load(path, allow_pickle=True) as file, pytest.raises((TypeError, ValueError)):
+        _ = len(file[key][0])
+    assert trace.exists(), "the file holds no code: this test proves nothing"
+
+
+def test_a_reference_s_config_builds_only_known_classes(refused, folders, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'it ran')!r})")
+    (tmp_path / "config.yaml").write_text("data: {source: {class_path: mine.Source}}")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ("--reference", tmp_path / "config.yaml", "--extractor", "DigitsFeatures")
+    assert "is refused: it names mine.Source" in refused("--images", folders[0], *options)
+    assert not (tmp_path / "it ran").exists()

@@ -28,7 +28,7 @@ LAYERS = [
     ["bound"],
     ["callbacks"],
     ["model_options", "compared"],
-    ["sample", "evaluate", "convert", "trainer_cli"],
+    ["sample", "evaluate", "convert", "trainer_cli", "check_data"],
     ["cli"],
     ["__main__"],
 ]

@@ -32,7 +32,7 @@ def commands(title=None):
 
 OURS = [words[words.index("lightning_ddpm") + 1 :] for words in commands() if "lightning_ddpm" in words]
 CONVERSIONS = [words[words.index("lightning_ddpm") + 1 :] for words in commands("diffusers")]
-TRAINING = [each for each in OURS if each[0] not in ("sample", "evaluate") and each not in CONVERSIONS]
+TRAINING = [each for each in OURS if each[0] in ("fit", "validate", "test", "predict") and each not in CONVERSIONS]
 SHIPPED = "checkpoints/pretrained/"
 
 
@@ -120,6 +120,13 @@ def test_an_evaluation_is_run_or_understood(arguments, elsewhere, command):
     else:  # what it judges is yet to be made: said only when all options are understood
         assert status == 2
         assert re.match(f"error: there is no (checkpoint|folder) {arguments[2]}", err)
+
+
+@pytest.mark.parametrize("arguments", [each for each in OURS if each[0] == "check-data"], ids=" ".join)
+def test_a_check_is_understood(arguments, elsewhere, command):
+    status, _, err = command(*arguments)
+    assert status == 2
+    assert err == "error: there is no folder DIR; point data.root at your images\n"  # options come first
 
 
 @pytest.mark.parametrize("arguments", TRAINING, ids=" ".join)

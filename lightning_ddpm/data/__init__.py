@@ -2,6 +2,7 @@
 
 from lightning_ddpm.data.datamodule import ImageDataModule
 from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset
+from lightning_ddpm.data.folder import ImageFolder
 from lightning_ddpm.data.sources import (
     CIFAR10,
     LSUN,
@@ -9,7 +10,6 @@ from lightning_ddpm.data.sources import (
     CelebA,
     Digits,
     FashionMNIST,
-    ImageFolder,
     ImageSource,
 )
 

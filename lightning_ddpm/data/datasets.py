@@ -1,17 +1,19 @@
 """Images in memory or behind a reader, as uint8."""
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_ddpm.console import progress
 from lightning_ddpm.errors import UserError
-from lightning_ddpm.images import decode
+from lightning_ddpm.images import Picture, read
 
 MEMORY = 2**30
 """Decoded sets of up to this many bytes are kept in memory."""
@@ -67,7 +69,7 @@ class FileDataset(ImageDataset):
 
     Args:
         names: what each picture is called in errors.
-        read: opens the picture at an index.
+        file: the picture at an index: its path, or its bytes.
         labels: (n,) int64.
         channels, size: what every picture is turned into.
         state: changes when the pictures do, for the fingerprint.
@@ -76,13 +78,13 @@ class FileDataset(ImageDataset):
     def __init__(
         self,
         names: Sequence[str],
-        read: Callable[[int], Image.Image],
+        file: Callable[[int], Path | BytesIO],
         labels: Tensor,
         channels: int,
         size: int,
         state: str,
     ) -> None:
-        self.names, self.read, self.labels = names, read, labels.long()
+        self.names, self.file, self.labels = names, file, labels.long()
         self.channels, self.size = channels, size
         listing = "\n".join([f"{channels}x{size}", state, *names])
         self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
@@ -91,20 +93,57 @@ class FileDataset(ImageDataset):
         return len(self.names)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        return torch.stack([self._decode(index) for index in indices]), self.labels[torch.as_tensor(indices)]
+        return torch.stack([self._pixels(index) for index in indices]), self.labels[torch.as_tensor(indices)]
 
-    def _decode(self, index: int) -> Tensor:
+    def _pixels(self, index: int) -> Tensor:
         try:
-            with self.read(index) as image:
-                return decode(image, self.channels, self.size)
-        except (OSError, SyntaxError, ValueError) as error:
+            return self.picture(index).pixels
+        except UserError as error:
             raise UserError(f"{self.names[index]} cannot be used: {error}") from error
+
+    def picture(self, index: int) -> Picture:
+        """The decoded picture, and what its file says of it.
+
+        Raises:
+            UserError: it cannot be used; the sentence does not name it.
+        """
+        return read(self.file(index), self.channels, self.size)
+
+    def only(self, indices: Sequence[int]) -> "FileDataset":
+        """Some of the pictures."""
+        names, labels = [self.names[index] for index in indices], self.labels[list(indices)]
+        return FileDataset(names, lambda i: self.file(indices[i]), labels, self.channels, self.size, self.fingerprint)
 
     def kept(self, what: str) -> ImageDataset:
         """This set decoded into memory if it is small enough, else itself."""
         if len(self) * self.channels * self.size**2 > MEMORY:
             return self
         chunks = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
-        read = ((len(chunk), self.__getitems__(chunk)) for chunk in chunks)
-        images = torch.cat([batch[0] for batch in progress(read, len(self), f"reading {what}", show=len(self) > 5000)])
-        return MemoryDataset(images, self.labels)
+        batches = ((len(chunk), self.__getitems__(chunk)) for chunk in chunks)
+        reading = progress(batches, len(self), f"reading {what}", show=len(self) > 5000)
+        return MemoryDataset(torch.cat([images for images, _ in reading]), self.labels)
+
+
+def paths_dataset(
+    paths: Sequence[Path], labels: Tensor, channels: int, size: int, file: Callable[[Path], Path] = Path
+) -> FileDataset:
+    """Pictures in files.
+
+    Args:
+        paths: of the pictures.
+        labels, channels, size: as :class:`FileDataset`.
+        file: the path that is opened in place of one of ``paths``, where opening it is allowed.
+    """
+    names = [os.fsencode(path).decode(errors="backslashreplace") for path in paths]
+    state = " ".join(file_state(path) for path in paths)
+    return FileDataset(names, lambda index: file(paths[index]), labels, channels, size, state)
+
+
+def file_state(path: Path) -> str:
+    """What changes when a file does."""
+    absolute = os.fsencode(path.absolute()).decode(errors="backslashreplace")
+    try:
+        stat = path.stat()
+    except OSError as error:  # a link to nowhere, for one: reading it says so
+        return f"{absolute} {error.strerror}"
+    return f"{absolute} {stat.st_size} {stat.st_mtime_ns}"

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_ddpm.console import progress
-from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDataset
-from lightning_ddpm.data.sources import pictures_under
+from lightning_ddpm.data.checks import listed
+from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset, paths_dataset
+from lightning_ddpm.data.folder import allowed, pictures_under
 from lightning_ddpm.errors import UserError, first_line
+from lightning_ddpm.images import FORMATS
 
 GRID = "grid.png"
 """The overview that ``sample`` puts beside its images; it is not one of them."""
@@ -22,6 +25,8 @@ GRID = "grid.png"
 def open_pictures(folder: Path) -> ImageDataset:
     """All pictures of a folder, whatever its depth, in the order of their paths; none is resized.
 
+    GIFs are films of sampling, and left out.
+
     The fingerprint is of the files' content, not of their names and dates.
 
     Raises:
@@ -29,24 +34,23 @@ def open_pictures(folder: Path) -> ImageDataset:
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name one that holds images")
-    paths = [path for path in pictures_under(folder) if path.name != GRID]
+    paths = [path for path in pictures_under(folder) if path.name != GRID and path.suffix.lower() != ".gif"]
     if not paths:
         raise UserError(f"{folder} holds no images; looked for {', '.join(IMG_EXTENSIONS)} in it and below")
+    within = partial(allowed, folder.resolve())
     content, faults, grey = hashlib.sha256(), [], True
     sizes: dict[tuple[int, int], Path] = {}
     for path in progress(((1, path) for path in paths), len(paths), f"checking {folder}", len(paths) > 5000):
         try:
-            raw = path.read_bytes()
-            with Image.open(io.BytesIO(raw)) as image:
+            raw = within(path).read_bytes()
+            with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
                 sizes.setdefault(image.size, path)
                 grey = grey and Image.getmodebase(image.mode) == "L"
             content.update(hashlib.sha256(raw).digest())
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a decoder that is given damaged data fails in any way
             faults.append(f"{path}: {first_line(error)}")
     if faults:
-        more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
-        listed = "\n".join(faults[:10])
-        raise UserError(f"{len(faults)} of the {len(paths)} images in {folder} cannot be read:\n{listed}{more}")
+        raise UserError(f"{len(faults)} of the {len(paths)} images in {folder} cannot be read:\n{listed(faults)}")
     if len(sizes) > 1 or any(width != height for width, height in sizes):
         some = ", ".join(f"{path} of {width}x{height}" for (width, height), path in list(sizes.items())[:2])
         raise UserError(
@@ -54,8 +58,7 @@ def open_pictures(folder: Path) -> ImageDataset:
         )
     ((size, _),) = sizes
     labels = torch.full((len(paths),), -1)
-    names = [str(path) for path in paths]
-    data = FileDataset(names, lambda index: Image.open(paths[index]), labels, 1 if grey else 3, size, "")
+    data = paths_dataset(paths, labels, 1 if grey else 3, size, within)
     data.fingerprint = content.hexdigest()[:16]
     return data
 
