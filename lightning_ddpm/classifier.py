@@ -20,7 +20,12 @@ class Classifier(LightningModule):
         lr_scheduler: optimizer -> scheduler, stepped after every optimizer step.
     """
 
-    def __init__(self, network: ConvNet, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable) -> None:
+    def __init__(
+        self,
+        network: ConvNet,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3),
+        lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1),
+    ) -> None:
         super().__init__()
         self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
 

@@ -83,15 +83,15 @@ def _explain(message: str, command: str, classes: Mapping[str, type]) -> str:
 
 
 def known(kind: type) -> str:
-    """The names of the classes of this kind, sorted."""
-
+    """The names of this package's classes of this kind, sorted."""
     found: set[type] = set()
     unseen = [kind]
     while unseen:
         children: list[type] = unseen.pop().__subclasses__()
         found.update(children)
         unseen.extend(children)
-    return ", ".join(sorted(each.__name__ for each in found if not isabstract(each)))
+    ours = (each for each in found if each.__module__.startswith("lightning_ddpm.") and not isabstract(each))
+    return ", ".join(sorted(each.__name__ for each in ours))
 
 
 def model_of(parser: ArgumentParser, options: Namespace) -> DDPM:

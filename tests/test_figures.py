@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import REPOSITORY, ddpm, read_yaml, write_yaml
 from PIL import Image
 from tiny import real_data
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from lightning_ddpm.classifier import Classifier
 from lightning_ddpm.data import Digits, MemoryDataset
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.metrics import (
@@ -39,6 +39,7 @@ from lightning_ddpm.metrics import (
     write_statistics,
 )
 from lightning_ddpm.metrics.figures import inception_score, kernel_distance, names, precision_recall
+from lightning_ddpm.networks import ConvNet
 
 CPU = torch.device("cpu")
 
@@ -296,18 +297,22 @@ def test_a_network_without_verdicts_has_no_score() -> None:
         measure(digits(0, 100), digits(0, 100), {"is"}, ModuleFeatures(nn.Flatten(), 64, "pixels"))
 
 
-def test_a_classifier_s_checkpoint_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    shipped = loaded(DigitsFeatures())
-    classifier = Classifier(shipped.network, None, None)  # type: ignore[arg-type]
-    monkeypatch.setattr("lightning_ddpm.metrics.classifier.load", lambda path, kind: classifier)
-    extractor = ClassifierFeatures("some.ckpt", "mine")
+def test_the_checkpoint_of_a_trained_classifier_judges(tmp_path: Path) -> None:
+    config = read_yaml(REPOSITORY / "configs" / "digits_features.yaml")
+    config["trainer"].update(default_root_dir=str(tmp_path / "run"), max_steps=2)
+    ended = ddpm("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
+    assert ended.returncode == 0, ended.stderr
+    ckpt = tmp_path / "run" / "last.ckpt"
+    extractor = ClassifierFeatures(str(ckpt), "mine")
     extractor.check(1, 8)
     assert extractor.metric == "fd_mine"
+    network = ConvNet(1, 8, 10).eval()
+    weights = torch.load(ckpt, weights_only=True)["state_dict"]
+    network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
     found, logits = extractor.judge(digits(0, 5))
-    expected = shipped.judge(digits(0, 5))
-    assert torch.equal(found, expected[0])
-    assert torch.equal(logits, expected[1])  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"some\.ckpt judges images of 1x8x8, got 3x32x32"):
+    assert torch.equal(found, network.embed(digits(0, 5) / 127.5 - 1))
+    assert torch.equal(logits, network(digits(0, 5) / 127.5 - 1))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"last\.ckpt judges images of 1x8x8, got 3x32x32"):
         extractor.check(3, 32)
 
 
