@@ -299,7 +299,7 @@ def test_the_evaluation_at_the_end_follows_the_last_checkpoint_and_is_made_up_fo
 
 
 def test_the_evaluation_at_the_end_is_made_once_on_the_weights_that_were_kept(tmp_path: Path) -> None:
-    callbacks = [evaluation(max_share=1e-9), EMA(0.5), Checkpoints(every_n_steps=2, monitor=NAME)]
+    callbacks = [evaluation(), EMA(0.5), Checkpoints(every_n_steps=2, monitor=NAME)]
     trainer = fit(tmp_path / "run", callbacks, logger=tensorboard(tmp_path), enable_checkpointing=True)
     (made,) = events(tmp_path).Scalars("final/fd_digits")
     assert (made.step, made.value) == (4, float(trainer.callback_metrics["final/fd_digits"]))
