@@ -5,8 +5,10 @@ from lightning_ddpm.callbacks.ema import EMA
 from lightning_ddpm.callbacks.evaluation import Evaluation
 from lightning_ddpm.callbacks.likelihood import BitsPerDim
 from lightning_ddpm.callbacks.progress import ProgressLines, ProgressRich
+from lightning_ddpm.callbacks.resume import Resume
 from lightning_ddpm.callbacks.run import ImageWriter, RunSummary, Throughput
 from lightning_ddpm.callbacks.sample_grid import SampleGrid
+from lightning_ddpm.callbacks.tensorboard import RunLogger
 
 __all__ = [
     "EMA",
@@ -16,6 +18,8 @@ __all__ = [
     "ImageWriter",
     "ProgressLines",
     "ProgressRich",
+    "Resume",
+    "RunLogger",
     "RunSummary",
     "SampleGrid",
     "Throughput",

@@ -105,7 +105,7 @@ class Evaluation(Callback):
         name, value = f"val/{self.extractor.metric}", self.evaluate(trainer, module)
         module.log(name, value, on_step=on_step, on_epoch=not on_step, logger=False, prog_bar=True)
         for logger in trainer.loggers:  # at this very step, whatever log_every_n_steps is
-            logger.log_metrics({name: value}, step=trainer.global_step)
+            logger.log_metrics({name: value}, step=trainer.global_step - 1)  # Lightning counts from 0
 
     def evaluate(self, trainer: Trainer, module: LightningModule) -> float:
         """The distance now; every rank must call."""
