@@ -120,7 +120,10 @@ class DDPM(LightningModule):
         with seeded(x_0.device, "dropout", run_seed(), self.global_rank, index=step):
             losses = self.loss(x_0, t, eps)
         self.times.update(t, losses, self.all_gather)  # type: ignore[arg-type]
+        self.seen = t, losses.detach()
         loss = (weights * losses).mean()
+        # A loss that is not finite has gradients that are not, on every rank: all leave the step out.
+        loss = loss * torch.where(loss.isfinite(), 1.0, torch.nan)
         self.log("train/loss", loss, prog_bar=True)
         sums, counts = self._by_quarter(losses.detach(), t)
         for quarter in counts.nonzero().flatten().tolist():

@@ -14,7 +14,9 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_ddpm.callbacks import (
+    EndTogether,
     ImageWriter,
+    NonFinite,
     ProgressLines,
     ProgressRich,
     Resume,
@@ -85,7 +87,9 @@ class DDPMCLI(LightningCLI):
             require_writable(folder)
         kwargs["default_root_dir"] = str(folder)
         self._dump_config()
-        callbacks = [Throughput(), RunSummary(), *(config.callbacks or []), ImageWriter()]
+        callbacks = [Throughput(), RunSummary(), *(config.callbacks or []), ImageWriter(), EndTogether()]
+        if not any(isinstance(each, NonFinite) for each in callbacks):
+            callbacks.append(NonFinite())
         kwargs["callbacks"] = [Resume(self.config_dump, self._before), *callbacks]
         plugins = config.plugins if isinstance(config.plugins, list) else [each for each in [config.plugins] if each]
         if not any(isinstance(each, CheckpointIO) for each in plugins):

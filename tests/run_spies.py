@@ -68,3 +68,17 @@ class Diary(Callback):
 def diary(folder: Path, rank: int = 0) -> list[list[Any]]:
     """What a rank wrote: [step, what, value]."""
     return [json.loads(line) for line in (folder / f"rank-{rank}.jsonl").read_text().splitlines()]
+
+
+class Fails(Callback):
+    """Raises after a step on one rank, and writes down when."""
+
+    def __init__(self, step: int, rank: int, folder: str) -> None:
+        self.step, self.rank, self.folder = step, rank, Path(folder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            (self.folder / "failed-at").write_text(str(time.time()))
+            raise ArithmeticError("on this rank alone")

@@ -79,9 +79,13 @@ def steps(folder: Path, rank: int = 0) -> dict[int, list[Any]]:
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every curve but the clock's, as TensorBoard shows it."""
+    """Every curve, as TensorBoard shows it, but the clock's; and those by quarter of t.
+
+    Where no image of a batch has its t in a quarter, Lightning repeats the last value of the epoch, which a process
+    that begins in the middle of it does not know.
+    """
     events = EventAccumulator(str(run), {"scalars": 0}).Reload()
-    tags = set(events.Tags()["scalars"]) - {"train/images_per_second"}
+    tags = [tag for tag in events.Tags()["scalars"] if "quarter" not in tag and "per_second" not in tag]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
@@ -117,4 +121,72 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole: Path, tmp_path: 
     resumed = fit(tmp_path, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on after step {kill_at // 3 * 3}, from {tmp_path / 'run' / 'last.ckpt'}" in resumed.stdout
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_run_with_accumulated_gradients_and_workers_goes_on_likewise(tmp_path: Path) -> None:
+    options = ("--trainer.accumulate_grad_batches", "2", "--data.workers", "2")
+    for name in ("whole", "killed"):
+        ended = fit(tmp_path / name, *options, spy={"kill_at": 10} if name == "killed" else None)
+        assert ended.returncode == (KILLED if name == "killed" else 0), ended.stderr
+    resumed = fit(tmp_path / "killed", *options, "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step 9, " in resumed.stdout
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_of_two_ranks_stops_both_after_the_step_and_they_go_on(tmp_path: Path, rank: int) -> None:
+    whole = fit(tmp_path / "whole", two=True)
+    assert whole.returncode == 0, whole.stderr
+    name = ("SIGUSR1", "SIGTERM")[rank]
+    stopped = fit(tmp_path / "stopped", two=True, spy={"kill_at": 7, "signal_name": name, "rank": rank})
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"{name}: stopped after step 7; go on with --ckpt_path last" in stopped.stdout
+    assert stopped.stdout.count("stopped after step") == 1
+    resumed = fit(tmp_path / "stopped", "--ckpt_path", "last", two=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step 7, " in resumed.stdout
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped", ranks=2)
+    numbers = [
+        number
+        for each in (0, 1)
+        for happened in steps(tmp_path / "stopped", each).values()
+        for what, value in happened
+        if what == "batch" and value[0] == 0
+        for number in value[2:]
+    ]
+    assert sorted(numbers) == list(range(40))
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_after_one_of_them_was_killed(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", two=True)
+    assert whole.returncode == 0, whole.stderr
+    killed = fit(tmp_path / "killed", two=True, spy={"kill_at": 8, "rank": 1})
+    assert killed.returncode != 0
+    resumed = fit(tmp_path / "killed", "--ckpt_path", "last", two=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", ranks=2)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_ends_as_the_one_that_was_not(whole: Path, tmp_path: Path) -> None:
+    moments = random.Random(0)
+    file = write_yaml(tmp_path / "config.yaml", config(tmp_path))
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{Path(__file__).parent}"}
+    environment.pop("PL_GLOBAL_SEED", None)
+    for _ in range(20):
+        resume = ["--ckpt_path", "last"] if (tmp_path / "run" / "last.ckpt").exists() else []
+        words = [sys.executable, "-m", "lightning_ddpm", "fit", "--config", str(file), *resume]
+        process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+        begun = len(diary(tmp_path)) if (tmp_path / "rank-0.jsonl").exists() else 0
+        while process.poll() is None and not ((tmp_path / "rank-0.jsonl").exists() and len(diary(tmp_path)) > begun):
+            time.sleep(0.01)  # until it trains
+        time.sleep(moments.uniform(0, 1))
+        process.kill()
+        process.wait()
+    saved = (tmp_path / "run" / "last.ckpt").exists()
+    resumed = fit(tmp_path, *(("--ckpt_path", "last") if saved else ()))
+    assert resumed.returncode == 0, resumed.stderr
     assert_same_run(whole, tmp_path)

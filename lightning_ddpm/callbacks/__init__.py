@@ -3,6 +3,7 @@
 from lightning_ddpm.callbacks.checkpoints import Checkpoints
 from lightning_ddpm.callbacks.ema import EMA
 from lightning_ddpm.callbacks.evaluation import Evaluation
+from lightning_ddpm.callbacks.failure import EndTogether, NonFinite
 from lightning_ddpm.callbacks.likelihood import BitsPerDim
 from lightning_ddpm.callbacks.progress import ProgressLines, ProgressRich
 from lightning_ddpm.callbacks.resume import Resume
@@ -14,8 +15,10 @@ __all__ = [
     "EMA",
     "BitsPerDim",
     "Checkpoints",
+    "EndTogether",
     "Evaluation",
     "ImageWriter",
+    "NonFinite",
     "ProgressLines",
     "ProgressRich",
     "Resume",

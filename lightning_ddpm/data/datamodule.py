@@ -119,6 +119,14 @@ class ImageDataModule(LightningDataModule):
         whole, left = (n // self._world for n in (len(self.train), len(self.train) - self._begins[1]))
         return -(-whole // self.batch_size) + -left // self.batch_size
 
+    def images_of(self, batch: int) -> list[int]:
+        """The numbers of the training images in this rank's batch of this index in the current epoch."""
+        assert self.trainer is not None
+        assert self.trainer.train_dataloader is not None
+        sampler: ShuffledShard = self.trainer.train_dataloader.sampler
+        start = (batch - (self.batches_done() if sampler.epoch == self._begins[0] else 0)) * self.batch_size
+        return list(sampler)[start : start + self.batch_size]
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.predicting:
             return batch
