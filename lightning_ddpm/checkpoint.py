@@ -73,7 +73,11 @@ def write(path: Path, content: dict[str, Any]) -> None:
             os.link(path, before)
         except OSError:  # no hard links here: only the newest is kept
             before.unlink(missing_ok=True)
-    write_whole(path, lambda file: torch.save({**content, DIGEST: digest(content)}, file))
+    try:
+        write_whole(path, lambda file: torch.save({**content, DIGEST: digest(content)}, file))
+    except BaseException:
+        before.unlink(missing_ok=True)
+        raise
     if before.exists():
         os.replace(before, previous(path))
         flush_folder(path.parent)

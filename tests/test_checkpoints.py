@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import REPOSITORY
+from pytorch_lightning import Callback, LightningModule, Trainer
 from tiny import quiet_trainer, tiny_model
 
 from lightning_ddpm.callbacks import EMA, Checkpoints
@@ -140,15 +141,48 @@ def step(path: Path) -> int:
     return int(torch.load(path, weights_only=True)["global_step"])
 
 
-def fit(folder: Path, checkpoints: Checkpoints, **arguments: Any) -> None:
+def fit(folder: Path, *callbacks: Callback, **arguments: Any) -> None:
     trainer = quiet_trainer(
         folder,
-        callbacks=[EMA(0.5), checkpoints],
+        callbacks=[EMA(0.5), *callbacks],
         enable_checkpointing=True,
         plugins=[DurableCheckpointIO()],
         **({"max_steps": 4} | arguments),
     )
     trainer.fit(tiny_model(), datamodule=ImageDataModule(Digits(), batch_size=16))
+
+
+class Full(Callback):
+    """No file can grow beyond a few bytes from the third step on, up to a later one."""
+
+    def __init__(self, until: int) -> None:
+        self.until, self.limits = until, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        full = 2 <= trainer.global_step < self.until
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000 if full else self.limits[0], self.limits[1]))
+
+
+@pytest.mark.parametrize("until", [3, 99])
+def test_a_disk_that_fills_up_is_said_and_training_goes_on_but_does_not_end_well(
+    tmp_path: Path, until: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full, old = Full(until), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        if until == 3:
+            fit(tmp_path, Checkpoints(every_n_steps=1), full)
+        else:
+            with pytest.raises(UserError, match="the last checkpoint could not be written"):
+                fit(tmp_path, Checkpoints(every_n_steps=1), full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, full.limits)
+        signal.signal(signal.SIGXFSZ, old)
+    said = capsys.readouterr().out
+    assert f"cannot write {tmp_path / 'last.ckpt'} at step 3" in said
+    assert ("at step 4" in said) == (until == 99)
+    kept = [step(tmp_path / name) for name in ("last.ckpt", "last-previous.ckpt")]
+    assert kept == ([4, 2] if until == 3 else [2, 1])
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
 
 
 def test_training_starts_in_a_folder_with_room_only_and_clears_what_a_killed_process_left(tmp_path: Path) -> None:

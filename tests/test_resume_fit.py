@@ -72,7 +72,8 @@ def steps(folder: Path, rank: int = 0) -> dict[int, list[Any]]:
     for step, what, value in diary(folder, rank):
         if what == "start":
             done = {each: happened for each, happened in done.items() if each < step} | {step: done.get(step, [])}
-            done[step] = [each for each in done[step] if each[0] != "batch"]
+            # What came after the checkpoint of this step is done again; its validation came before.
+            done[step] = [each for each in done[step] if each[0] == "validation"]
         else:
             done.setdefault(step, []).append((what, value))
     return done
