@@ -124,7 +124,9 @@ def read(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path} does not say how to build its model; only runs of `lightning_ddpm fit` do")
     written = checkpoint.pop(DIGEST, None)  # imported and shipped models have none
     if written not in (None, digest(checkpoint)):
-        raise UserError(f"{path} is damaged: its content is not what was written")
+        raise UserError(
+            f"{path} is damaged, or was changed without its key {DIGEST!r} taken out: its content is not what was written"
+        )
     return checkpoint
 
 

@@ -105,6 +105,8 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: the training set has another size, so that its order is another.
         """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
         if state_dict["images"] != len(self.train):
             raise UserError(
                 f"the checkpoint's run was trained on {state_dict['images']} images, and there are {len(self.train)} "
