@@ -125,7 +125,7 @@ def read(path: Path | str) -> dict[str, Any]:
     written = checkpoint.pop(DIGEST, None)  # imported and shipped models have none
     if written not in (None, digest(checkpoint)):
         raise UserError(
-            f"{path} is damaged, or was changed without its key {DIGEST!r} taken out: its content is not what was written"
+            f"{path} is damaged, or was changed and has its {DIGEST!r} still: its content is not what was written"
         )
     return checkpoint
 
