@@ -20,7 +20,7 @@ class RunLogger(TensorBoardLogger):
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
-        purge: Any = {"purge_step": step + 1} if step else {}
+        purge: Any = {"purge_step": step + 1}
         super().__init__(folder, name="", version="", default_hp_metric=False, **purge)
         self._drawn: dict[str, int] = {}
 
