@@ -1,5 +1,6 @@
-"""Checkpoints, read without running what is in them."""
+"""Checkpoints: written so that there is always a whole one, read without running what is in them."""
 
+import hashlib
 import os
 import pickle
 import re
@@ -14,7 +15,10 @@ from jsonargparse._common import parsing_settings
 from pytorch_lightning import LightningModule
 
 from lightning_ddpm.errors import UserError, first_line
-from lightning_ddpm.files import require_published
+from lightning_ddpm.files import flush_folder, require_published, write_whole
+
+DIGEST = "sha256"
+"""Under this key a checkpoint has the :func:`digest` of all the others."""
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -33,6 +37,71 @@ def hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
         "_instantiator": "pytorch_lightning.cli.instantiate_module",
         **config.get("init_args", {}),
     }
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of weights and plain data: of every value, in order."""
+    state = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            state.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, dict | list | tuple):
+            state.update(f"{len(value)} of".encode())
+            for each in value:
+                add(each)
+                if isinstance(value, dict):
+                    add(value[each])
+        else:
+            state.update(repr(value).encode())
+
+    add(content)
+    return state.hexdigest()
+
+
+def previous(path: Path) -> Path:
+    """Where :func:`write` keeps the checkpoint that was at a path before."""
+    return path.with_name(f"{path.stem}-previous{path.suffix}")
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint with its digest, and keep the one before it.
+
+    There is a whole one at ``path`` at every moment after the first, whatever ends the process or the machine.
+
+    Raises:
+        OSError, RuntimeError: it cannot be written; what was there is there.
+    """
+    before = path.with_name(f".{path.name}.before")
+    if path.exists():
+        before.unlink(missing_ok=True)
+        try:
+            os.link(path, before)
+        except OSError:  # no hard links here: only the newest is kept
+            before.unlink(missing_ok=True)
+    try:
+        write_whole(path, lambda file: torch.save({**content, DIGEST: digest(content)}, file))
+    except BaseException:
+        before.unlink(missing_ok=True)
+        raise
+    if before.exists():
+        os.replace(before, previous(path))
+        flush_folder(path.parent)
+
+
+def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
+    """What :func:`read` gives, from the checkpoint before it where it is damaged or lost; and which one it is.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    try:
+        return read(path), path
+    except UserError:
+        if not previous(path).is_file():
+            raise
+        return read(previous(path)), previous(path)
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -61,6 +130,11 @@ def read(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path} is a checkpoint of another program: it does not say which model it is of")
     if not isinstance(checkpoint["hyper_parameters"], dict) or "_class_path" not in checkpoint["hyper_parameters"]:
         raise UserError(f"{path} does not say how to build its model; only runs of `lightning_ddpm fit` do")
+    written = checkpoint.pop(DIGEST, None)  # imported and shipped models have none
+    if written not in (None, digest(checkpoint)):
+        raise UserError(
+            f"{path} is damaged, or was changed and has its {DIGEST!r} still: its content is not what was written"
+        )
     return checkpoint
 
 

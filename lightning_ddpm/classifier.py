@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_ddpm.networks import ConvNet
+from lightning_ddpm.randomness import run_seed, seeded
 
 
 class Classifier(LightningModule):
@@ -31,9 +32,11 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, label = batch
-        dy, dx = torch.randint(-1, 2, (2,)).tolist()
-        shifted = torch.roll(functional.pad(x, (1, 1, 1, 1), value=-1), (dy, dx), (2, 3))[..., 1:-1, 1:-1]
-        loss = functional.cross_entropy(self.network(shifted), label)
+        step = self.trainer.fit_loop.total_batch_idx
+        with seeded(x.device, "classify", run_seed(), self.global_rank, index=step):
+            dy, dx = torch.randint(-1, 2, (2,)).tolist()
+            shifted = torch.roll(functional.pad(x, (1, 1, 1, 1), value=-1), (dy, dx), (2, 3))[..., 1:-1, 1:-1]
+            loss = functional.cross_entropy(self.network(shifted), label)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -1,7 +1,9 @@
 """Files that are whole or not there, and folders that can be written."""
 
+import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +35,48 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
+        flush_folder(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names of a folder's files on the disk, as fsync has their content."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_room(folder: Path, largest: int, total: int) -> None:
+    """Refuse a folder that is too small, by reserving a file as large as the largest and giving it back.
+
+    Args:
+        folder: which exists.
+        largest: bytes of the largest file to come.
+        total: bytes of all of them.
+
+    Raises:
+        UserError: a full disk, a quota or a limit on files is in the way.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < total:
+        raise UserError(
+            f"the checkpoints take {total / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB left; make room, or "
+            "choose another folder"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            os.posix_fallocate(trial.fileno(), 0, max(largest, 1))
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return  # this file system does not reserve
+        raise UserError(
+            f"a checkpoint of {largest / 1e6:,.0f} MB cannot be written in {folder} ({error.strerror or error}); make "
+            "room, lift the limit, or choose another folder"
+        ) from error
 
 
 def require_writable(folder: Path) -> None:

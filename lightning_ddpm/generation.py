@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from lightning_ddpm.console import say
 from lightning_ddpm.data.sampler import ImageRange, ranges
 from lightning_ddpm.diffusion import Sampler
 from lightning_ddpm.module import DDPM
@@ -27,7 +28,7 @@ def generate(
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
     done: Collection[int] = (),
 ) -> Iterator[tuple[ImageRange, Tensor]]:
-    """Yield this rank's images, batch by batch.
+    """Yield this rank's images, batch by batch; a batch that does not fit the memory is drawn in smaller parts.
 
     Args:
         module: the model, with the weights to use.
@@ -42,11 +43,24 @@ def generate(
     Yields:
         Which images, as (seed, start, stop), and (stop - start, c, h, w) uint8 on the module's device.
     """
+    size = batch_size
     with evaluating(module):
         for batch in [each for each in ranges(n, seed, batch_size, 0, 1) if each[1] not in done][rank::world]:
-            with context():
-                pixels = module.generate(batch, sampler)
-            yield batch, pixels
+            parts, (_, at, stop) = [], batch
+            while at < stop:
+                end = min(at + size, stop)
+                try:
+                    with context():
+                        parts.append(module.generate((seed, at, end), sampler))
+                    at = end
+                    continue
+                except torch.OutOfMemoryError:
+                    if end - at == 1:
+                        raise
+                    size = (end - at) // 2
+                say(f"{end - at} images at a time are more than the memory holds; going on with {size}")
+                torch.cuda.empty_cache()
+            yield batch, torch.cat(parts)
 
 
 @contextmanager

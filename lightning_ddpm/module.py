@@ -22,7 +22,7 @@ from lightning_ddpm.diffusion import (
 )
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.images import to_uint8
-from lightning_ddpm.randomness import ImageNoise, generator, run_seed
+from lightning_ddpm.randomness import ImageNoise, generator, run_seed, seeded
 
 QUARTERS = 4
 
@@ -117,9 +117,13 @@ class DDPM(LightningModule):
         randomness = generator(x_0.device, "train", run_seed(), self.global_rank, index=step)
         t, weights = self.times.draw(len(x_0), randomness)
         eps = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype, generator=randomness)
-        losses = self.loss(x_0, t, eps)
+        with seeded(x_0.device, "dropout", run_seed(), self.global_rank, index=step):
+            losses = self.loss(x_0, t, eps)
         self.times.update(t, losses, self.all_gather)  # type: ignore[arg-type]
+        self.seen = t, losses.detach()
         loss = (weights * losses).mean()
+        # A loss that is not finite has gradients that are not, on every rank: all leave the step out.
+        loss = loss * torch.where(loss.isfinite(), 1.0, torch.nan)
         self.log("train/loss", loss, prog_bar=True)
         sums, counts = self._by_quarter(losses.detach(), t)
         for quarter in counts.nonzero().flatten().tolist():

@@ -6,6 +6,8 @@ different from rank 0's.
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,6 +25,17 @@ def generator(device: torch.device | str, purpose: str, *key: int, index: int = 
     digest = hashlib.blake2b(repr((purpose, key)).encode(), digest_size=4).digest()
     # torch's CPU generator takes 32 bits of a seed: hash the key into them, but count the index, which cannot collide.
     return torch.Generator(device).manual_seed((int.from_bytes(digest, "big") + index) % 2**32)
+
+
+@contextmanager
+def seeded(device: torch.device, purpose: str, *key: int, index: int = 0) -> Iterator[None]:
+    """Inside, torch's global generators draw as :func:`generator` says: for dropout, which takes no generator.
+
+    Afterwards they go on as if nothing had been drawn.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(generator("cpu", purpose, *key, index=index).initial_seed())
+        yield
 
 
 def run_seed() -> int:

@@ -10,11 +10,23 @@ from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins import CheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
 
-from lightning_ddpm.callbacks import ImageWriter, ProgressLines, ProgressRich, RunSummary, Throughput
-from lightning_ddpm.checkpoint import hyper_parameters, read
-from lightning_ddpm.console import on_terminal
+from lightning_ddpm.callbacks import (
+    EndTogether,
+    ImageWriter,
+    NonFinite,
+    ProgressLines,
+    ProgressRich,
+    Resume,
+    RunLogger,
+    RunSummary,
+    Throughput,
+)
+from lightning_ddpm.checkpoint import hyper_parameters, read, read_newest
+from lightning_ddpm.checkpoint_io import DurableCheckpointIO
+from lightning_ddpm.console import on_terminal, say
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.files import require_writable
@@ -31,6 +43,9 @@ class SaveConfig(SaveConfigCallback):
 class DDPMCLI(LightningCLI):
     """LightningCLI for this project."""
 
+    _step = 0  # of the checkpoint that a fit goes on from
+    _before: dict[str, Any] | None = None  # its config
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: Lightning would let the checkpoint's hyper-parameters overrule it."""
 
@@ -43,14 +58,22 @@ class DDPMCLI(LightningCLI):
 
     def _resolve_checkpoint(self, config: Namespace) -> None:
         folder = Path(config.trainer.default_root_dir or ".")
-        if config.get("ckpt_path") in ("last", "best"):
-            config.ckpt_path = str(folder / f"{config.ckpt_path}.ckpt")
         config.weights_only = True
-        begins = self.subcommand == "fit"
-        if config.get("ckpt_path"):
-            begins = read(config.ckpt_path).get("optimizer_states") == [] and begins  # an imported model, to fine-tune
+        begins, checkpoint = self.subcommand == "fit", None
+        if config.get("ckpt_path") in ("last", "best"):
+            asked = folder / f"{config.ckpt_path}.ckpt"
+            checkpoint, found = read_newest(asked)
+            if found != asked:
+                rank_zero_only(say)(f"{asked} is lost or damaged; taking the one before it, {found}")
+            config.ckpt_path = str(found)
+        elif config.get("ckpt_path"):
+            checkpoint = read(config.ckpt_path)
         elif self.subcommand != "fit":
             raise UserError(f"{self.subcommand} needs trained weights: give --ckpt_path RUN/last.ckpt")
+        if begins and checkpoint and checkpoint.get("optimizer_states") != []:  # else an imported model, to fine-tune
+            begins, self._step = False, checkpoint["global_step"]
+            self._before = checkpoint.get("callbacks", {}).get("Resume", {}).get("config")
+            rank_zero_only(say)(f"going on after step {self._step}, from {config.ckpt_path}")
         if begins and (folder / "last.ckpt").exists():
             raise UserError(
                 f"{folder} already holds a run; go on with it by --ckpt_path last, start another with "
@@ -63,9 +86,16 @@ class DDPMCLI(LightningCLI):
         if not config.fast_dev_run:
             require_writable(folder)
         kwargs["default_root_dir"] = str(folder)
-        kwargs["callbacks"] = [Throughput(), RunSummary(), *(config.callbacks or []), ImageWriter()]
+        self._dump_config()
+        callbacks = [Throughput(), RunSummary(), *(config.callbacks or []), ImageWriter(), EndTogether()]
+        if not any(isinstance(each, NonFinite) for each in callbacks):
+            callbacks.append(NonFinite())
+        kwargs["callbacks"] = [Resume(self.config_dump, self._before), *callbacks]
+        plugins = config.plugins if isinstance(config.plugins, list) else [each for each in [config.plugins] if each]
+        if not any(isinstance(each, CheckpointIO) for each in plugins):
+            kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         if config.logger is None or config.logger is True:
-            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+            kwargs["logger"] = RunLogger(folder, self._step)
         if config.logger is not False and not config.fast_dev_run:
             kwargs["callbacks"].append(LearningRateMonitor("step"))
         if config.enable_progress_bar is not False:

@@ -56,7 +56,7 @@ def test_fit_writes_one_folder_with_checkpoints_config_events_and_samples(digits
     last = torch.load(folder / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
     events = EventAccumulator(str(folder)).Reload()
-    assert [step for step, _ in losses(folder)] == [0, 1, 2, 3]
+    assert [step for step, _ in losses(folder)] == [1, 2, 3, 4]
     distances = {event.step: event.value for event in events.Scalars("val/fd_digits")}
     assert sorted(distances) == [2, 4]
     best = torch.load(folder / "best.ckpt", weights_only=True)
@@ -104,14 +104,16 @@ def test_fit_refuses_a_folder_that_holds_a_run_and_writes_nothing_over(digits_ru
     assert contents(digits_run.folder) == before
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 def test_fit_goes_on_from_the_last_checkpoint(digits_run, command, tmp_path):
     shutil.copytree(digits_run.folder, tmp_path / "run")
     config, root = tmp_path / "run" / "config.yaml", tmp_path / "run"
     options = ("--trainer.default_root_dir", root, "--trainer.max_steps", "6", "--ckpt_path", "last")
     status, out, err = command("fit", "--config", config, *options)
     assert status == 0, err
+    assert f"going on after step 4, from {root / 'last.ckpt'}" in out
+    assert "changed: trainer.max_steps was 4, is 6" in out
     assert "step 6 of 6" in out
+    assert [step for step, _ in losses(root)] == [1, 2, 3, 4, 5, 6]
     assert torch.load(root / "last.ckpt", weights_only=True)["global_step"] == 6
     drawn = contents(digits_run.folder / "samples")
     now = contents(root / "samples")
@@ -690,7 +692,7 @@ def test_sampling_over_a_larger_set_is_refused(digits_run, command, tmp_path):
 
 def test_a_checkpoint_without_averaged_weights_has_no_raw_ones_beside_them(digits_run, command, tmp_path):
     checkpoint = torch.load(digits_run.folder / "last.ckpt", weights_only=True)
-    del checkpoint["current_model_state"]
+    del checkpoint["current_model_state"], checkpoint["sha256"]
     torch.save(checkpoint, tmp_path / "stripped.ckpt")
     status, _, err = command("sample", "--ckpt", tmp_path / "stripped.ckpt", "--raw", "--out", tmp_path / "out")
     assert "--raw" in sentence(status, err)

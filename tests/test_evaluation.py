@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import quiet_trainer, same, tiny_model, weights
 from torch import Tensor
 
-from lightning_ddpm.callbacks import EMA, Checkpoints, Evaluation, SampleGrid
+from lightning_ddpm.callbacks import EMA, Checkpoints, Evaluation, RunLogger, SampleGrid
 from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.errors import UserError
@@ -41,8 +40,8 @@ def fit(folder: Path, callbacks: Sequence[Callback], model: DDPM | None = None, 
     return trainer
 
 
-def tensorboard(folder: Path) -> TensorBoardLogger:
-    return TensorBoardLogger(folder / "tensorboard", name="", version="")
+def tensorboard(folder: Path) -> RunLogger:
+    return RunLogger(folder / "tensorboard")
 
 
 def events(folder: Path) -> EventAccumulator:

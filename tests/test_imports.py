@@ -23,6 +23,7 @@ LAYERS = [
     ["data"],
     ["module", "classifier"],
     ["checkpoint"],
+    ["checkpoint_io"],
     ["metrics"],
     ["generation"],
     ["bound"],

@@ -10,14 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import quiet_trainer, same, tiny_model, weights
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from lightning_ddpm.callbacks import EMA, BitsPerDim
+from lightning_ddpm.callbacks import EMA, BitsPerDim, RunLogger
 from lightning_ddpm.checkpoint import load
 from lightning_ddpm.classifier import Classifier
 from lightning_ddpm.data import Digits, ImageDataModule
@@ -299,7 +298,7 @@ def test_a_learned_variance_is_measured_with_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", [True, False])
 def test_the_end_of_fit_measures_the_averaged_weights_and_shows_every_term(tmp_path: Path, first: bool) -> None:
     callback, average = BitsPerDim(20), EMA(0.5)
-    logger = TensorBoardLogger(tmp_path, name="", version="tensorboard")
+    logger = RunLogger(tmp_path / "tensorboard")
     model = tiny_model()
     fit(tmp_path / "run", [callback, average] if first else [average, callback], model, logger=logger)
     for name, clip in zip(BOTH, (True, False), strict=True):  # after fit the module has the average

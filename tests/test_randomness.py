@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_ddpm.randomness import ImageNoise, generator, run_seed
+from lightning_ddpm.randomness import ImageNoise, generator, run_seed, seeded
 
 SHAPE = (3, 5, 5)
 
@@ -127,3 +127,20 @@ def test_the_runs_seed_is_what_seed_everything_left(
     if value is not None:
         monkeypatch.setenv("PL_GLOBAL_SEED", value)
     assert run_seed() == seed
+
+
+def test_seeded_dropout_is_a_function_of_key_and_index_and_the_global_generator_goes_on() -> None:
+    ones, drop = torch.ones(1000), torch.nn.Dropout(0.5)
+
+    def mask(*key: int, index: int) -> torch.Tensor:
+        with seeded(torch.device("cpu"), "dropout", *key, index=index):
+            return drop(ones)
+
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first = mask(0, 0, index=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(8)
+    assert torch.equal(first, mask(0, 0, index=5))
+    for other in (mask(0, 0, index=6), mask(0, 1, index=5), mask(1, 0, index=5)):
+        assert 0.4 < (first == other).float().mean() < 0.6

@@ -219,7 +219,7 @@ class Evaluation(Callback):
 def _to_loggers(trainer: Trainer, found: Mapping[str, float]) -> None:
     """At this very step, whatever log_every_n_steps is."""
     for logger in trainer.loggers:
-        logger.log_metrics(dict(found), step=trainer.global_step)
+        logger.log_metrics(dict(found), step=trainer.global_step - 1)  # Lightning counts from 0
 
 
 def _timed(work: Callable[[], Tensor]) -> float:

@@ -61,7 +61,7 @@ class BitsPerDim(Callback):
             return
         figures = self.measure(trainer, pl_module, "val")
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+            logger.log_metrics(figures, step=trainer.global_step - 1)  # Lightning counts from 0
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._announce(trainer, pl_module, "after the losses")

@@ -127,7 +127,7 @@ class Memorisation(Callback):
     def _log(self, trainer: Trainer, module: LightningModule) -> None:
         figures = self.measure(trainer, module, "val")
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+            logger.log_metrics(figures, step=trainer.global_step - 1)  # Lightning counts from 0
 
     def measure(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
         """Measure now, say it and draw it; every rank must call.

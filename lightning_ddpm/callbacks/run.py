@@ -61,7 +61,7 @@ class Throughput(Callback):
             rate = images / statistics.median(self._seconds)
             self._seconds.clear()
             for logger in trainer.loggers:
-                logger.log_metrics({"train/images_per_second": rate}, step=trainer.global_step)
+                logger.log_metrics({"train/images_per_second": rate}, step=trainer.global_step - 1)
 
 
 class ImageWriter(BasePredictionWriter):

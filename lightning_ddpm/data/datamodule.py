@@ -1,5 +1,6 @@
 """One DataModule over any image source."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class ImageDataModule(LightningDataModule):
         self.source.prepare(self.root)
 
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self._begins = (0, 0)
         if stage == "fit" and not hasattr(self, "train"):
             self.train: ImageDataset = self.source.open(self.root, "train")
         if stage in ("fit", "validate", "test") and not hasattr(self, "held_out"):
@@ -71,7 +74,8 @@ class ImageDataModule(LightningDataModule):
         return self.train
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train, ShuffledShard(len(self.train), run_seed(), self._rank, self._world))
+        order = ShuffledShard(len(self.train), run_seed(), self._rank, self._world, *self._begins)
+        return self._loader(self.train, order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.held_out, Shard(len(self.held_out), self.batch_size, self._rank, self._world))
@@ -83,6 +87,47 @@ class ImageDataModule(LightningDataModule):
         """The images to generate, not to read."""
         mine = ranges(self.generate, run_seed(), self.batch_size, self._rank, self._world)
         return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the order of the training images the run is: the epoch, and its images that all ranks have had."""
+        loader = self.trainer.train_dataloader if self.trainer is not None else None
+        if self.trainer is None or loader is None or self.trainer.state.fn != "fit":
+            return {}
+        epoch, batches = loader.sampler.epoch, self.trainer.fit_loop.batch_idx + 1
+        if batches >= self.trainer.num_training_batches:
+            epoch, batches = epoch + 1, 0
+        seen = batches * self.batch_size * self._world
+        return {"epoch": epoch, "seen": seen, "images": len(self.train), "batch": [self.batch_size, self._world]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there, not from the epoch's first images.
+
+        Raises:
+            UserError: the training set has another size, so that its order is another.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        if state_dict["images"] != len(self.train):
+            raise UserError(
+                f"the checkpoint's run was trained on {state_dict['images']} images, and there are {len(self.train)} "
+                "now, whose order is another; give it its images back, or start another run"
+            )
+        self._begins = state_dict["epoch"], state_dict["seen"]
+        # Lightning looks for the position in the loader, which some callbacks make before it is known.
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
+
+    def batches_done(self) -> int:
+        """Batches of the epoch that training goes on in which come before, each of the size that it has now."""
+        whole, left = (n // self._world for n in (len(self.train), len(self.train) - self._begins[1]))
+        return -(-whole // self.batch_size) + -left // self.batch_size
+
+    def images_of(self, batch: int) -> list[int]:
+        """The numbers of the training images in this rank's batch of this index in the current epoch."""
+        assert self.trainer is not None
+        assert self.trainer.train_dataloader is not None
+        sampler: ShuffledShard = self.trainer.train_dataloader.sampler
+        start = (batch - (self.batches_done() if sampler.epoch == self._begins[0] else 0)) * self.batch_size
+        return list(sampler)[start : start + self.batch_size]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.predicting:

@@ -19,18 +19,24 @@ class ShuffledShard(DistributedSampler[int]):
         n: number of images.
         seed: of the run.
         rank, world: which share of how many.
+        epoch: the first epoch that is asked for.
+        seen: images of that epoch, of all ranks together, that are left out: where an interrupted run was.
     """
 
-    def __init__(self, n: int, seed: int, rank: int, world: int) -> None:
+    def __init__(self, n: int, seed: int, rank: int, world: int, epoch: int = 0, seen: int = 0) -> None:
         super().__init__(range(n), num_replicas=world, rank=rank, seed=seed)  # type: ignore[arg-type]
-        self.n = n
+        self.n, self.begins = n, (epoch, seen)
+        self.set_epoch(epoch)
 
     def __len__(self) -> int:
+        """Images of a whole epoch, also where a part of it is left out."""
         return self.n // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
         order = torch.randperm(self.n, generator=generator("cpu", "order", self.seed, index=self.epoch))
-        return iter(order[self.rank : len(self) * self.num_replicas : self.num_replicas].tolist())
+        left = order[self.begins[1] :] if self.epoch == self.begins[0] else order
+        world = self.num_replicas
+        return iter(left[self.rank : len(left) // world * world : world].tolist())
 
 
 class Shard(DistributedSampler[int]):

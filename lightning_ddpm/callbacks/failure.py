@@ -1,0 +1,115 @@
+"""What a run does when its numbers, or one of its processes, break."""
+
+import math
+import subprocess
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_ddpm.console import say
+from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.errors import UserError
+
+
+class NonFinite(Callback):
+    """Leaves out an optimizer step whose loss or gradient is not finite, and ends the run after too many in a row.
+
+    The weights are never touched by such a step, so that the checkpoints stay good. In half precision an infinite
+    gradient of a finite loss is the gradient scaler's to mend, until its scale is down at 1.
+
+    Args:
+        limit: steps left out in a row that end the run.
+    """
+
+    def __init__(self, limit: int = 10) -> None:
+        if limit < 1:
+            raise UserError(f"NonFinite's limit must be at least 1, got {limit}")
+        self.limit = limit
+        self.in_a_row = self.skipped = 0
+        self._batches: list[tuple[int, Tensor, Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        gradients = [each.grad for each in pl_module.parameters() if each.grad is not None]
+        if math.isfinite(nn.utils.get_total_norm(gradients)):
+            self.in_a_row = 0
+            return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._remember(trainer, pl_module)
+        if scaler is not None and scaler.get_scale() > 1 and not self._some_loss_is_not_finite(trainer):
+            return
+        if scaler is None:
+            optimizer.zero_grad()  # without gradients an optimizer leaves weights and its own state alone
+        self.in_a_row, self.skipped = self.in_a_row + 1, self.skipped + 1
+        if self.in_a_row >= self.limit:
+            raise UserError(self._verdict(trainer, optimizer))
+        if trainer.is_global_zero:
+            say(
+                f"step {trainer.global_step + 1} is left out: its loss or gradient is not finite "
+                f"({self.in_a_row} in a row, {self.limit} end the run)"
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop._should_accumulate():
+            self._remember(trainer, pl_module)
+        else:
+            self._batches.clear()
+        if self.skipped:
+            pl_module.log("train/steps_left_out", float(self.skipped))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+    def _remember(self, trainer: Trainer, module: LightningModule) -> None:
+        if (seen := getattr(module, "seen", None)) is not None:
+            self._batches.append((trainer.fit_loop.batch_idx, *seen))
+
+    def _some_loss_is_not_finite(self, trainer: Trainer) -> bool:
+        """On any rank; every rank calls, because all have the same gradients."""
+        mine = any(not bool(losses.isfinite().all()) for _, _, losses in self._batches)
+        return trainer.strategy.reduce_boolean_decision(mine, all=False)
+
+    def _verdict(self, trainer: Trainer, optimizer: Optimizer) -> str:
+        rates = ", ".join(f"{group['lr']:g}" for group in optimizer.param_groups)
+        said = (
+            f"training has diverged: {self.in_a_row} steps in a row had a loss or gradient that is not finite, the "
+            f"last of them step {trainer.global_step + 1} with learning rate {rates}"
+        )
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        for batch, t, losses in self._batches:
+            bad = ~losses.isfinite()
+            which = (bad if bad.any() else torch.ones_like(bad)).nonzero().flatten().tolist()
+            numbers = data.images_of(batch) if isinstance(data, ImageDataModule) else list(range(len(t)))
+            pairs = ", ".join(f"{numbers[index]} at t={int(t[index])}" for index in which[:8])
+            what = "of images" if bad.any() else "gradient alone, of images"
+            said += f"; on rank {trainer.global_rank} {what} {pairs}{', ...' if len(which) > 8 else ''}"
+        return f"{said}. The checkpoints are of the weights before. Lower the learning rate, or clip the gradients"
+
+
+class EndTogether(Callback):
+    """After an exception on the first rank, ends the ranks that it started, which could wait for it for ever.
+
+    Lightning ends the first rank when one of those fails; torchrun and srun end all that they started.
+
+    Args:
+        seconds: that they have to end by themselves, for instance by the same exception.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.seconds = seconds
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SystemExit):
+            return
+        for process in getattr(trainer.strategy.launcher, "procs", []):
+            try:
+                process.wait(self.seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -1,0 +1,84 @@
+"""What tests of interrupted runs write down; their configs name it by class_path."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from lightning_ddpm.data import Digits
+from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset
+
+
+class NumberedDigits(Digits):
+    """The digits, the first ``n`` of them; a training image's label is its number."""
+
+    def __init__(self, n: int = 40) -> None:
+        self.n = n
+
+    def open(self, root: Path, split: str) -> ImageDataset:
+        whole = super().open(root, split)
+        images, _ = whole.__getitems__(range(self.n))
+        return MemoryDataset(images, torch.arange(self.n))
+
+
+class Diary(Callback):
+    """Writes a line for each thing that training does into ``rank-0.jsonl``, ..., at once, whatever comes after it.
+
+    Args:
+        folder: where.
+        kill_at: after the optimizer step of this number, ...
+        signal_name: ... this signal comes, ...
+        rank: ... to this rank.
+    """
+
+    def __init__(self, folder: str, kill_at: int | None = None, signal_name: str = "SIGKILL", rank: int = 0) -> None:
+        self.folder, self.kill_at, self.signal, self.rank = Path(folder), kill_at, signal.Signals[signal_name], rank
+
+    def note(self, trainer: Trainer, what: str, value: Any = None) -> None:
+        with (self.folder / f"rank-{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps([trainer.global_step, what, value]) + "\n")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.note(trainer, "start")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.note(trainer, "batch", [trainer.current_epoch, batch_idx, *batch[1].tolist()])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.kill_at and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.signal)
+            time.sleep(0.01)  # for the handler to run
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.note(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.note(trainer, "epoch end", trainer.current_epoch)
+
+
+def diary(folder: Path, rank: int = 0) -> list[list[Any]]:
+    """What a rank wrote: [step, what, value]."""
+    return [json.loads(line) for line in (folder / f"rank-{rank}.jsonl").read_text().splitlines()]
+
+
+class Fails(Callback):
+    """Raises after a step on one rank, and writes down when."""
+
+    def __init__(self, step: int, rank: int, folder: str) -> None:
+        self.step, self.rank, self.folder = step, rank, Path(folder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            (self.folder / "failed-at").write_text(str(time.time()))
+            raise ArithmeticError("on this rank alone")

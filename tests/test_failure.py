@@ -1,0 +1,187 @@
+"""Numbers that are not finite, memory that is too small, and ranks that fail."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import REPOSITORY, ddpm, tiny_digits, write_yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+from run_spies import NumberedDigits
+from tiny import quiet_trainer, same, tiny_model, weights
+
+from lightning_ddpm.callbacks import EMA, Checkpoints, NonFinite
+from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.errors import UserError
+from lightning_ddpm.generation import generate
+
+
+class Poison(Callback):
+    """Makes the loss of one image of the batch, or the gradient, infinite or NaN at some steps."""
+
+    def __init__(self, steps: range, where: str, value: float = math.nan) -> None:
+        self.steps, self.where, self.value = steps, where, value
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.weights.append(weights(pl_module))
+        if self.where == "loss" and trainer.global_step in self.steps:
+            batch[0][3] = self.value
+            self.image = int(batch[1][3])
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.where == "gradient" and trainer.global_step in self.steps:
+            next(iter(pl_module.parameters())).grad.view(-1)[0] = self.value
+
+
+def fit(folder: Path, *callbacks: Callback, steps: int = 6, **arguments: Any) -> Trainer:
+    trainer = quiet_trainer(folder, callbacks=list(callbacks), max_steps=steps, gradient_clip_val=1.0, **arguments)
+    trainer.fit(tiny_model(), datamodule=ImageDataModule(NumberedDigits(40), batch_size=8))
+    return trainer
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str, value: float
+) -> None:
+    poison = Poison(range(2, 4), where, value)
+    trainer = fit(tmp_path, poison, NonFinite())
+    before, at_2, at_3, after, later = poison.weights[1:6]
+    assert same(at_2, at_3)
+    assert same(at_3, after)
+    assert not same(before, at_2)
+    assert not same(after, later)
+    assert trainer.callback_metrics["train/steps_left_out"] == 2
+    assert all(value.isfinite().all() for value in weights(trainer.lightning_module).values())
+    said = capsys.readouterr().out
+    assert "step 3 is left out: its loss or gradient is not finite (1 in a row, 10 end the run)" in said
+    assert "step 4 is left out: its loss or gradient is not finite (2 in a row, 10 end the run)" in said
+    counts = {int(state["step"]) for state in trainer.optimizers[0].state.values()}
+    assert counts == {4}, "Adam counts the steps that were made"
+
+
+def test_too_many_steps_in_a_row_end_the_run_and_leave_a_good_checkpoint(tmp_path: Path) -> None:
+    poison = Poison(range(3, 99), "loss")
+    with pytest.raises(UserError) as ended:
+        fit(tmp_path, EMA(0.5), poison, NonFinite(3), Checkpoints(every_n_steps=1), steps=50, enable_checkpointing=True)
+    said = str(ended.value)
+    assert "3 steps in a row" in said
+    assert "step 6 with learning rate 0.01" in said
+    assert f"on rank 0 of images {poison.image} at t=" in said
+    assert said.count(" at t=") == 1, "one image was bad"
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for part in ("state_dict", "current_model_state"):
+        assert all(value.isfinite().all() for value in last[part].values())
+
+
+def test_a_gradient_alone_names_the_images_of_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gradient alone, of images .* at t=") as ended:
+        fit(tmp_path, Poison(range(99), "gradient"), NonFinite(2))
+    assert str(ended.value).count(" at t=") == 8
+
+
+def test_steps_that_are_not_in_a_row_do_not_end_the_run(tmp_path: Path) -> None:
+    fit(tmp_path, Poison(range(0, 99, 2), "loss"), NonFinite(2), steps=8)
+
+
+def test_a_batch_among_several_of_a_step_spoils_it_and_is_named(tmp_path: Path) -> None:
+    class Once(Poison):
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            if batch_idx == 0:
+                super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    poison = Once(range(1), "loss")
+    with pytest.raises(UserError) as ended:
+        fit(tmp_path, poison, NonFinite(1), accumulate_grad_batches=3)
+    assert f"of images {poison.image} at t=" in str(ended.value)
+
+
+class Scaler:
+    """Stands for the gradient scaler of half precision, which has no place on a CPU."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def get_scale(self) -> float:
+        return self.scale
+
+
+@pytest.mark.parametrize(
+    ("where", "scale", "ends"), [("gradient", 2.0, False), ("gradient", 1.0, True), ("loss", 2.0, True)]
+)
+def test_in_half_precision_an_infinite_gradient_is_the_scalers_until_it_is_at_the_end(
+    tmp_path: Path, where: str, scale: float, ends: bool
+) -> None:
+    class Half(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.precision_plugin.scaler = Scaler(scale)
+
+    callbacks = (Half(), Poison(range(99), where, math.inf), NonFinite(1))
+    if ends:
+        with pytest.raises(UserError, match="training has diverged"):
+            fit(tmp_path, *callbacks, steps=1)
+    else:
+        fit(tmp_path, *callbacks, steps=1)
+
+
+def test_a_limit_below_one_is_an_error() -> None:
+    with pytest.raises(UserError, match="limit must be at least 1, got 0"):
+        NonFinite(0)
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_drawn_in_parts_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    model, asked = tiny_model(), []
+    whole = torch.cat([pixels for _, pixels in generate(model, n=20, seed=3, batch_size=8)])
+    draw = model.generate
+
+    def small(batch: Any, sampler: Any = None) -> torch.Tensor:
+        asked.append(batch[2] - batch[1])
+        if asked[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return draw(batch, sampler)
+
+    model.generate = small  # type: ignore[method-assign]
+    ranges = []
+    parts = []
+    for batch, pixels in generate(model, n=20, seed=3, batch_size=8):
+        ranges.append(batch)
+        parts.append(pixels)
+    assert ranges == [(3, 0, 8), (3, 8, 16), (3, 16, 20)]
+    assert (torch.cat(parts).int() - whole.int()).abs().max() <= 1
+    assert asked == [8, 4, 2, 2, 2, 2, *[2] * 4, *[2] * 2]
+    said = capsys.readouterr().out
+    assert "8 images at a time are more than the memory holds; going on with 4" in said
+    assert "4 images at a time are more than the memory holds; going on with 2" in said
+
+
+def test_an_image_that_does_not_fit_the_memory_is_an_error() -> None:
+    model = tiny_model()
+
+    def none(batch: Any, sampler: Any = None) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.generate = none  # type: ignore[method-assign]
+    with pytest.raises(torch.OutOfMemoryError):
+        list(generate(model, n=4, batch_size=4))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exception_on_one_rank_ends_both_with_its_traceback(tmp_path: Path, rank: int) -> None:
+    config = tiny_digits(tmp_path / "run")
+    config["trainer"]["max_steps"] = 100_000
+    config["trainer"]["callbacks"] = [
+        {"class_path": "run_spies.Fails", "init_args": {"step": 3, "rank": rank, "folder": str(tmp_path)}}
+    ]
+    options = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    path = f"{REPOSITORY}:{Path(__file__).parent}"
+    # waits until both are gone, because both have its pipes
+    ended = ddpm("fit", "--config", write_yaml(tmp_path / "config.yaml", config), *options, PYTHONPATH=path)
+    seconds = time.time() - float((tmp_path / "failed-at").read_text())
+    assert ended.returncode != 0
+    assert "ArithmeticError: on this rank alone" in ended.stderr
+    assert seconds < 60
