@@ -1,11 +1,13 @@
 """Checkpoints while the process is killed, the disk is full, or what is in them has changed."""
 
+import contextlib
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,42 @@ def test_a_disk_that_fills_up_is_said_and_training_goes_on_but_does_not_end_well
     kept = [step(tmp_path / name) for name in ("last.ckpt", "last-previous.ckpt")]
     assert kept == ([4, 2] if until == 3 else [2, 1])
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+class Ballast(Callback):
+    """Somebody else's file takes all the room that is left, from the third step on."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            path = Path(trainer.default_root_dir).parent / "ballast"
+            with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+
+
+def test_a_full_disk_keeps_the_checkpoints_that_are_there_and_is_said(
+    small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="the last checkpoint could not be written"):
+        fit(small_disk / "run", Checkpoints(every_n_steps=1), Ballast())
+    said = capsys.readouterr().out
+    assert "at step 3" in said
+    assert "No space left on device" in said
+    names = ("last.ckpt", "last-previous.ckpt")
+    assert [step(small_disk / "run" / name) for name in names] == [2, 1]
+    assert [each.name for each in (small_disk / "run").iterdir() if each.name.startswith(".")] == []
 
 
 def test_training_starts_in_a_folder_with_room_only_and_clears_what_a_killed_process_left(tmp_path: Path) -> None:

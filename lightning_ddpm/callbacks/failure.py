@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_ddpm.console import say
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.errors import UserError, first_line
 
 
 class NonFinite(Callback):
@@ -96,7 +96,8 @@ class NonFinite(Callback):
 class EndTogether(Callback):
     """After an exception on the first rank, ends the ranks that it started, which could wait for it for ever.
 
-    Lightning ends the first rank when one of those fails; torchrun and srun end all that they started.
+    Lightning ends the first rank when one of those fails; torchrun and srun end all that they started. A rank that
+    waited in vain for another, because its machine is cut off, says so.
 
     Args:
         seconds: that they have to end by themselves, for instance by the same exception.
@@ -108,6 +109,11 @@ class EndTogether(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SystemExit):
             return
+        if isinstance(exception, torch.distributed.DistError) or "gloo" in str(exception):
+            say(
+                f"rank {trainer.global_rank} has lost another one after step {trainer.global_step} "
+                f"({first_line(exception)}); once its machine is back, go on with --ckpt_path last"
+            )
         for process in getattr(trainer.strategy.launcher, "procs", []):
             try:
                 process.wait(self.seconds)
