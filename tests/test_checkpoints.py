@@ -73,23 +73,26 @@ def test_there_is_a_whole_checkpoint_whenever_the_writer_is_killed(tmp_path: Pat
     started = time.monotonic()
     write(path, content(0))
     seconds = time.monotonic() - started
-    reader, writer = os.pipe()
     for kill in range(kills):
+        reader, writer = os.pipe()
         # A fork, not a new process: hundreds of them start in seconds.
         child = os.fork()
         if child == 0:
             os.close(reader)
             try:
-                os.write(writer, b".")
                 while True:
+                    os.write(writer, b".")
                     step += 1
                     write(path, content(step))
             finally:
                 os._exit(1)
-        os.read(reader, 1)
+        for _ in range(1 + kill % 2):  # every other time one has been written, however busy the machine is
+            os.read(reader, 1)
         time.sleep(seconds * (kill % 10) / 3)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
         found = read(path)
         assert (found["state_dict"]["weight"] == found["global_step"]).all()
         assert found["global_step"] >= step

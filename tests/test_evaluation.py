@@ -40,8 +40,8 @@ def fit(folder: Path, callbacks: Sequence[Callback], model: DDPM | None = None, 
     return trainer
 
 
-def tensorboard(folder: Path) -> RunLogger:
-    return RunLogger(folder / "tensorboard")
+def tensorboard(folder: Path, step: int = 0) -> RunLogger:
+    return RunLogger(folder / "tensorboard", step)
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -274,10 +274,10 @@ class Stopped(DDIM):
 def test_the_evaluation_at_the_end_follows_the_last_checkpoint_and_is_made_up_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def begin(sampler: DDIM, **arguments: Any) -> None:
+    def begin(sampler: DDIM, step: int = 0, **arguments: Any) -> None:
         cheap, full = evaluation(every_n_steps=2), evaluation(n=80, sampler=sampler)
         callbacks = [full, EMA(0.5), cheap, Checkpoints(every_n_steps=3, monitor=NAME)]
-        fit(tmp_path / "run", callbacks, logger=tensorboard(tmp_path), enable_checkpointing=True, **arguments)
+        fit(tmp_path / "run", callbacks, logger=tensorboard(tmp_path, step), enable_checkpointing=True, **arguments)
 
     with pytest.raises(RuntimeError, match="stopped in the evaluation"):
         begin(Stopped(steps=2))
@@ -285,7 +285,7 @@ def test_the_evaluation_at_the_end_follows_the_last_checkpoint_and_is_made_up_fo
     before, checkpoint = last.read_bytes(), torch.load(last, weights_only=True)
     assert checkpoint["global_step"] == 4
     assert "final/fd_digits" not in events(tmp_path).Tags()["scalars"]
-    begin(DDIM(steps=2), ckpt_path=last)
+    begin(DDIM(steps=2), 4, ckpt_path=last)
     assert last.read_bytes() == before
     assert [event.step for event in events(tmp_path).Scalars(NAME)] == [2, 4]
     (made,) = events(tmp_path).Scalars("final/fd_digits")
