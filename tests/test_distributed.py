@@ -171,12 +171,13 @@ def drawn(tmp_path_factory):
     return draw(tmp_path_factory.mktemp("drawn"), 1)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_sample_the_very_images_of_one(world, drawn, tmp_path):
     assert len(drawn) == 1001 + len({"grid.png", "set.json"})
     assert draw(tmp_path, world) == drawn
 
 
+@pytest.mark.slow
 def test_batch_sizes_change_a_sampled_image_by_one_grey_level_at_most(drawn, tmp_path):
     small = draw(tmp_path, 1, batch_size=7)
     numbered = [name for name in drawn if name[0] == "0"]

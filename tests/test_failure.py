@@ -170,7 +170,7 @@ def test_an_image_that_does_not_fit_the_memory_is_an_error() -> None:
         list(generate(model, n=4, batch_size=4))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_exception_on_one_rank_ends_both_with_its_traceback(tmp_path: Path, rank: int) -> None:
     config = tiny_digits(tmp_path / "run")
     config["trainer"]["max_steps"] = 100_000
