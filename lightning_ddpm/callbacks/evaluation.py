@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_ddpm.callbacks.generating import ddpm, generated, image_data, make_ready, sum_over_ranks
+from lightning_ddpm.callbacks.generating import after_training, ddpm, generated, image_data, make_ready, sum_over_ranks
 from lightning_ddpm.callbacks.interval import Interval
 from lightning_ddpm.callbacks.tensorboard import writers
 from lightning_ddpm.console import duration, progress, say
@@ -121,15 +121,11 @@ class Evaluation(Callback):
             pl_module.log_dict(self.evaluate(trainer, pl_module, "test"))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The one at the end: last.ckpt is there already, and who is killed here resumes here, with no step left."""
+        """The one at the end; who is killed here resumes here, with no step left."""
         if self.interval or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        device = pl_module.device
-        pl_module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-        try:
+        with after_training(trainer, pl_module):
             found = self.evaluate(trainer, pl_module, "final")
-        finally:
-            pl_module.to(device)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})
         _to_loggers(trainer, found)
 

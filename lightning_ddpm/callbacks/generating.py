@@ -1,6 +1,7 @@
 """What callbacks share that generate images and judge them by a feature network."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from pytorch_lightning import LightningModule, Trainer
@@ -30,6 +31,17 @@ def image_data(trainer: Trainer, what: str) -> ImageDataModule:
     if not isinstance(data, ImageDataModule):
         raise UserError(f"{what}, got {type(data).__name__}")
     return data
+
+
+@contextmanager
+def after_training(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """For on_fit_end, which a run that goes on at its end has too: last.ckpt is there, Lightning's model on the CPU."""
+    device = module.device
+    module.to(trainer.strategy.root_device)
+    try:
+        yield
+    finally:
+        module.to(device)
 
 
 def sum_over_ranks(trainer: Trainer) -> Reduce:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_ddpm.bound import bits_per_dim, readings
 from lightning_ddpm.callbacks.ema import averaged_weights
 from lightning_ddpm.callbacks.figure import drawn, new_figure
-from lightning_ddpm.callbacks.generating import image_data, sum_over_ranks
+from lightning_ddpm.callbacks.generating import after_training, image_data, sum_over_ranks
 from lightning_ddpm.callbacks.tensorboard import writers
 from lightning_ddpm.console import duration, progress, say
 from lightning_ddpm.data.datasets import ImageDataset
@@ -56,10 +56,11 @@ class BitsPerDim(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._announce(trainer, pl_module, "at the end of training")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        figures = self.measure(trainer, pl_module, "val")
+        with after_training(trainer, pl_module):
+            figures = self.measure(trainer, pl_module, "val")
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step - 1)  # Lightning counts from 0
 

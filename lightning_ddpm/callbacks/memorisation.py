@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_ddpm.callbacks.figure import drawn, new_figure
-from lightning_ddpm.callbacks.generating import ddpm, generated, image_data, make_ready, sum_over_ranks
+from lightning_ddpm.callbacks.generating import after_training, ddpm, generated, image_data, make_ready, sum_over_ranks
 from lightning_ddpm.callbacks.interval import Interval
 from lightning_ddpm.callbacks.tensorboard import writers
 from lightning_ddpm.console import progress, say
@@ -113,9 +113,10 @@ class Memorisation(Callback):
         if self.interval and self.interval.after_epoch(trainer):
             self._log(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.interval and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._log(trainer, pl_module)
+            with after_training(trainer, pl_module):
+                self._log(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._announce(trainer, pl_module, "after the losses")
