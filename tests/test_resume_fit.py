@@ -29,6 +29,10 @@ def config(folder: Path, two: bool = False, **spy: Any) -> Any:
     callback(made, "Checkpoints").update(every_n_steps=3)
     made["model"]["init_args"]["network"]["init_args"].update(dropout=0.3)
     made["model"]["init_args"]["lr_scheduler"]["init_args"].update(total_iters=10)
+    # What is measured once at the end is measured again by a run that goes on at its end.
+    made["trainer"]["callbacks"] = [
+        each for each in made["trainer"]["callbacks"] if not each["class_path"].endswith(".Memorisation")
+    ]
     made["trainer"]["callbacks"].append({"class_path": "run_spies.Diary", "init_args": {"folder": str(folder), **spy}})
     made["data"].update(source={"class_path": "run_spies.NumberedDigits"}, batch_size=4 if two else 8, flip=True)
     return made
