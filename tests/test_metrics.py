@@ -17,7 +17,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from lightning_ddpm.data import Digits, MemoryDataset
 from lightning_ddpm.errors import UserError
-from lightning_ddpm.metrics import DigitsFeatures, FeatureExtractor, FrechetDistance, Inception
+from lightning_ddpm.metrics import DigitsFeatures, DINOv2, FeatureExtractor, FrechetDistance, Inception
+from lightning_ddpm.metrics.classifier import ClassifierFeatures
 
 CPU = torch.device("cpu")
 
@@ -453,3 +454,12 @@ def test_the_distance_of_two_classes_is_that_of_torch_fidelity_s_features(incept
     assert expected > 1
     distance = against(FewOfInception(inception, 200), memory(sets[1]))
     assert measure(distance, sets[0]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("made", [DigitsFeatures, Inception, DINOv2, lambda: ClassifierFeatures("last.ckpt")])
+def test_what_judges_a_run_does_not_change_its_initial_weights(made):
+    torch.manual_seed(0)
+    made()
+    after = torch.rand(4)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(4))
