@@ -105,7 +105,7 @@ ZOO: list[tuple[str, bytes, tuple[int, int, int] | str]] = [
     ("clear colour.png", saved(plain("RGB", RED), "PNG", transparency=RED), (255, 255, 255)),
     ("cmyk.jpg", saved(plain("CMYK", (0, 255, 255, 0)), "JPEG", quality=100), RED),
     ("cmyk.tif", saved(plain("CMYK", (0, 255, 255, 0)), "TIFF"), RED),
-    ("ycbcr.tif", saved(plain("YCbCr", (76, 85, 255)), "TIFF"), RED),
+    ("ycbcr.tif", saved(plain("YCbCr", (76, 85, 255)), "TIFF", compression="jpeg"), RED),
     ("lab.tif", saved(plain("LAB", (128, 128, 128)), "TIFF"), (119, 119, 119)),
     ("grey16.png", saved(grey16(0x12FF), "PNG"), (0x12, 0x12, 0x12)),
     ("grey16.tif", saved(grey16(0x12FF), "TIFF"), (0x12, 0x12, 0x12)),
