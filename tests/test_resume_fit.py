@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,10 +30,6 @@ def config(folder: Path, two: bool = False, **spy: Any) -> Any:
     callback(made, "Checkpoints").update(every_n_steps=3)
     made["model"]["init_args"]["network"]["init_args"].update(dropout=0.3)
     made["model"]["init_args"]["lr_scheduler"]["init_args"].update(total_iters=10)
-    # What is measured once at the end is measured again by a run that goes on at its end.
-    made["trainer"]["callbacks"] = [
-        each for each in made["trainer"]["callbacks"] if not each["class_path"].endswith(".Memorisation")
-    ]
     made["trainer"]["callbacks"].append({"class_path": "run_spies.Diary", "init_args": {"folder": str(folder), **spy}})
     made["data"].update(source={"class_path": "run_spies.NumberedDigits"}, batch_size=4 if two else 8, flip=True)
     return made
@@ -127,6 +124,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole: Path, tmp_path: 
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on after step {kill_at // 3 * 3}, from {tmp_path / 'run' / 'last.ckpt'}" in resumed.stdout
     assert_same_run(whole, tmp_path)
+
+
+def test_a_run_that_goes_on_at_its_end_measures_the_end_again_and_draws_it_once(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "run", tmp_path / "run")
+    resumed = fit(tmp_path, "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"step {STEPS}: val/memorisation_digits" in resumed.stdout
+    assert curves(tmp_path / "run") == curves(whole / "run")
+    assert [step for step, _ in curves(tmp_path / "run")["val/memorisation_digits"]] == [STEPS]
 
 
 def test_a_run_with_accumulated_gradients_and_workers_goes_on_likewise(tmp_path: Path) -> None:
