@@ -20,18 +20,19 @@ from lightning_ddpm.randomness import ImageNoise
 NAMES = "bits_per_dim", "bits_per_dim_unclipped"
 
 
-def readings(model: DDPM, context: Callable[[], AbstractContextManager[object]]) -> tuple[Denoiser, Denoiser]:
-    """The network, in the precision of its weights and the context, read clipped and unclipped."""
+def readings(
+    model: DDPM, context: Callable[[], AbstractContextManager[object]], label: Tensor | None = None
+) -> tuple[Denoiser, Denoiser]:
+    """The network, in the precision of its weights and the context, told the classes, read clipped and unclipped."""
     weights = next(model.parameters()).dtype
+    told = model.denoiser_given(label)
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         with context():
-            return model.denoiser.network(x_t.to(weights), t)
+            return told.network(x_t.to(weights), t)
 
-    return (
-        Denoiser(network, model.schedule, prediction=model.prediction),
-        Denoiser(network, model.schedule, clip=None, prediction=model.prediction),
-    )
+    read = told.of(network)
+    return read, read.unclipped()
 
 
 def bits_per_dim(
@@ -49,6 +50,8 @@ def bits_per_dim(
 ) -> dict[str, Likelihood]:
     """The bound, clipped and unclipped from the same network evaluations; every rank must call.
 
+    Where the model has classes, it is told those of the images: the bound is on -log p(x | y).
+
     Args:
         model: with the weights to use.
         images: the data set.
@@ -65,12 +68,12 @@ def bits_per_dim(
         The likelihoods under :data:`NAMES`.
     """
     device = model.device
-    read = list(readings(model, context))
-    sums = [BoundSums(model.schedule.T, device) for _ in read]
+    sums = [BoundSums(model.schedule.T, device) for _ in NAMES]
 
     def of_batch(start: int, stop: int) -> list[Bound]:
-        chosen, _ = images.__getitems__([i * len(images) // n for i in range(start, stop)])
+        chosen, labels = images.__getitems__([i * len(images) // n for i in range(start, stop)])
         x_0 = to_float(chosen.to(device)).to(model.schedule.beta.dtype)
+        read = readings(model, context, labels.to(device))
         return bounds(read, variance, x_0, ImageNoise(seed, start, stop, "likelihood"))
 
     mine = ranges(n, seed, batch_size, rank, world)

@@ -36,8 +36,11 @@ from lightning_ddpm.metrics import (
 from lightning_ddpm.metrics.figures import NEIGHBOURS, SEED, SPLITS, SUBSET, SUBSETS
 from lightning_ddpm.metrics.frechet import BATCH
 from lightning_ddpm.model_options import (
+    CONDITIONS,
+    Conditions,
     add_devices,
     add_model,
+    conditions,
     count_evaluations,
     described,
     known,
@@ -61,6 +64,7 @@ def run(arguments: Sequence[str]) -> None:
         if path:
             require_writable(path.parent)
     judged = judged_images(options, model_of(parser, options) if options.ckpt else None)
+    asked = conditions(options, judged.model) if judged.model else Conditions(None, None, ())
     reference = reference_images(options, judged) if metrics - {"is"} else None
     if BOUND in metrics and (reference is None or reference.data is None):
         raise UserError("bpd is of a data set's held-out images; let --reference be a run's config.yaml or a data set")
@@ -70,7 +74,7 @@ def run(arguments: Sequence[str]) -> None:
     first = fabric.is_global_zero
     scores = [Figures(each, fabric.device, metrics - {BOUND}, judged.n) for each in extractors]
     if first:
-        _announce(judged, extractors, options)
+        _announce(judged, extractors, options, asked)
     if reference:
         for each in scores:
             said = each.set_reference(
@@ -79,7 +83,7 @@ def run(arguments: Sequence[str]) -> None:
             )
             if first:
                 say(f"reference: {said}")
-    spent = _judge(scores, judged, options, fabric) if scores else 0
+    spent = _judge(scores, judged, options, fabric, asked) if scores else 0
 
     found: dict[str, dict[str, Any]] = {}
     if options.save_stats:
@@ -98,7 +102,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.save_stats:
         say(f"wrote {options.save_stats}")
     if options.out:
-        made = judged.origin | ({"evaluations": spent / judged.n} if spent else {})
+        made = judged.origin | asked.said() | ({"evaluations": spent / judged.n} if spent else {})
         result = {
             "figures": found,
             "n": judged.n,
@@ -164,7 +168,7 @@ def _metrics(options: Namespace) -> set[str]:
     if unknown:
         raise UserError(f"there is no metric {min(unknown)!r}; there are {', '.join([*METRICS, BOUND])}")
     if options.images:
-        given = [name for name in ("steps", "sampler", "raw") if options[name]]
+        given = [name for name in ("steps", "sampler", "raw", *CONDITIONS) if options[name]]
         if given:
             raise UserError(f"--{given[0]} says how images are drawn, and --images are there already; leave it out")
         if BOUND in metrics:
@@ -190,9 +194,9 @@ def _extractors(parser: ArgumentParser, options: Namespace, judged: Judged) -> l
     return [extractor.under(resize) for resize in made.protocols] if made.protocols else [extractor]
 
 
-def _announce(judged: Judged, extractors: list[FeatureExtractor], options: Namespace) -> None:
+def _announce(judged: Judged, extractors: list[FeatureExtractor], options: Namespace, asked: Conditions) -> None:
     if judged.model and extractors:
-        say(described(judged.model, judged.n, options.raw))
+        say(described(judged.model, judged.n, options.raw, asked))
     fewest = max((each.num_features for each in extractors), default=0)
     if judged.n < fewest:
         say(
@@ -201,7 +205,7 @@ def _announce(judged: Judged, extractors: list[FeatureExtractor], options: Names
         )
 
 
-def _judge(scores: list[Figures], judged: Judged, options: Namespace, fabric: Fabric) -> int:
+def _judge(scores: list[Figures], judged: Judged, options: Namespace, fabric: Fabric, asked: Conditions) -> int:
     """Show this rank's images to every network; how many network evaluations drawing them took on all ranks."""
     rank, world = fabric.global_rank, fabric.world_size
     spent: list[int] = []
@@ -210,7 +214,10 @@ def _judge(scores: list[Figures], judged: Judged, options: Namespace, fabric: Fa
         judged.model.to(fabric.device)
         spent = count_evaluations(judged.model)
         drawn = generate(
-            *(judged.model, judged.n, options.seed, options.batch_size, rank, world), context=fabric.autocast
+            *(judged.model, judged.n, options.seed, options.batch_size, rank, world),
+            context=fabric.autocast,
+            guidance=asked.guidance,
+            labels=asked.labels,
         )
         batches = ((stop - start, (start, pixels)) for (_, start, stop), pixels in drawn)
     else:

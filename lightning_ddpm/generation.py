@@ -4,7 +4,7 @@ Image i depends on (model, seed, i) alone. Batches are fixed ranges of indices, 
 changes nothing; another batch size changes rounding inside convolutions, by a grey level at most.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_ddpm.console import say
 from lightning_ddpm.data.sampler import ImageRange, ranges
-from lightning_ddpm.diffusion import Sampler
+from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.module import DDPM
 
 
@@ -27,6 +27,8 @@ def generate(
     sampler: Sampler | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
     done: Collection[int] = (),
+    guidance: Guidance | None = None,
+    labels: Sequence[int] | None = None,
 ) -> Iterator[tuple[ImageRange, Tensor]]:
     """Yield this rank's images, batch by batch; a batch that does not fit the memory is drawn in smaller parts.
 
@@ -39,6 +41,7 @@ def generate(
         sampler: how; ``None`` for the model's own.
         context: entered around each batch: the precision that the network runs in.
         done: first images of the batches that are there already; the others are dealt over the ranks.
+        guidance, labels: towards which classes; see :meth:`DDPM.generate`.
 
     Yields:
         Which images, as (seed, start, stop), and (stop - start, c, h, w) uint8 on the module's device.
@@ -51,7 +54,7 @@ def generate(
                 end = min(at + size, stop)
                 try:
                     with context():
-                        parts.append(module.generate((seed, at, end), sampler))
+                        parts.append(module.generate((seed, at, end), sampler, guidance, labels))
                     at = end
                     continue
                 except torch.OutOfMemoryError:

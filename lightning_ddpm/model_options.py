@@ -6,15 +6,43 @@ from collections.abc import Iterable, Mapping, Sequence
 from inspect import isabstract
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_ddpm.checkpoint import load
-from lightning_ddpm.diffusion import DDIM, Sampler
+from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, Sampler
 from lightning_ddpm.errors import UserError, first_line
+from lightning_ddpm.guides import Autoguidance, ClassifierGuidance
+from lightning_ddpm.labels import numbers
 from lightning_ddpm.module import DDPM
+
+CONDITIONS = ("labels", "class_names", "guidance", "guidance_interval", "classifier", "weaker")
+"""Options that say of which classes images are, and how strongly."""
+
+
+class Conditions(NamedTuple):
+    """Of which classes images are drawn, and how strongly.
+
+    Attributes:
+        guidance: towards them; ``None`` for none beyond telling the network.
+        labels: the classes, in turn; ``None`` for as often as in the training data.
+        names: what the labels mean; empty for a model without classes.
+    """
+
+    guidance: Guidance | None
+    labels: list[int] | None
+    names: Sequence[str]
+
+    def said(self) -> dict[str, str]:
+        """For a record of how images were made: nothing where there is no condition."""
+        said = {"guidance": str(self.guidance)} if self.guidance else {}
+        if not self.names:
+            return said
+        asked = [self.names[label] for label in self.labels or ()]
+        return {"classes": ", ".join(asked) or "as in the training data"} | said
 
 
 def add_model(parser: ArgumentParser, required: bool) -> None:
@@ -28,6 +56,12 @@ def add_model(parser: ArgumentParser, required: bool) -> None:
     )
     add("--batch_size", type=int, default=64, help="images at a time on each device")
     add("--raw", action="store_true", help="weights as trained instead of their moving average")
+    add("--labels", "--label", type=str, metavar="N,N,...", help="classes by number, in turn; default: as in the data")
+    add("--class_names", "--class", type=str, metavar="NAME,NAME,...", help="the same by name")
+    add("--guidance", type=float, metavar="W", help="0: without classes, 1: told the class (default), more: further")
+    add("--guidance_interval", type=int, nargs=2, metavar=("FROM", "TO"), help="guide at these steps of 1..T alone")
+    add("--classifier", type=Path, metavar="CKPT", help="guide by this classifier of noisy images")
+    add("--weaker", type=Path, metavar="CKPT", help="guide away from this weaker model")
 
 
 def add_devices(parser: ArgumentParser) -> None:
@@ -106,11 +140,55 @@ def model_of(parser: ArgumentParser, options: Namespace) -> DDPM:
     return model
 
 
-def described(model: DDPM, n: int, raw: bool) -> str:
+def conditions(options: Namespace, model: DDPM) -> Conditions:
+    """The classes and the guidance asked for.
+
+    Raises:
+        UserError: the model cannot be given them.
+    """
+    guidance: Guidance | None = None
+    interval = tuple(options.guidance_interval) if options.guidance_interval else None
+    scale = 1.0 if options.guidance is None else options.guidance
+    if options.classifier and options.weaker:
+        raise UserError("--classifier and --weaker are two kinds of guidance; give one of them")
+    if options.classifier:
+        guidance = ClassifierGuidance(str(options.classifier), scale, interval)
+    elif options.weaker and options.guidance is not None:
+        guidance = Autoguidance(str(options.weaker), scale, interval)
+    elif options.guidance is not None:
+        guidance = ClassifierFree(scale, interval)
+    elif options.weaker or interval:
+        given = "weaker" if options.weaker else "guidance_interval"
+        raise UserError(f"--{given} is of guidance; say how strongly by --guidance, or leave it out")
+    if guidance:
+        guidance.check(model)
+    names = model.names_under(guidance)
+    if options.labels is not None and options.class_names is not None:
+        raise UserError("--labels and --class_names both name classes; give one of them")
+    given = options.class_names if options.labels is None else options.labels
+    if given is None:
+        return Conditions(guidance, None, names)
+    if not names:
+        raise UserError(
+            f"{options.ckpt} was trained without classes, so that it cannot be asked for {given}; leave the class out, "
+            "guide it by --classifier, or train one with classes, as configs/digits_conditional.yaml does"
+        )
+    asked = numbers([each.strip() for each in given.split(",")], names, by_name=options.labels is None)
+    return Conditions(guidance, asked, names)
+
+
+def described(model: DDPM, n: int, raw: bool, conditions: Conditions) -> str:
     """What is drawn and what it costs, in words."""
-    evaluations = model.sampler.evaluations(model.schedule.T)
-    cost = "as many network evaluations as they take" if evaluations is None else f"{evaluations} evaluations each"
-    return f"{n} images with {'raw' if raw else 'EMA'} weights by {model.sampler}: {cost}"
+    evaluations, guidance = model.sampler.evaluations(model.schedule.T), conditions.guidance
+    if evaluations is None:
+        cost = "as many network evaluations as they take"
+    elif guidance:
+        most = "up to " if guidance.interval else ""
+        cost = f"{most}{evaluations * guidance.evaluations} evaluations each"
+    else:
+        cost = f"{evaluations} evaluations each"
+    of = "".join(f", {name} {what}" for name, what in conditions.said().items())
+    return f"{n} images with {'raw' if raw else 'EMA'} weights by {model.sampler}{of}: {cost}"
 
 
 def count_evaluations(model: DDPM) -> list[int]:

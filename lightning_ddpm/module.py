@@ -1,5 +1,6 @@
 """Denoising diffusion as a LightningModule: wires network, schedule, objective and sampler together."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -8,10 +9,14 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.data.sampler import ImageRange
 from lightning_ddpm.diffusion import (
+    QUARTERS,
+    ClassifierFree,
     Denoiser,
     Epsilon,
+    Guidance,
     NoiseSchedule,
     Objective,
     Prediction,
@@ -19,16 +24,20 @@ from lightning_ddpm.diffusion import (
     Simple,
     TimeSampler,
     Uniform,
+    by_quarter,
+    evenly,
 )
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.images import to_uint8
+from lightning_ddpm.labels import in_proportion, in_turn
 from lightning_ddpm.randomness import ImageNoise, generator, run_seed, seeded
-
-QUARTERS = 4
 
 
 class Network(Protocol):
     """What a network must offer: the shape of its images, and output = network(x_t, t).
+
+    One that has an attribute ``classes``, an int above 0, is called as network(x_t, t, label) as well, with label (b,)
+    int64 in 0..classes - 1, or -1 for none, which is what network(x_t, t) means.
 
     Attributes:
         channels: image channels.
@@ -54,7 +63,12 @@ class DDPM(LightningModule):
         prediction: what the network's output means; ``null`` for the noise, as Ho.
         objective: what training minimises; ``null`` for L_simple, as Ho.
         times: how t is drawn in training; ``null`` for uniformly, as Ho.
+        label_dropout: how often the network, where it has classes, is not told an image's in training, so that it can
+            be guided without a classifier (Ho & Salimans 2022, arXiv:2207.12598).
+        class_names: what the network's labels mean; on the command line ``null``: as the data has.
     """
+
+    class_counts: Tensor
 
     def __init__(
         self,
@@ -68,6 +82,8 @@ class DDPM(LightningModule):
         prediction: Prediction | None = None,
         objective: Objective | None = None,
         times: TimeSampler | None = None,
+        label_dropout: float = 0.1,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         for name in ("channels", "size"):
@@ -81,6 +97,17 @@ class DDPM(LightningModule):
         self.prediction.check(schedule)
         self.sampler.evaluations(schedule.T)  # refuses more steps than there are
         self.times.begin(schedule.T)
+        if not 0 <= label_dropout <= 1:
+            raise UserError(f"label_dropout must lie in [0, 1], got {label_dropout}; Ho & Salimans use 0.1")
+        self.label_dropout = label_dropout
+        classes: int = getattr(network, "classes", 0)
+        self.class_names: Sequence[str] = class_names if class_names is not None else [*map(str, range(classes))]
+        if len(self.class_names) != classes:
+            raise UserError(
+                f"class_names names {len(self.class_names)} classes and the network has {classes}; make them agree"
+            )
+        if classes:  # how many training images each class has, for images to be drawn likewise
+            self.register_buffer("class_counts", torch.zeros(classes, dtype=torch.long))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -90,67 +117,63 @@ class DDPM(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse data of another shape before anything is computed."""
         data = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "channels"):
+        if not isinstance(data, ImageDataModule):
             return
-        channels, size, _ = self.image_shape
-        if (data.channels, data.size) != (channels, size):
-            raise UserError(
-                f"the data has images of {data.channels}x{data.size}x{data.size} and the network is made for "
-                f"{channels}x{size}x{size} (channels x height x width); make them agree"
-            )
+        data.check(self.image_shape, self.class_names if stage != "predict" else ())
+        if self.class_names and stage == "fit":
+            labels = data.train.labels
+            self.class_counts.copy_(torch.bincount(labels[labels >= 0], minlength=len(self.class_names)))
 
-    def loss(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def loss(self, x_0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
         """The objective of each image, (b,) float32.
 
         Args:
             x_0: (b, c, h, w) images in [-1, 1].
             t: (b,) steps in 1..T.
             eps: (b, c, h, w) standard normal noise.
+            label: (b,) classes, -1 where the network is not told; ignored by one without classes.
         """
-        unclipped = Denoiser(self.network, self.schedule, clip=None, prediction=self.prediction)
-        return self.objective.losses(unclipped, x_0, t, eps)
+        return self.objective.losses(self.denoiser_given(label).unclipped(), x_0, t, eps)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Ho et al. 2020, Algorithm 1."""
-        x_0, _ = batch
+        """Ho et al. 2020, Algorithm 1; with classes, Ho & Salimans 2022, Algorithm 1."""
+        x_0, label = batch
         step = self.trainer.fit_loop.total_batch_idx
         randomness = generator(x_0.device, "train", run_seed(), self.global_rank, index=step)
         t, weights = self.times.draw(len(x_0), randomness)
         eps = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype, generator=randomness)
+        if self.class_names:
+            label = self._dropped(label, step)
         with seeded(x_0.device, "dropout", run_seed(), self.global_rank, index=step):
-            losses = self.loss(x_0, t, eps)
+            losses = self.loss(x_0, t, eps, label)
         self.times.update(t, losses, self.all_gather)  # type: ignore[arg-type]
         self.seen = t, losses.detach()
         loss = (weights * losses).mean()
         # A loss that is not finite has gradients that are not, on every rank: all leave the step out.
         loss = loss * torch.where(loss.isfinite(), 1.0, torch.nan)
         self.log("train/loss", loss, prog_bar=True)
-        sums, counts = self._by_quarter(losses.detach(), t)
+        sums, counts = by_quarter(losses.detach(), t, self.schedule.T)
         for quarter in counts.nonzero().flatten().tolist():
             self.log(f"train/loss_quarter{quarter + 1}", sums[quarter] / counts[quarter])
         return loss
 
-    def _by_quarter(self, losses: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums and counts of the losses with t in each quarter of 1..T, (4,) each."""
-        quarter = (t - 1) * QUARTERS // self.schedule.T
-        zeros = losses.new_zeros(QUARTERS)
-        return zeros.index_add(0, quarter, losses), zeros.index_add(0, quarter, torch.ones_like(losses))
+    def _dropped(self, label: Tensor, step: int) -> Tensor:
+        """The labels, some of them replaced by -1."""
+        randomness = generator(label.device, "label dropout", run_seed(), self.global_rank, index=step)
+        told = torch.rand(len(label), device=label.device, generator=randomness) >= self.label_dropout
+        return torch.where(told, label, -1)
 
     def on_validation_epoch_start(self) -> None:
         self._sums = torch.zeros(2, QUARTERS, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """The same t and eps for a batch every time, whichever rank has it: two epochs differ by the weights alone."""
-        x_0, _ = batch
+        x_0, label = batch
         index = batch_idx * self.trainer.world_size + self.global_rank
         randomness = generator(x_0.device, "validate", index=index)
-        # One t from each of b equal parts of 1..T: every quarter gets its share whatever the batch.
-        ranks = torch.arange(len(x_0), device=x_0.device) + torch.rand(
-            len(x_0), device=x_0.device, generator=randomness
-        )
-        t = 1 + (ranks * self.schedule.T / len(x_0)).long().clamp(max=self.schedule.T - 1)
+        t = evenly(len(x_0), self.schedule.T, randomness)
         eps = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype, generator=randomness)
-        self._sums += torch.stack(self._by_quarter(self.loss(x_0, t, eps), t))
+        self._sums += torch.stack(by_quarter(self.loss(x_0, t, eps, label), t, self.schedule.T))
 
     def on_validation_epoch_end(self) -> None:
         self._log_sums("val")
@@ -175,25 +198,57 @@ class DDPM(LightningModule):
         """Generate a batch with the model's own sampler; see :meth:`generate`."""
         return self.generate(batch)
 
-    def generate(self, batch: ImageRange, sampler: Sampler | None = None) -> Tensor:
-        """Draw images ``start``..``stop`` of the set ``seed``: functions of weights, sampler, seed and index alone.
+    def generate(
+        self,
+        batch: ImageRange,
+        sampler: Sampler | None = None,
+        guidance: Guidance | None = None,
+        labels: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Draw images ``start``..``stop`` of the set ``seed``: functions of weights, arguments and index alone.
 
         Args:
             batch: (seed, start, stop).
             sampler: how; ``None`` for the model's own.
+            guidance: towards their classes; ``None`` for none beyond telling the network, if it has classes.
+            labels: the classes, in turn; ``None`` for as often as they are in the training data.
 
         Returns:
             (stop - start, c, h, w) uint8.
         """
+        return to_uint8((sampler or self.sampler).sample(*self.beginning(batch, guidance, labels)))
+
+    def beginning(
+        self, batch: ImageRange, guidance: Guidance | None = None, labels: Sequence[int] | None = None
+    ) -> tuple[Denoiser, Tensor, ImageNoise]:
+        """What a sampler draws images from: denoiser, x_T and noise; arguments as for :meth:`generate`."""
         seed, start, stop = (int(each) for each in batch)
         noise = ImageNoise(seed, start, stop)
         x_T = noise(torch.empty(stop - start, *self.image_shape, device=self.device))
-        return to_uint8((sampler or self.sampler).sample(self.denoiser, x_T, noise))
+        names = self.names_under(guidance)
+        if not names and guidance is None:
+            return self.denoiser, x_T, noise
+        if not names:
+            label = torch.full((stop - start,), -1)
+        elif labels is not None:
+            label = in_turn(labels, start, stop)
+        else:
+            counts = self.class_counts if self.class_names else torch.zeros(len(names))
+            label = in_proportion(counts, seed, start, stop)
+        return (guidance or ClassifierFree())(self.denoiser, label.to(self.device)), x_T, noise
+
+    def names_under(self, guidance: Guidance | None) -> Sequence[str]:
+        """Which classes can be asked for: the model's, or those that its guide knows; empty for none."""
+        return self.class_names or (guidance.class_names if guidance else ())
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network, as samplers want it."""
+        """The network, as samplers want it, told no class."""
         return Denoiser(self.network, self.schedule, prediction=self.prediction)
+
+    def denoiser_given(self, label: Tensor | None) -> Denoiser:
+        """The network, told the classes (b,), if it has any."""
+        return self.denoiser if label is None or not self.class_names else self.denoiser.given(label)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

@@ -18,9 +18,18 @@ from lightning_ddpm.errors import UserError
 from lightning_ddpm.files import require_writable, sha256, write_whole
 from lightning_ddpm.generation import evaluating, generate
 from lightning_ddpm.images import grid, save, to_uint8
-from lightning_ddpm.model_options import add_devices, add_model, count_evaluations, described, launched, model_of, parse
+from lightning_ddpm.model_options import (
+    Conditions,
+    add_devices,
+    add_model,
+    conditions,
+    count_evaluations,
+    described,
+    launched,
+    model_of,
+    parse,
+)
 from lightning_ddpm.module import DDPM
-from lightning_ddpm.randomness import ImageNoise
 
 SHOWN = 64
 """Images in grid.png, at most."""
@@ -34,6 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     parser = _parser()
     options = parse(parser, arguments, "sample", ["n"])
     model = model_of(parser, options)
+    asked = conditions(options, model)
     require_writable(options.out)
     _refuse_others(options.out, options.n)
     there = _read_manifest(options.out)
@@ -49,13 +59,13 @@ def run(arguments: Sequence[str]) -> None:
         "batch_size": options.batch_size,
         "device": fabric.device.type,  # its random numbers are its own
         "precision": options.precision,
-    }
+    } | asked.said()
     _refuse_another_set(options.out, there, ours)
     done = _done(options.out, options.n, options.batch_size)
     kept = sum(min(options.batch_size, options.n - start) for start in done)
     fabric.barrier()  # before anybody writes what another would take for done
     if first:
-        say(described(model, options.n, options.raw))
+        say(described(model, options.n, options.raw, asked))
         if kept:
             say(f"{kept} of them are in {options.out} already")
         _begin(options.out, ours)
@@ -64,6 +74,8 @@ def run(arguments: Sequence[str]) -> None:
         *(model, options.n, options.seed, options.batch_size, fabric.global_rank, fabric.world_size),
         context=fabric.autocast,
         done=done,
+        guidance=asked.guidance,
+        labels=asked.labels,
     )
     batches = ((stop - start, (start, pixels)) for (_, start, stop), pixels in images)
     drawn = 0
@@ -75,12 +87,12 @@ def run(arguments: Sequence[str]) -> None:
     if not first:
         return
     shown = [pil_to_tensor(Image.open(_file(options.out, index))) for index in range(min(options.n, SHOWN))]
-    save(grid(torch.stack(shown)), options.out / "grid.png")
+    save(grid(torch.stack(shown), _columns(asked)), options.out / "grid.png")
     cost = f": {sum(spent) / drawn:g} network evaluations each" if drawn else ""
     say(f"wrote {options.n - kept} images and grid.png in {options.out}{cost}")
     if options.trajectory:
         with evaluating(model), fabric.autocast():
-            _animate(model, min(options.n, SHOWN), options.seed, options.trajectory)
+            _animate(model, min(options.n, SHOWN), options.seed, options.trajectory, asked)
         say(f"wrote {options.trajectory}")
 
 
@@ -94,6 +106,11 @@ def _parser() -> ArgumentParser:
     add("--trajectory", type=Path, metavar="FILE.gif", help="also show x_T ... x_0 of the first images")
     add_devices(parser)
     return parser
+
+
+def _columns(asked: Conditions) -> int | None:
+    """Of the grid: each class that was asked for has one."""
+    return min(len(asked.labels), SHOWN) if asked.labels and len(asked.labels) > 1 else None
 
 
 def _file(folder: Path, index: int) -> Path:
@@ -141,13 +158,12 @@ def _begin(folder: Path, ours: dict[str, Any]) -> None:
     write_whole(folder / MANIFEST, lambda file: file.write(json.dumps(ours, indent=2).encode()))
 
 
-def _animate(model: DDPM, n: int, seed: int, path: Path, frames: int = 60) -> None:
+def _animate(model: DDPM, n: int, seed: int, path: Path, asked: Conditions, frames: int = 60) -> None:
     """x_T ... x_0 of the first n images as an animation that stays on its last frame."""
-    noise = ImageNoise(seed, 0, n)
-    x_T = noise(torch.empty(n, *model.image_shape, device=model.device))
-    chain: list[Tensor] = [x_T, *model.sampler.trajectory(model.denoiser, x_T, noise)]
+    denoise, x_T, noise = model.beginning((seed, 0, n), asked.guidance, asked.labels)
+    chain: list[Tensor] = [x_T, *model.sampler.trajectory(denoise, x_T, noise)]
     kept = [*chain[:: max(1, len(chain) // frames)], chain[-1]]
-    pictures = [Image.fromarray(grid(to_uint8(x).cpu()).permute(1, 2, 0).numpy()) for x in kept]
+    pictures = [Image.fromarray(grid(to_uint8(x).cpu(), _columns(asked)).permute(1, 2, 0).numpy()) for x in kept]
     durations = [60] * (len(pictures) - 1) + [3000]
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)

@@ -52,9 +52,8 @@ class DDPMCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         self._resolve_checkpoint(config)
-        arguments = config.get("model.init_args.network.init_args")
-        if arguments is not None:
-            _fill_shape(arguments, config.data)
+        if config.get("model.init_args.network.init_args") is not None:
+            _fill_shape(config.model.init_args, config.data)
 
     def _resolve_checkpoint(self, config: Namespace) -> None:
         folder = Path(config.trainer.default_root_dir or ".")
@@ -107,17 +106,22 @@ class DDPMCLI(LightningCLI):
         self.model.save_hyperparameters(hyper_parameters(self.config_dump["model"]), logger=False)
 
 
-def _fill_shape(arguments: Namespace, data: Namespace) -> None:
-    """Tell the network its images' channels, size and classes, or refuse what it says of them itself."""
+def _fill_shape(model: Namespace, data: Namespace) -> None:
+    """Tell the network its images' channels, size and classes, and the model what these are called, or refuse what
+    they say of them themselves."""
+    arguments = model.network.init_args
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False)
     module = parser.instantiate(Namespace(data=data.clone())).data  # type: ignore[no-untyped-call]
     shape = {"channels": module.channels, "size": module.size}
-    if "classes" in arguments:
-        shape["classes"] = len(module.class_names())
+    if arguments.get("classes", 0) != 0:  # asked for, by number or as the data has
+        names = module.class_names()
+        shape["classes"] = len(names)
+        if names and "class_names" in model and model.class_names is None:
+            model.class_names = names
     for name, given in shape.items():
         if arguments.get(name, given) is None:
-            arguments[name] = given
+            arguments[name] = given or None  # no labels: the network says that it needs them
         elif name in arguments and arguments[name] != given:
             raise UserError(
                 f"the data has {name}={given} and the network is told {name}={arguments[name]}; leave "

@@ -15,6 +15,7 @@ from lightning_ddpm.classifier import Classifier
 from lightning_ddpm.metrics import Inception
 from lightning_ddpm.module import DDPM
 from lightning_ddpm.networks import UNet
+from lightning_ddpm.noisy_classifier import NoisyClassifier
 from lightning_ddpm.randomness import generator
 
 NAMES = [path.stem for path in CONFIGS]
@@ -59,6 +60,8 @@ def parameters(module):
 
 def test_all_the_promised_configs_are_there():
     promised = {"digits", "mnist", "fashion_mnist", "cifar10", "image_folder", *LARGE}
+    promised |= {f"{name}_conditional" for name in ("digits", "mnist", "fashion_mnist", "cifar10")}
+    promised |= {"digits_features", "digits_classifier"}
     assert promised <= set(NAMES)
 
 
@@ -85,7 +88,9 @@ def test_a_config_builds_its_model_and_data_without_the_data(name, build, monkey
     cli = build(name)
     network = cli.model.network
     assert (network.channels, network.size) == (cli.datamodule.channels, cli.datamodule.size)
-    assert isinstance(cli.model, Classifier if name == "digits_features" else DDPM)
+    others = {"digits_features": Classifier, "digits_classifier": NoisyClassifier}
+    assert isinstance(cli.model, others.get(name, DDPM))
+    assert getattr(network, "classes", 0) == (10 if name in others or name.endswith("_conditional") else 0)
     optimizer = cli.model.configure_optimizers()["optimizer"]
     assert optimizer.param_groups[0]["lr"] > 0
     if isinstance(cli.model, DDPM):
@@ -190,7 +195,12 @@ def trains(command, path, folder, *options):
     assert math.isfinite(loss)
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_features"])
+@pytest.mark.parametrize("name", ["digits_conditional", "digits_classifier"])
+def test_what_the_data_calls_its_classes_is_what_the_model_does(name, build):
+    assert build(name).model.class_names == list("0123456789")
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_features", "digits_conditional", "digits_classifier"])
 def test_the_digits_train(name, command, tmp_path):
     trains(command, config(name), tmp_path)
 

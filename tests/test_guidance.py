@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_ddpm.diffusion import (
     DDIM,
     Ancestral,
+    ClassifierFree,
     Data,
     Denoiser,
     FixedSmall,
@@ -16,7 +17,6 @@ from lightning_ddpm.diffusion import (
     Inpainting,
     Linear,
     Velocity,
-    classifier_free,
     classifier_guided,
 )
 from lightning_ddpm.errors import UserError
@@ -40,8 +40,18 @@ def log_probability(y: int):
     return of
 
 
-def eps(data: Mixture):
-    return lambda x, t: data.eps(SCHEDULE, x, t)
+def always(w: float):
+    return lambda t: torch.full(t.shape, w)
+
+
+def told(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    """The best network that is told classes; -1, or nothing, for both."""
+    label = torch.full_like(t, -1) if label is None else label
+    answers = torch.stack([data.eps(SCHEDULE, x_t, t) for data in (*PARTS, TWO)])
+    return answers[label % 3, torch.arange(len(x_t))]
+
+
+CONDITIONAL = Denoiser(told, SCHEDULE, clip=None)
 
 
 @pytest.mark.parametrize("y", [0, 1])
@@ -49,14 +59,18 @@ def eps(data: Mixture):
 def test_a_classifiers_guidance_of_weight_1_gives_the_conditional_noise(t: int, y: int) -> None:
     steps, x_0 = torch.full((64,), t), randn(64, 1, 1, 2, dtype=torch.float64)
     x_t = SCHEDULE.signal[t] * 0.5 * x_0 + SCHEDULE.noise[t] * randn(64, 1, 1, 2, seed=1, dtype=torch.float64)
-    guided = classifier_guided(TWO.denoiser(SCHEDULE), log_probability(y), 1.0)
-    torch.testing.assert_close(guided(x_t, steps), PARTS[y].eps(SCHEDULE, x_t, steps), rtol=1e-7, atol=1e-9)
+    guided = classifier_guided(TWO.denoiser(SCHEDULE), log_probability(y), always(1.0))
+    torch.testing.assert_close(guided(x_t, steps).eps, PARTS[y].eps(SCHEDULE, x_t, steps), rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("y", [0, 1])
-def test_a_sampler_that_does_not_know_of_guidance_draws_the_class(y: int) -> None:
-    guided = classifier_guided(TWO.denoiser(SCHEDULE), log_probability(y), 1.0)
-    x = Heun(200).sample(Denoiser(guided, SCHEDULE, clip=None), randn(4000, 1, 1, 2, dtype=torch.float64)).flatten(1)
+@pytest.mark.parametrize("kind", ["by a classifier", "without one"])
+def test_a_sampler_that_does_not_know_of_guidance_draws_the_class(kind: str, y: int) -> None:
+    if kind == "without one":
+        guided = ClassifierFree(1.0)(CONDITIONAL, torch.full((4000,), y))
+    else:
+        guided = classifier_guided(TWO.denoiser(SCHEDULE), log_probability(y), always(1.0))
+    x = Heun(200).sample(guided, randn(4000, 1, 1, 2, dtype=torch.float64)).flatten(1)
     torch.testing.assert_close(x.mean(0), PARTS[y].mean(), rtol=0, atol=0.02)
     torch.testing.assert_close(x.T.cov(), PARTS[y].covariance(), rtol=0, atol=0.005)
 
@@ -64,38 +78,67 @@ def test_a_sampler_that_does_not_know_of_guidance_draws_the_class(y: int) -> Non
 def test_guidance_without_weight_is_the_network_itself() -> None:
     x_t, t = randn(8, 1, 1, 2, dtype=torch.float64), torch.full((8,), 300)
     free = TWO.eps(SCHEDULE, x_t, t)
-    assert torch.equal(classifier_guided(TWO.denoiser(SCHEDULE), log_probability(0), 0.0)(x_t, t), free)
-    assert torch.equal(classifier_free(eps(PARTS[0]), eps(TWO), 0.0)(x_t, t), free)
+    by_classifier = classifier_guided(TWO.denoiser(SCHEDULE), log_probability(0), always(0.0))
+    assert torch.equal(by_classifier(x_t, t).eps, free)
+    assert torch.equal(ClassifierFree(0.0)(CONDITIONAL, torch.zeros(8, dtype=torch.long))(x_t, t).eps, free)
 
 
 def test_classifier_free_guidance_goes_from_unconditional_to_conditional_and_on() -> None:
-    x_t, t = randn(8, 1, 1, 2, dtype=torch.float64), torch.full((8,), 300)
+    x_t, t, label = randn(8, 1, 1, 2, dtype=torch.float64), torch.full((8,), 300), torch.ones(8, dtype=torch.long)
     free, of_class = TWO.eps(SCHEDULE, x_t, t), PARTS[1].eps(SCHEDULE, x_t, t)
-    torch.testing.assert_close(classifier_free(eps(PARTS[1]), eps(TWO), 1.0)(x_t, t), of_class)
-    torch.testing.assert_close(classifier_free(eps(PARTS[1]), eps(TWO), 3.0)(x_t, t), 3 * of_class - 2 * free)
+    assert torch.equal(ClassifierFree(1.0)(CONDITIONAL, label)(x_t, t).eps, of_class)
+    for w in (0.5, 3.0):
+        guided = ClassifierFree(w)(CONDITIONAL, label)(x_t, t).eps
+        torch.testing.assert_close(guided, w * of_class + (1 - w) * free)
+
+
+def test_a_step_is_one_call_of_the_network_twice_as_large_and_only_inside_the_interval() -> None:
+    calls: list[int] = []
+
+    def counted(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        calls.append(len(x_t))
+        return told(x_t, t, label)
+
+    model, label = Denoiser(counted, SCHEDULE, clip=None), torch.ones(8, dtype=torch.long)
+    x_t, of_class = randn(8, 1, 1, 2, dtype=torch.float64), CONDITIONAL.given(label)
+    guided = ClassifierFree(3.0, (200, 400))(model, label)
+    for t, inside in ((199, False), (200, True), (400, True), (401, False)):
+        calls.clear()
+        outside = torch.equal(guided(x_t, t).eps, of_class(x_t, t).eps)
+        assert (calls, outside) == (([16], False) if inside else ([8], True))
 
 
 @pytest.mark.parametrize("prediction", [Data(), Velocity()], ids=repr)
 def test_guidance_is_the_same_whatever_the_network_predicts(prediction) -> None:
     """Both kinds, of a network that predicts something else and learns its variance as well."""
 
-    def network(data: Mixture):
-        def answer(x_t: Tensor, t: Tensor) -> Tensor:
-            noise = data.eps(SCHEDULE, x_t, t)
-            x_0 = (x_t - SCHEDULE.noise[t[0]] * noise) / SCHEDULE.signal[t[0]]
-            output = prediction.target(SCHEDULE, x_0, noise, t)
-            return torch.cat([output, torch.full_like(output, 0.2)], dim=1)
-
-        return answer
+    def network(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        noise = told(x_t, t, label)
+        x_0 = (x_t - SCHEDULE.noise[t[0]] * noise) / SCHEDULE.signal[t[0]]
+        output = prediction.target(SCHEDULE, x_0, noise, t)
+        return torch.cat([output, torch.full_like(output, 0.2)], dim=1)
 
     x_t, t = randn(8, 1, 1, 2, dtype=torch.float64), torch.full((8,), 300)
-    inside = Denoiser(network(TWO), SCHEDULE, clip=None, prediction=prediction)
-    by_classifier = Denoiser(classifier_guided(inside, log_probability(1), 1.0), SCHEDULE, clip=None)(x_t, t)
-    free = classifier_free(network(PARTS[1]), network(TWO), 1.0)
-    without = Denoiser(free, SCHEDULE, clip=None, prediction=prediction)(x_t, t)
+    inside = Denoiser(network, SCHEDULE, clip=None, prediction=prediction)
+    by_classifier = classifier_guided(inside, log_probability(1), always(2.0))(x_t, t)
+    without = ClassifierFree(2.0)(inside, torch.ones(8, dtype=torch.long))(x_t, t)
     for denoised in (by_classifier, without):
-        torch.testing.assert_close(denoised.eps, PARTS[1].eps(SCHEDULE, x_t, t))
+        torch.testing.assert_close(denoised.eps, 2 * PARTS[1].eps(SCHEDULE, x_t, t) - TWO.eps(SCHEDULE, x_t, t))
         torch.testing.assert_close(denoised.nu, torch.full_like(x_t, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((-0.5, None), "at least 0 and finite, got -0.5"),
+        ((float("nan"), None), "at least 0 and finite, got nan"),
+        ((2.0, (10, 5)), "got 10 to 5"),
+        ((2.0, (0, 5)), "got 0 to 5"),
+    ],
+)
+def test_a_scale_or_an_interval_that_is_none_is_refused(arguments, said) -> None:
+    with pytest.raises(UserError, match=said):
+        ClassifierFree(*arguments)
 
 
 @pytest.mark.parametrize("sampler", [Ancestral(FixedSmall(), 200), DDIM(100)], ids=repr)

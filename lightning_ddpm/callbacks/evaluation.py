@@ -15,7 +15,7 @@ from lightning_ddpm.callbacks.generating import after_training, ddpm, generated,
 from lightning_ddpm.callbacks.interval import Interval
 from lightning_ddpm.callbacks.tensorboard import writers
 from lightning_ddpm.console import duration, progress, say
-from lightning_ddpm.diffusion import Sampler
+from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.generation import evaluating
 from lightning_ddpm.metrics import FeatureExtractor, Figures, Measured
@@ -50,6 +50,8 @@ class Evaluation(Callback):
             bring them above it, by the longest before it or else by the estimate, is left out. ``null``: no limit.
         batch_size: images generated at a time.
         seed: of the set of images.
+        guidance: towards the images' classes, which are as often as in the training data; ``null`` for none beyond
+            telling the network.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Evaluation(Callback):
         max_share: float | None = None,
         batch_size: int = 64,
         seed: int = 0,
+        guidance: Guidance | None = None,
     ) -> None:
         if n < 2 or batch_size < 1:
             raise UserError(f"an evaluation needs at least 2 images in batches of at least 1, got {n} and {batch_size}")
@@ -75,6 +78,7 @@ class Evaluation(Callback):
         at_end = every_n_steps is None and every_n_epochs is None
         self.interval = None if at_end else Interval(every_n_steps, every_n_epochs)
         self.max_share, self.batch_size, self.seed = max_share, batch_size, seed
+        self.guidance = guidance
         self.figures: Figures | None = None
         self.evaluated = -1
         self.seconds: list[float] = []
@@ -83,7 +87,7 @@ class Evaluation(Callback):
         """Load the extractor's weights, on the first rank first: what is missing is said before any work."""
         if stage == "predict" or (self.interval is None and stage != "fit"):
             return
-        make_ready(trainer, pl_module, self.extractor, self.sampler)
+        make_ready(trainer, pl_module, self.extractor, self.sampler, self.guidance)
         if "fid" in self.metrics and self.n < self.extractor.num_features and trainer.is_global_zero:
             warnings.warn(
                 f"{self.n} images do not fill the covariance of {self.extractor.num_features} features: "
@@ -154,7 +158,9 @@ class Evaluation(Callback):
         """The figures now, on all ranks, as ``stage/<figure>``; every rank must call."""
         started = time.monotonic()
         figures = self._prepare(trainer, module)
-        drawn = generated(trainer, module, self.n, self.seed, self.batch_size, self.sampler, "evaluation")
+        drawn = generated(
+            *(trainer, module, self.n, self.seed, self.batch_size, self.sampler, "evaluation"), guidance=self.guidance
+        )
         for start, pixels in drawn:
             figures.update(start, pixels)
         found = trainer.strategy.broadcast(figures.compute(sum_over_ranks(trainer), trainer.global_rank))
@@ -168,16 +174,16 @@ class Evaluation(Callback):
     def cost(self, trainer: Trainer, model: DDPM) -> str:
         """What one evaluation takes, from one timed batch of images and one of features, in words."""
         evaluations = (self.sampler or model.sampler).evaluations(model.schedule.T)
+        guided = self.guidance.evaluations if self.guidance else 1
         size, judged = min(self.batch_size, self.n), min(BATCH, self.n)
-        x = torch.zeros(size, *model.image_shape, device=model.device)
-        t = torch.ones(size, dtype=torch.long, device=model.device)
         pixels = torch.zeros(judged, *model.image_shape, dtype=torch.uint8, device=model.device)
         with evaluating(model):
             with trainer.precision_plugin.forward_context():
                 if evaluations is None:  # the images decide: a batch of them is drawn
-                    drawing = _timed(lambda: model.generate((self.seed, 0, size), self.sampler))
+                    drawing = _timed(lambda: model.generate((self.seed, 0, size), self.sampler, self.guidance))
                 else:
-                    drawing = evaluations * _timed(lambda: model.network(x, t))
+                    denoise, x, _ = model.beginning((self.seed, 0, size), self.guidance)
+                    drawing = evaluations * _timed(lambda: denoise(x, model.schedule.T // 2 + 1).x_0)
             judging = _timed(lambda: self.extractor(pixels))
         drawing, judging = (
             seconds * math.ceil(math.ceil(self.n / batch) / trainer.world_size)
@@ -187,7 +193,7 @@ class Evaluation(Callback):
         if evaluations is None:
             count = f"as many network evaluations as {self.n} images take"
         else:
-            count = f"{self.n} images x {evaluations} network evaluations"
+            count = f"{self.n} images x {evaluations * guided} network evaluations"
         return (
             f"{count}, about {duration(self._estimate)}, {duration(judging)} of it for features; "
             f"{', '.join(self._logged())} by {self.extractor.protocol}; {self.reference}"
@@ -206,6 +212,7 @@ class Evaluation(Callback):
             reduce = sum_over_ranks(trainer)
             self.reference = self.figures.set_reference(data.reference(), None, reduce, rank, world, show)
             protocol = f"n={self.n}, sampler {self.sampler or ddpm(module).sampler}, seed={self.seed}"
+            protocol += f", guidance {self.guidance}" if self.guidance else ""
             for writer in writers(trainer):
                 for name in self._logged():
                     writer.add_text(f"{name}/protocol", f"{protocol}, {self.extractor.protocol}, {self.reference}")

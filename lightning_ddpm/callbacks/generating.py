@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_ddpm.callbacks.ema import averaged_weights
 from lightning_ddpm.console import progress
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.diffusion import Sampler
+from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.generation import generate
 from lightning_ddpm.metrics import FeatureExtractor
@@ -49,11 +49,19 @@ def sum_over_ranks(trainer: Trainer) -> Reduce:
     return partial(trainer.strategy.reduce, reduce_op="sum")
 
 
-def make_ready(trainer: Trainer, module: LightningModule, extractor: FeatureExtractor, sampler: Sampler | None) -> None:
+def make_ready(
+    trainer: Trainer,
+    module: LightningModule,
+    extractor: FeatureExtractor,
+    sampler: Sampler | None,
+    guidance: Guidance | None = None,
+) -> None:
     """Load the extractor's weights, on the first rank first: what is missing or cannot work is said before any work."""
     model = ddpm(module)
     extractor.check(*model.image_shape[:2])
     (sampler or model.sampler).evaluations(model.schedule.T)  # refuses more steps than there are
+    if guidance:
+        guidance.check(model)
     if trainer.is_global_zero:
         extractor.load()
     trainer.strategy.barrier()
@@ -61,7 +69,14 @@ def make_ready(trainer: Trainer, module: LightningModule, extractor: FeatureExtr
 
 
 def generated(
-    trainer: Trainer, module: LightningModule, n: int, seed: int, batch_size: int, sampler: Sampler | None, what: str
+    trainer: Trainer,
+    module: LightningModule,
+    n: int,
+    seed: int,
+    batch_size: int,
+    sampler: Sampler | None,
+    what: str,
+    guidance: Guidance | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """This rank's share of n images with the averaged weights: (first of the batch, (b, c, h, w) uint8).
 
@@ -71,6 +86,7 @@ def generated(
         images = generate(
             *(ddpm(module), n, seed, batch_size, trainer.global_rank, trainer.world_size),
             sampler=sampler,
+            guidance=guidance,
             context=trainer.precision_plugin.forward_context,
         )
         counted = ((stop - start, (start, pixels)) for (_, start, stop), pixels in images)

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from lightning_ddpm.callbacks.ema import averaged_weights
 from lightning_ddpm.callbacks.interval import Interval
 from lightning_ddpm.callbacks.tensorboard import writers
-from lightning_ddpm.diffusion import Sampler
+from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.generation import generate
 from lightning_ddpm.images import grid, save
 from lightning_ddpm.module import DDPM
@@ -18,12 +18,15 @@ from lightning_ddpm.module import DDPM
 class SampleGrid(Callback):
     """Draws n images with the EMA weights, as a TensorBoard image and a PNG in the run's folder ``samples``.
 
+    Of a model with classes, each has a column.
+
     Args:
         n: number of images.
         sampler: how; ``null`` for the model's own.
         every_n_steps: of the optimizer, or
         every_n_epochs: one of the two.
         seed: of the set of images.
+        guidance: towards the classes; ``null`` for none beyond telling the network.
     """
 
     def __init__(
@@ -33,14 +36,17 @@ class SampleGrid(Callback):
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
         seed: int = 0,
+        guidance: Guidance | None = None,
     ) -> None:
-        self.n, self.sampler, self.seed = n, sampler, seed
+        self.n, self.sampler, self.seed, self.guidance = n, sampler, seed, guidance
         self.interval = Interval(every_n_steps, every_n_epochs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a sampler that does not go with the schedule before any work."""
+        """Refuse a sampler or guidance that does not go with the model before any work."""
         if self.sampler is not None and isinstance(pl_module, DDPM):
             self.sampler.evaluations(pl_module.schedule.T)  # refuses more steps than there are
+        if self.guidance is not None and isinstance(pl_module, DDPM):
+            self.guidance.check(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interval.start(trainer)
@@ -62,8 +68,15 @@ class SampleGrid(Callback):
         assert isinstance(module, DDPM)
         context = trainer.precision_plugin.forward_context
         with averaged_weights(trainer, module):
-            made = generate(module, self.n, self.seed, sampler=self.sampler, context=context)
-            picture = grid(torch.cat([pixels.cpu() for _, pixels in made]))
+            classes = len(module.names_under(self.guidance))
+            made = generate(
+                *(module, self.n, self.seed),
+                sampler=self.sampler,
+                context=context,
+                guidance=self.guidance,
+                labels=range(classes) if classes else None,
+            )
+            picture = grid(torch.cat([pixels.cpu() for _, pixels in made]), classes or None)
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         save(picture, folder / f"step-{trainer.global_step:07d}.png")

@@ -1,6 +1,7 @@
 """One DataModule over any image source."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,25 @@ class ImageDataModule(LightningDataModule):
     def class_names(self) -> list[str]:
         """What the labels mean; empty where there are none."""
         return self.source.class_names(self.root)
+
+    def check(self, image_shape: tuple[int, int, int], class_names: Sequence[str]) -> None:
+        """Refuse a model that is made for other images, before anything is computed.
+
+        Args:
+            image_shape: (channels, height, width) of the model's.
+            class_names: what its labels mean; empty where it has none.
+        """
+        channels, size, _ = image_shape
+        if (self.channels, self.size) != (channels, size):
+            raise UserError(
+                f"the data has images of {self.channels}x{self.size}x{self.size} and the network is made for "
+                f"{channels}x{size}x{size} (channels x height x width); make them agree"
+            )
+        if class_names and self.class_names() != list(class_names):
+            raise UserError(
+                f"the model has the classes {', '.join(class_names)} and the data has "
+                f"{', '.join(self.class_names()) or 'no labels'}; make them agree, or take a model without classes"
+            )
 
     def prepare_data(self) -> None:
         self.source.prepare(self.root)

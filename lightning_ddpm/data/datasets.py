@@ -27,9 +27,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
 
     Attributes:
         fingerprint: names the very images, for caches of what was computed from them.
+        labels: (n,) int64.
     """
 
     fingerprint: str
+    labels: Tensor
 
     @abstractmethod
     def __len__(self) -> int:

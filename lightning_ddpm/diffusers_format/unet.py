@@ -59,6 +59,11 @@ def unet_config(network: nn.Module) -> dict[str, Any]:
             f"diffusers' UNet2DModel can express lightning_ddpm.networks.UNet only, and the network is "
             f"{type(network).__module__}.{type(network).__qualname__}"
         )
+    if network.classes:
+        raise UserError(
+            f"diffusers' DDPMPipeline asks for no class, and this network has {network.classes}; only models without "
+            "classes can be exported"
+        )
     levels = _levels(network.down)
     channels = [stages[0].residual.conv1.out_channels for stages in levels]
     if channels[0] != network.first.out_channels:

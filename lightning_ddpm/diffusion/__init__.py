@@ -1,7 +1,14 @@
 """The mathematics, in torch (and one ODE solver): no Lightning, no files, no devices named."""
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
-from lightning_ddpm.diffusion.guidance import Inpainting, classifier_free, classifier_guided
+from lightning_ddpm.diffusion.guidance import (
+    ClassifierFree,
+    Guidance,
+    Guided,
+    Inpainting,
+    classifier_guided,
+    extrapolated,
+)
 from lightning_ddpm.diffusion.likelihood import (
     Bound,
     bound,
@@ -62,7 +69,7 @@ from lightning_ddpm.diffusion.schedule import (
 )
 from lightning_ddpm.diffusion.sde import EulerMaruyama, PredictorCorrector
 from lightning_ddpm.diffusion.spacing import Spacing, quadratic, trailing, uniform
-from lightning_ddpm.diffusion.times import LossAware, TimeSampler, Uniform
+from lightning_ddpm.diffusion.times import QUARTERS, LossAware, TimeSampler, Uniform, by_quarter, evenly
 from lightning_ddpm.diffusion.variance import (
     FixedLarge,
     FixedSmall,
@@ -74,12 +81,14 @@ from lightning_ddpm.diffusion.variance import (
 __all__ = [
     "DDIM",
     "P2",
+    "QUARTERS",
     "VLB",
     "AdaptiveODE",
     "AlphaBar",
     "Ancestral",
     "Betas",
     "Bound",
+    "ClassifierFree",
     "Cosine",
     "DPMSolverPP",
     "Data",
@@ -90,6 +99,8 @@ __all__ = [
     "FixedLarge",
     "FixedSmall",
     "Gaussian",
+    "Guidance",
+    "Guided",
     "Heun",
     "Hybrid",
     "Inpainting",
@@ -119,12 +130,14 @@ __all__ = [
     "bound",
     "bound_term",
     "bounds",
-    "classifier_free",
+    "by_quarter",
     "classifier_guided",
     "decoder_log_likelihood",
     "dequantise",
     "eps_to_x_0",
+    "evenly",
     "exact_divergence",
+    "extrapolated",
     "flow_bits_per_dim",
     "gaussian_kl",
     "hutchinson",

@@ -10,8 +10,10 @@ from lightning_ddpm.diffusion.process import x_0_to_eps
 from lightning_ddpm.diffusion.schedule import NoiseSchedule, Step
 from lightning_ddpm.errors import UserError
 
-EpsNetwork = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (b, c, h, w), t (b,) in 1..T) -> (b, c, h, w), or (b, 2c, h, w) from a network that learns the variance too."""
+EpsNetwork = Callable[..., Tensor]
+"""(x_t (b, c, h, w), t (b,) in 1..T) -> (b, c, h, w), or (b, 2c, h, w) from a network that learns the variance too.
+
+One with classes takes a third, label (b,) int64, -1 for none; without it, it is that of no class."""
 
 
 class Denoiser:
@@ -38,6 +40,18 @@ class Denoiser:
         self.network, self.schedule, self.clip = network, schedule, clip
         self.prediction = prediction or Epsilon()
         self.prediction.check(schedule)
+
+    def of(self, network: EpsNetwork) -> "Denoiser":
+        """Another network, read in the same way."""
+        return Denoiser(network, self.schedule, self.clip, self.prediction)
+
+    def given(self, label: Tensor) -> "Denoiser":
+        """The network told the classes (b,) of every batch that will be denoised."""
+        return self.of(lambda x_t, t: self.network(x_t, t, label))
+
+    def unclipped(self) -> "Denoiser":
+        """The same network, read without clipping."""
+        return Denoiser(self.network, self.schedule, None, self.prediction)
 
     def __call__(self, x_t: Tensor, t: Step) -> Denoised:
         """Denoise a batch.

@@ -97,3 +97,19 @@ class LossAware(TimeSampler):
         place = (index[:, None] == index).tril(-1).sum(1)
         self.losses[index, (self.counts[index] + place) % self.history] = losses.to(self.losses.dtype)
         self.counts += torch.bincount(index, minlength=len(self.counts))
+
+
+QUARTERS = 4
+
+
+def evenly(n: int, T: int, generator: torch.Generator) -> Tensor:
+    """One t from each of n equal parts of 1..T, (n,) int64: every quarter gets its share, whatever n is."""
+    ranks = torch.arange(n, device=generator.device) + torch.rand(n, device=generator.device, generator=generator)
+    return 1 + (ranks * T / n).long().clamp(max=T - 1)
+
+
+def by_quarter(values: Tensor, t: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """Sums and counts of the values (b,) with t in each quarter of 1..T, (4,) each."""
+    quarter = (t - 1) * QUARTERS // T
+    zeros = values.new_zeros(QUARTERS)
+    return zeros.index_add(0, quarter, values), zeros.index_add(0, quarter, torch.ones_like(values))

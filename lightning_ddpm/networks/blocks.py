@@ -63,6 +63,25 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
+class LabelEmbedding(nn.Module):
+    """A vector for each class, and one more, the last, for no class: so that every image has one, and every step of
+    training a gradient for this layer, whatever labels its images have.
+
+    Args:
+        classes: how many.
+        dim: of the vectors.
+    """
+
+    def __init__(self, classes: int, dim: int) -> None:
+        super().__init__()
+        self.vectors = nn.Embedding(classes + 1, dim)
+
+    def forward(self, label: Tensor) -> Tensor:
+        """(b,) int64, -1 for no class -> (b, dim)."""
+        none = self.vectors.num_embeddings - 1
+        return self.vectors(torch.where(label < 0, none, label))  # type: ignore[no-any-return]
+
+
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv; add the step; norm, SiLU, dropout, conv; add the input. (b, c, h, w) -> (b, outputs, h, w)."""
 
@@ -97,6 +116,25 @@ class AttentionBlock(nn.Module):
         mixed = functional.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
         out: Tensor = rearrange(self.out(mixed), "b 1 (h w) c -> b c h w", h=x.shape[2])
         return x + out
+
+
+class AttentionPool(nn.Module):
+    """One vector of all pixels: their mean asks them all, in a single head (Radford et al. 2021, arXiv:2103.00020,
+    section 2.4; as in Dhariwal & Nichol 2021, arXiv:2105.05233). (b, channels, size, size) -> (b, outputs).
+    """
+
+    def __init__(self, channels: int, size: int, outputs: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(size**2 + 1, channels) / math.sqrt(channels))
+        self.query, self.key, self.value = (linear(channels, channels) for _ in range(3))
+        self.out = linear(channels, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = rearrange(x, "b c h w -> b (h w) c")
+        tokens = torch.cat([pixels.mean(1, keepdim=True), pixels], dim=1) + self.position
+        query = self.query(tokens[:, :1])
+        mixed = functional.scaled_dot_product_attention(query, self.key(tokens), self.value(tokens))
+        return self.out(mixed[:, 0])  # type: ignore[no-any-return]
 
 
 class Downsample(nn.Module):

@@ -1,6 +1,7 @@
 """Ho et al.'s U-Net (arXiv:2006.11239, appendix B): 35,746,307 parameters for CIFAR-10, 113,673,219 at 256x256."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from lightning_ddpm.errors import UserError
 from lightning_ddpm.networks.blocks import (
     AttentionBlock,
     Downsample,
+    LabelEmbedding,
     ResidualBlock,
     SinusoidalEmbedding,
     Upsample,
@@ -31,8 +33,89 @@ class Stage(nn.Module):
         return self.attention(self.residual(x, embedding))  # type: ignore[no-any-return]
 
 
+class Descent(NamedTuple):
+    """The way down of a U-Net and its middle: all that sees the image at full size first.
+
+    Attributes:
+        embed: steps (b,) -> (b, embedding).
+        first, down, middle1, middle2: the layers.
+        channels: of what the middle gives.
+        skips: channels of every output on the way down.
+        stage: makes a stage of the same kind: inputs, outputs, level -> layer.
+    """
+
+    embed: nn.Sequential
+    first: nn.Conv2d
+    down: nn.ModuleList
+    middle1: Stage
+    middle2: Stage
+    channels: int
+    skips: list[int]
+    stage: Callable[[int, int, int], Stage]
+
+
+def descent(
+    channels: int | None,
+    size: int | None,
+    width: int,
+    multipliers: Sequence[int],
+    attention: Sequence[int],
+    blocks: int,
+    dropout: float,
+    groups: int,
+) -> Descent:
+    """Build the way down; arguments and errors as for :class:`UNet`."""
+    if channels is None or size is None:
+        raise UserError(f"UNet needs the images' channels and size, got channels={channels}, size={size}")
+    if min(channels, size, blocks, *multipliers) < 1 or not 0 <= dropout <= 1:
+        raise UserError(
+            "channels, size, blocks and multipliers must be at least 1 and dropout lie in [0, 1], "
+            f"got {channels}, {size}, {blocks}, {list(multipliers)} and {dropout}"
+        )
+    halvings = len(multipliers) - 1
+    if size % 2**halvings:
+        raise UserError(
+            f"size must be a multiple of {2**halvings}, to be halved {halvings} times; "
+            f"got {size}; try size={-(-size // 2**halvings) * 2**halvings} or fewer multipliers"
+        )
+    sizes = [size // 2**level for level in range(len(multipliers))]
+    if missing := set(attention) - set(sizes):
+        raise UserError(f"attention is asked for at {sorted(missing)}, but the levels have the sizes {sizes}")
+
+    embedding = 4 * width
+    embed = nn.Sequential(SinusoidalEmbedding(width), linear(width, embedding), nn.SiLU(), linear(embedding, embedding))
+    first = conv(channels, width)
+
+    def stage(inputs: int, outputs: int, level: int) -> Stage:
+        return Stage(inputs, outputs, embedding, groups, dropout, sizes[level] in attention)
+
+    skips, current = [width], width
+    down = nn.ModuleList()
+    for level, multiplier in enumerate(multipliers):
+        for _ in range(blocks):
+            down.append(stage(current, width * multiplier, level))
+            current = width * multiplier
+            skips.append(current)
+        if level < halvings:
+            down.append(Downsample(current))
+            skips.append(current)
+
+    middle1 = Stage(current, current, embedding, groups, dropout, attention=True)
+    middle2 = Stage(current, current, embedding, groups, dropout, attention=False)
+    return Descent(embed, first, down, middle1, middle2, current, skips, stage)
+
+
+def descend(first: nn.Module, down: nn.ModuleList, x_t: Tensor, embedding: Tensor) -> list[Tensor]:
+    """Every output on the way down, (b, c, h, w) each."""
+    outputs = [first(x_t)]
+    for layer in down:
+        outputs.append(layer(outputs[-1], embedding) if isinstance(layer, Stage) else layer(outputs[-1]))
+    return outputs
+
+
 class UNet(nn.Module):
-    """Maps (x_t, t) to an image of the same shape: the noise in x_t, or what else it is trained to say.
+    """Maps (x_t, t), and a class where there are any, to an image of the same shape: the noise in x_t, or what else it
+    is trained to say.
 
     Levels halve the size from one to the next; each has ``blocks`` residual blocks on the way down and one more on the
     way up, and every output on the way down meets its counterpart on the way up.
@@ -48,6 +131,7 @@ class UNet(nn.Module):
         groups: of GroupNorm; every level's channels are a multiple of it.
         outputs: images' worth of channels to answer with: 2 where the network learns the reverse variance as well
             (Nichol & Dhariwal 2021, arXiv:2102.09672).
+        classes: how many there are to be told of; 0 for none, and ``null`` on the command line: as the data has.
 
     Raises:
         UserError: a combination that cannot be built; the message names the fix.
@@ -64,77 +148,52 @@ class UNet(nn.Module):
         dropout: float = 0.1,
         groups: int = 32,
         outputs: int = 1,
+        classes: int | None = 0,
     ) -> None:
         super().__init__()
-        if channels is None or size is None:
-            raise UserError(f"UNet needs the images' channels and size, got channels={channels}, size={size}")
-        if min(channels, size, blocks, *multipliers) < 1 or not 0 <= dropout <= 1:
+        if classes is None or classes < 0:
             raise UserError(
-                "channels, size, blocks and multipliers must be at least 1 and dropout lie in [0, 1], "
-                f"got {channels}, {size}, {blocks}, {list(multipliers)} and {dropout}"
+                f"UNet needs the number of classes, got classes={classes}: the data set must have labels; "
+                "give classes=0 for a model without"
             )
-        halvings = len(multipliers) - 1
-        if size % 2**halvings:
-            raise UserError(
-                f"size must be a multiple of {2**halvings}, to be halved {halvings} times; "
-                f"got {size}; try size={-(-size // 2**halvings) * 2**halvings} or fewer multipliers"
-            )
-        sizes = [size // 2**level for level in range(len(multipliers))]
-        if missing := set(attention) - set(sizes):
-            raise UserError(f"attention is asked for at {sorted(missing)}, but the levels have the sizes {sizes}")
-        self.channels, self.size = channels, size
-
-        embedding = 4 * width
-        self.embed = nn.Sequential(
-            SinusoidalEmbedding(width), linear(width, embedding), nn.SiLU(), linear(embedding, embedding)
-        )
-        self.first = conv(channels, width)
-
-        def stage(inputs: int, outputs: int, level: int) -> Stage:
-            return Stage(inputs, outputs, embedding, groups, dropout, sizes[level] in attention)
-
-        skips, current = [width], width
-        self.down = nn.ModuleList()
-        for level, multiplier in enumerate(multipliers):
-            for _ in range(blocks):
-                self.down.append(stage(current, width * multiplier, level))
-                current = width * multiplier
-                skips.append(current)
-            if level < halvings:
-                self.down.append(Downsample(current))
-                skips.append(current)
-
-        self.middle1 = Stage(current, current, embedding, groups, dropout, attention=True)
-        self.middle2 = Stage(current, current, embedding, groups, dropout, attention=False)
+        parts = descent(channels, size, width, multipliers, attention, blocks, dropout, groups)
+        assert channels is not None
+        assert size is not None
+        self.channels, self.size, self.classes = channels, size, classes
+        self.embed, self.first, self.down = parts.embed, parts.first, parts.down
+        self.middle1, self.middle2 = parts.middle1, parts.middle2
+        current, skips = parts.channels, list(parts.skips)
 
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(blocks + 1):
-                self.up.append(stage(current + skips.pop(), width * multiplier, level))
+                self.up.append(parts.stage(current + skips.pop(), width * multiplier, level))
                 current = width * multiplier
             if level > 0:
                 self.up.append(Upsample(current))
 
         self.norm = group_norm(current, groups)
         self.last = conv(current, outputs * channels, scale=1e-10)
+        if classes:  # the last of all, so that the others begin as without classes
+            self.embed_label = LabelEmbedding(classes, 4 * width)
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Predict the noise, or whatever the network is trained to.
 
         Args:
             x_t: (b, channels, size, size) noisy images.
             t: (b,) steps, 1..T.
+            label: (b,) the class of each, -1 where it is not told; ``None`` for nowhere.
 
         Returns:
             (b, outputs * channels, size, size).
         """
         embedding = self.embed(t)
-        h = self.first(x_t)
-        skips = [h]
-        for layer in self.down:
-            h = layer(h, embedding) if isinstance(layer, Stage) else layer(h)
-            skips.append(h)
-        h = self.middle2(self.middle1(h, embedding), embedding)
+        if self.classes:
+            label = torch.full_like(t, -1, dtype=torch.long) if label is None else label
+            embedding = embedding + self.embed_label(label)
+        skips = descend(self.first, self.down, x_t, embedding)
+        h = self.middle2(self.middle1(skips[-1], embedding), embedding)
         for layer in self.up:
             h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, Stage) else layer(h)
         return self.last(functional.silu(self.norm(h)))  # type: ignore[no-any-return]
