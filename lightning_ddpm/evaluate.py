@@ -168,7 +168,11 @@ def _metrics(options: Namespace) -> set[str]:
     if unknown:
         raise UserError(f"there is no metric {min(unknown)!r}; there are {', '.join([*METRICS, BOUND])}")
     if options.images:
-        given = [name for name in ("steps", "sampler", "raw", *CONDITIONS) if options[name]]
+        given = [
+            name
+            for name in ("steps", "sampler", "raw", *CONDITIONS)
+            if options[name] is not None and options[name] is not False
+        ]
         if given:
             raise UserError(f"--{given[0]} says how images are drawn, and --images are there already; leave it out")
         if BOUND in metrics:

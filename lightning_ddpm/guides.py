@@ -58,7 +58,8 @@ class ClassifierGuidance(Guidance):
     def __call__(self, denoise: Denoiser, label: Tensor) -> Denoiser:
         if self.scale == 0:
             return denoise
-        classifier = self.classifier.to(label.device)
+        with torch.inference_mode(False):  # else its weights could have no gradient behind them
+            classifier = self.classifier.to(label.device)
 
         def log_probability(x_t: Tensor, t: Tensor) -> Tensor:
             return classifier.log_probability(x_t, t, label.clone())

@@ -167,7 +167,7 @@ def conditions(options: Namespace, model: DDPM) -> Conditions:
         raise UserError("--labels and --class_names both name classes; give one of them")
     given = options.class_names if options.labels is None else options.labels
     if given is None:
-        return Conditions(guidance, None, names)
+        return Conditions(guidance, list(range(len(names))) if names and not model.class_names else None, names)
     if not names:
         raise UserError(
             f"{options.ckpt} was trained without classes, so that it cannot be asked for {given}; leave the class out, "

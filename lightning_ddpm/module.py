@@ -211,7 +211,8 @@ class DDPM(LightningModule):
             batch: (seed, start, stop).
             sampler: how; ``None`` for the model's own.
             guidance: towards their classes; ``None`` for none beyond telling the network, if it has classes.
-            labels: the classes, in turn; ``None`` for as often as they are in the training data.
+            labels: the classes, in turn; ``None`` for as often as they are in the training data, or, of a model without
+                classes, all that its guide knows in turn.
 
         Returns:
             (stop - start, c, h, w) uint8.
@@ -230,11 +231,10 @@ class DDPM(LightningModule):
             return self.denoiser, x_T, noise
         if not names:
             label = torch.full((stop - start,), -1)
-        elif labels is not None:
-            label = in_turn(labels, start, stop)
+        elif labels is None and self.class_names:
+            label = in_proportion(self.class_counts, seed, start, stop)
         else:
-            counts = self.class_counts if self.class_names else torch.zeros(len(names))
-            label = in_proportion(counts, seed, start, stop)
+            label = in_turn(labels or range(len(names)), start, stop)
         return (guidance or ClassifierFree())(self.denoiser, label.to(self.device)), x_T, noise
 
     def names_under(self, guidance: Guidance | None) -> Sequence[str]:

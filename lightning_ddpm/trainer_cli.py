@@ -124,8 +124,8 @@ def _fill_shape(model: Namespace, data: Namespace) -> None:
             arguments[name] = given or None  # no labels: the network says that it needs them
         elif name in arguments and arguments[name] != given:
             raise UserError(
-                f"the data has {name}={given} and the network is told {name}={arguments[name]}; leave "
-                f"model.network.{name} out to take the data's, or change the data"
+                f"the data has {name}={given} and the network is told {name}={arguments[name]}; let "
+                f"model.network.{name} be null to take the data's, or change the data"
             )
 
 

@@ -295,6 +295,7 @@ class OwnNetwork(torch.nn.Module):
 def refusals() -> dict[str, tuple[Any, str]]:
     chain, net = diffusers_format.scheduler_config, diffusers_format.unet_config
     wide = UNet(1, 8, width=8, multipliers=(2, 2), attention=(), blocks=1, groups=4)
+    told = UNet(1, 8, width=8, multipliers=(1, 2), attention=(), blocks=1, groups=4, classes=3)
     return {
         "mu": (
             lambda: chain(Cosine(T), PosteriorMean(), FixedSmall()),
@@ -305,6 +306,7 @@ def refusals() -> dict[str, tuple[Any, str]]:
             "can express Ancestral sampling, and the checkpoint's sampler is OwnSampler.*give --variance fixed_small",
         ),
         "network": (lambda: net(OwnNetwork()), "can express lightning_ddpm.networks.UNet only, .* is .*OwnNetwork"),
+        "classes": (lambda: net(told), "asks for no class, and this network has 3; only models without classes"),
         "first_multiplier": (lambda: net(wide), "this network has 16 and 8; only models whose first multiplier is 1"),
         "outputs": (
             lambda: diffusers_format.check_outputs("fixed_small", 2),
