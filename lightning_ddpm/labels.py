@@ -34,7 +34,7 @@ def in_proportion(counts: Tensor, seed: int, start: int, stop: int) -> Tensor:
     shares = counts.cpu().double() if counts.any() else torch.ones(len(counts), dtype=torch.float64)
     ends = (shares / shares.sum()).cumsum(0)[:-1]
     offset = torch.rand((), dtype=torch.float64, generator=generator("cpu", "label", seed))
-    return torch.bucketize((offset + torch.arange(start, stop) * GOLDEN) % 1, ends, right=True)
+    return torch.bucketize((offset + torch.arange(start, stop, dtype=torch.float64) * GOLDEN) % 1, ends, right=True)
 
 
 def numbers(named: Sequence[str], names: Sequence[str], by_name: bool) -> list[int]:

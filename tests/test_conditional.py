@@ -29,6 +29,7 @@ from lightning_ddpm.noisy_classifier import NoisyClassifier
 
 TINY = {"channels": 1, "size": 8, "width": 8, "multipliers": (1, 2), "attention": (4,), "blocks": 1, "groups": 4}
 TEN = list("0123456789")
+SHIPPED = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
 
 
 def conditional_network(classes: int = 10) -> UNet:
@@ -242,7 +243,8 @@ def test_guidance_away_from_a_weaker_model_extrapolates(monkeypatch) -> None:
             guidance.check(strong)
             output, _ = guidance(strong.denoiser, label).output(x_t, t)
             torch.testing.assert_close(output, bad + w * (good - bad))
-    assert torch.equal(Autoguidance("weak.ckpt", 1.0)(strong.denoiser, label).output(x_t, t)[0], good)
+        itself = Autoguidance("weak.ckpt", 1.0)(strong.denoiser, label)
+        assert torch.equal(itself.output(x_t, t)[0], good)
     with pytest.raises(UserError, match=r"weak.ckpt knows the classes 0, 1, .* and the model none"):
         Autoguidance("weak.ckpt", 2.0).check(tiny_model())
 
@@ -391,8 +393,8 @@ def test_a_classifier_guides_a_model_with_or_without_classes(
         (("--guidance_interval", "5", "10"), "--guidance_interval is of guidance"),
         (("--weaker", "x.ckpt", "--classifier", "y.ckpt"), "two kinds of guidance"),
         (("--classifier", "lost.ckpt"), "there is no checkpoint lost.ckpt"),
-        (("--classifier", "checkpoints/pretrained/digits.ckpt"), "cannot be built as NoisyClassifier"),
-        (("--weaker", "checkpoints/pretrained/digits.ckpt", "--guidance", "2"), "another noise schedule"),
+        (("--classifier", SHIPPED), "cannot be built as NoisyClassifier"),
+        (("--weaker", SHIPPED, "--guidance", "2"), "another noise schedule"),
     ],
 )
 def test_what_cannot_be_asked_for_is_said_before_anything_is_drawn(options, said, conditional_run, command, tmp_path):

@@ -96,9 +96,7 @@ class Guidance(ABC):
     def check_interval(self, model: Guided) -> None:
         """Refuse an interval that lies beyond the schedule."""
         if self.interval is not None and self.interval[1] > model.schedule.T:
-            raise UserError(
-                f"guidance is asked for up to step {self.interval[1]}, and T is {model.schedule.T}; lower it"
-            )
+            raise UserError(f"guidance is asked for up to t={self.interval[1]}, and T is {model.schedule.T}; lower it")
 
     def within(self, t: Tensor) -> Tensor:
         """(b,) whether to guide at these steps."""
