@@ -123,8 +123,8 @@ def test_all_ranks_leave_out_an_evaluation_when_the_first_does_and_make_it_when_
     assert first["final/fd_digits"] == second["final/fd_digits"] == pytest.approx(first["val/fd_digits"], rel=1e-6)
 
 
-def test_bits_per_dim_on_two_ranks_is_that_of_one_process(trained, command, tmp_path):
-    measured = {}
+def test_bits_per_dim_and_nearest_training_images_on_two_ranks_are_those_of_one_process(trained, command, tmp_path):
+    said, drawn = {}, {}
     for world in (1, 2):
         folder = tmp_path / str(world)
         config = watched(folder)
@@ -132,35 +132,22 @@ def test_bits_per_dim_on_two_ranks_is_that_of_one_process(trained, command, tmp_
         config["trainer"]["callbacks"].append(
             {"class_path": "lightning_ddpm.callbacks.BitsPerDim", "init_args": settings}
         )
-        arguments = ("test", "--config", write_yaml(folder / "config.yaml", config))
-        arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
-        status, err = alone(command, *arguments) if world == 1 else together(*arguments, *TWO)
-        assert status == 0, err
-        for rank in range(world):
-            measured[world, rank] = seen(folder, rank)
-    for name in ("bits_per_dim", "bits_per_dim_unclipped"):
-        assert measured[1, 0][name][0] == 101
-        assert len(measured[1, 0][name]) == 4 + 20
-        assert measured[2, 0][name] == measured[2, 1][name]
-        assert measured[2, 0][name] == pytest.approx(measured[1, 0][name], rel=1e-9)
-
-
-def test_the_nearest_training_images_on_two_ranks_are_those_of_one_process(trained, command, tmp_path):
-    found, drawn = {}, {}
-    for world in (1, 2):
-        folder = tmp_path / str(world)
-        config = watched(folder)
         callback(config, "Memorisation").update(n=101, shown=20)  # of batches of 16: both ranks have some to show
         arguments = ("test", "--config", write_yaml(folder / "config.yaml", config))
         arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
         status, err = alone(command, *arguments) if world == 1 else together(*arguments, *TWO)
         assert status == 0, err
-        found[world] = [seen(folder, rank)["proximity"] for rank in range(world)]
+        said[world] = [seen(folder, rank) for rank in range(world)]
         drawn[world] = {path.name: path.read_bytes() for path in (folder / "run" / "samples").iterdir()}
-        for rank in range(world):
-            found[world][rank].append(seen(folder, rank)["figures"]["test/memorisation_digits"])
-    assert len(found[1][0][0]) == len(found[1][0][2]) == 101
-    assert found[2][0] == found[2][1] == found[1][0]
+    one, (first, second) = said[1][0], said[2]
+    for name in ("bits_per_dim", "bits_per_dim_unclipped"):
+        assert one[name][0] == 101
+        assert len(one[name]) == 4 + 20
+        assert first[name] == second[name] == pytest.approx(one[name], rel=1e-9)
+    assert len(one["proximity"][0]) == len(one["proximity"][2]) == 101
+    assert first["proximity"] == second["proximity"] == one["proximity"]
+    shares = [each["figures"]["test/memorisation_digits"] for each in (one, first, second)]
+    assert shares[0] == shares[1] == shares[2]
     assert set(drawn[1]) == {"memorisation-test.png", "memorisation-test-distances.png"}
     assert drawn[1] == drawn[2]
 
