@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import REPOSITORY, ddpm, tiny_digits, write_yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.precision import MixedPrecision
 from run_spies import NumberedDigits
 from tiny import quiet_trainer, same, tiny_model, weights
 
@@ -101,32 +102,41 @@ def test_a_batch_among_several_of_a_step_spoils_it_and_is_named(tmp_path: Path) 
     assert f"of images {poison.image} at t=" in str(ended.value)
 
 
-class Scaler:
-    """Stands for the gradient scaler of half precision, which has no place on a CPU."""
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
-    def get_scale(self) -> float:
-        return self.scale
+def half(scale: float) -> MixedPrecision:
+    """16-mixed on the CPU, with torch's own gradient scaler."""
+    return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
 
 
-@pytest.mark.parametrize(
-    ("where", "scale", "ends"), [("gradient", 2.0, False), ("gradient", 1.0, True), ("loss", 2.0, True)]
-)
-def test_in_half_precision_an_infinite_gradient_is_the_scalers_until_it_is_at_the_end(
-    tmp_path: Path, where: str, scale: float, ends: bool
+def test_in_half_precision_an_infinite_gradient_is_the_scalers_while_it_can_go_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Half(Callback):
-        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            trainer.precision_plugin.scaler = Scaler(scale)
+    poison, precision = Poison(range(2, 4), "gradient", math.inf), half(2.0**12)
+    trainer = fit(tmp_path, poison, NonFinite(1), plugins=[precision])
+    assert precision.scaler is not None
+    assert precision.scaler.get_scale() == 2.0**10
+    before, at_2, at_3, after, later = poison.weights[1:6]
+    assert same(at_2, at_3)
+    assert same(at_3, after)
+    assert not same(before, at_2)
+    assert not same(after, later)
+    assert trainer.global_step == 6
+    assert "is left out" not in capsys.readouterr().out
 
-    callbacks = (Half(), Poison(range(99), where, math.inf), NonFinite(1))
-    if ends:
-        with pytest.raises(UserError, match="training has diverged"):
-            fit(tmp_path, *callbacks, steps=1)
-    else:
-        fit(tmp_path, *callbacks, steps=1)
+
+def test_in_half_precision_gradients_that_stay_infinite_end_the_run_when_the_scale_is_down_at_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison = Poison(range(1, 99), "gradient", math.inf)
+    with pytest.raises(UserError, match=r"2 steps in a row .* step 7 with learning rate"):
+        fit(tmp_path, poison, NonFinite(2), steps=50, plugins=[half(2.0**4)])
+    assert len(poison.weights) == 1 + 4 + 2
+    assert same(poison.weights[1], poison.weights[-1])
+    assert "step 6 is left out" in capsys.readouterr().out
+
+
+def test_in_half_precision_a_loss_that_is_not_finite_counts_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="2 steps in a row"):
+        fit(tmp_path, Poison(range(1, 99), "loss"), NonFinite(2), plugins=[half(2.0**12)])
 
 
 def test_a_limit_below_one_is_an_error() -> None:
@@ -139,11 +149,11 @@ def test_a_batch_that_does_not_fit_the_memory_is_drawn_in_parts_and_said(capsys:
     whole = torch.cat([pixels for _, pixels in generate(model, n=20, seed=3, batch_size=8)])
     draw = model.generate
 
-    def small(batch: Any, sampler: Any = None) -> torch.Tensor:
+    def small(batch: Any, *how: Any) -> torch.Tensor:
         asked.append(batch[2] - batch[1])
         if asked[-1] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return draw(batch, sampler)
+        return draw(batch, *how)
 
     model.generate = small  # type: ignore[method-assign]
     ranges = []
@@ -162,7 +172,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_drawn_in_parts_and_said(capsys:
 def test_an_image_that_does_not_fit_the_memory_is_an_error() -> None:
     model = tiny_model()
 
-    def none(batch: Any, sampler: Any = None) -> torch.Tensor:
+    def none(batch: Any, *how: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     model.generate = none  # type: ignore[method-assign]
