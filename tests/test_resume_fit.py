@@ -80,6 +80,12 @@ def steps(folder: Path, rank: int = 0) -> dict[int, list[Any]]:
     return done
 
 
+def first_epoch(*ranks: dict[int, list[Any]]) -> list[int]:
+    """The numbers of the images that these saw in the first epoch, sorted."""
+    batches = [value for done in ranks for happened in done.values() for what, value in happened if what == "batch"]
+    return sorted(number for epoch, _, *numbers in batches if epoch == 0 for number in numbers)
+
+
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Every curve, as TensorBoard shows it, but the clock's; and those by quarter of t.
 
@@ -159,15 +165,20 @@ def test_a_signal_to_one_of_two_ranks_stops_both_after_the_step_and_they_go_on(t
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after step 7, " in resumed.stdout
     assert_same_run(tmp_path / "whole", tmp_path / "stopped", ranks=2)
-    numbers = [
-        number
-        for each in (0, 1)
-        for happened in steps(tmp_path / "stopped", each).values()
-        for what, value in happened
-        if what == "batch" and value[0] == 0
-        for number in value[2:]
-    ]
-    assert sorted(numbers) == list(range(40))
+    assert first_epoch(*(steps(tmp_path / "stopped", rank) for rank in (0, 1))) == list(range(40))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks_at_the_next_image_of_the_same_order(tmp_path: Path) -> None:
+    for folder, before, after in ((tmp_path / "more", False, True), (tmp_path / "fewer", True, False)):
+        killed = fit(folder, two=before, spy={"kill_at": 4})
+        assert killed.returncode != 0
+        resumed = fit(folder, "--ckpt_path", "last", two=after)
+        assert resumed.returncode == 0, resumed.stderr
+        assert "going on after step 3, " in resumed.stdout
+        assert f"changed: data.batch_size was {4 if before else 8}, is {4 if after else 8}" in resumed.stdout
+        second = {step: done for step, done in steps(folder, 1).items() if after or step < 3}
+        assert first_epoch(steps(folder, 0), second) == list(range(40))
 
 
 @pytest.mark.slow
