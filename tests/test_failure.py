@@ -85,7 +85,9 @@ def test_a_gradient_alone_names_the_images_of_the_batch(tmp_path: Path) -> None:
 
 
 def test_steps_that_are_not_in_a_row_do_not_end_the_run(tmp_path: Path) -> None:
-    fit(tmp_path, Poison(range(0, 99, 2), "loss"), NonFinite(2), steps=8)
+    trainer = fit(tmp_path, Poison(range(0, 99, 2), "loss"), NonFinite(2), steps=8)
+    assert trainer.global_step == 8
+    assert trainer.callback_metrics["train/steps_left_out"] == 4
 
 
 def test_a_batch_among_several_of_a_step_spoils_it_and_is_named(tmp_path: Path) -> None:
