@@ -7,14 +7,10 @@ from test_sampling import randn
 from torch import Tensor
 
 from lightning_ddpm.diffusion import (
-    DDIM,
-    Ancestral,
     ClassifierFree,
     Data,
     Denoiser,
-    FixedSmall,
     Heun,
-    Inpainting,
     Linear,
     Velocity,
     classifier_guided,
@@ -139,39 +135,3 @@ def test_guidance_is_the_same_whatever_the_network_predicts(prediction) -> None:
 def test_a_scale_or_an_interval_that_is_none_is_refused(arguments, said) -> None:
     with pytest.raises(UserError, match=said):
         ClassifierFree(*arguments)
-
-
-@pytest.mark.parametrize("sampler", [Ancestral(FixedSmall(), 200), DDIM(100)], ids=repr)
-def test_known_pixels_are_exact_and_independent_ones_are_drawn_as_ever(sampler) -> None:
-    data = Mixture([1.0], [[0.3, -0.2]], [[[0.25, 0.0], [0.0, 0.09]]])
-    known, mask = torch.tensor([[[0.7, 99.0]]]), torch.tensor([[[1.0, 0.0]]])
-    inpaint = Inpainting(sampler, known, mask)
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
-
-    x = inpaint.sample(data.denoiser(SCHEDULE), randn(4000, 1, 1, 2, dtype=torch.float64), noise).flatten(1)
-    assert (x[:, 0] == known.flatten()[0].double()).all()
-    assert float(x[:, 1].mean()) == pytest.approx(-0.2, abs=0.02)
-    assert float(x[:, 1].var()) == pytest.approx(0.09, abs=0.012)
-    assert inpaint.evaluations(1000) == sampler.evaluations(1000)
-
-
-def test_what_is_known_tells_of_the_rest() -> None:
-    """The two pixels of this data are nearly equal: to know one is to know the other."""
-    data = Mixture([1.0], [[0.0, 0.0]], [[[0.25, 0.24], [0.24, 0.25]]])
-    inpaint = Inpainting(Ancestral(FixedSmall()), torch.tensor([[[0.8, 0.0]]]), torch.tensor([[[1.0, 0.0]]]))
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
-
-    x = inpaint.sample(data.denoiser(SCHEDULE), randn(500, 1, 1, 2, dtype=torch.float64), noise).flatten(1)
-    assert 0.5 < float(x[:, 1].mean()) < 0.8 * 0.24 / 0.25  # the truth; 0 where nothing is known
-    assert float(x[:, 1].std()) < 0.35  # 0.5 where nothing is known
-
-
-def test_a_mask_of_other_values_is_refused() -> None:
-    with pytest.raises(UserError, match="1 where a pixel is known and 0 where it is not"):
-        Inpainting(DDIM(10), torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.5))

@@ -5,10 +5,10 @@ from lightning_ddpm.diffusion.guidance import (
     ClassifierFree,
     Guidance,
     Guided,
-    Inpainting,
     classifier_guided,
     extrapolated,
 )
+from lightning_ddpm.diffusion.inverse import DDRM, Degradation, Grey, Noisy, Smaller
 from lightning_ddpm.diffusion.likelihood import (
     Bound,
     bound,
@@ -56,6 +56,7 @@ from lightning_ddpm.diffusion.process import (
     velocity,
     x_0_to_eps,
 )
+from lightning_ddpm.diffusion.restoration import Inpainting, Variation, between, slerp
 from lightning_ddpm.diffusion.sampling import DDIM, Ancestral, MarkovSampler, Sampler, invert
 from lightning_ddpm.diffusion.schedule import (
     AlphaBar,
@@ -80,6 +81,7 @@ from lightning_ddpm.diffusion.variance import (
 
 __all__ = [
     "DDIM",
+    "DDRM",
     "P2",
     "QUARTERS",
     "VLB",
@@ -92,6 +94,7 @@ __all__ = [
     "Cosine",
     "DPMSolverPP",
     "Data",
+    "Degradation",
     "Denoised",
     "Denoiser",
     "Epsilon",
@@ -99,6 +102,7 @@ __all__ = [
     "FixedLarge",
     "FixedSmall",
     "Gaussian",
+    "Grey",
     "Guidance",
     "Guided",
     "Heun",
@@ -110,6 +114,7 @@ __all__ = [
     "MarkovSampler",
     "MinSNR",
     "NoiseSchedule",
+    "Noisy",
     "Objective",
     "PosteriorMean",
     "Prediction",
@@ -121,12 +126,15 @@ __all__ = [
     "Sigmoid",
     "Simple",
     "SimpleWeighted",
+    "Smaller",
     "Spacing",
     "TimeSampler",
     "TruncatedSNR",
     "Uniform",
+    "Variation",
     "Velocity",
     "ZeroTerminalSNR",
+    "between",
     "bound",
     "bound_term",
     "bounds",
@@ -154,6 +162,7 @@ __all__ = [
     "reverse_mean",
     "score",
     "simple_loss",
+    "slerp",
     "snr",
     "trailing",
     "transition_variance",

@@ -1,8 +1,7 @@
-"""Sampling on a condition: a class, by a classifier or without one, or pixels that are known.
+"""Sampling images of a class, by a classifier or without one.
 
 Dhariwal & Nichol 2021 (arXiv:2105.05233); Ho & Salimans 2022 (arXiv:2207.12598). Guidance makes a denoiser of a
-denoiser, and what is known is put back by a sampler around a sampler: neither the network nor the sampler inside learns
-of it.
+denoiser: neither the network nor the sampler learns of it.
 """
 
 from abc import ABC, abstractmethod
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
-from lightning_ddpm.diffusion.process import q_sample, scale
-from lightning_ddpm.diffusion.sampling import MarkovSampler, Noise
+from lightning_ddpm.diffusion.process import scale
 from lightning_ddpm.diffusion.schedule import NoiseSchedule
 from lightning_ddpm.errors import UserError
 
@@ -184,34 +182,3 @@ def classifier_guided(denoise: Denoiser, log_probability: LogProbability, weight
         return eps if denoised.nu is None else torch.cat([eps, 2 * denoised.nu - 1], dim=1)
 
     return Denoiser(guided, denoise.schedule, denoise.clip)
-
-
-@final
-class Inpainting(MarkovSampler):
-    """Another sampler's steps, after each of which the known pixels are replaced by a draw of q(x_s | x_0).
-
-    Song et al. 2021 (arXiv:2011.13456), appendix I.2. The known pixels of x_0 are exact; the others follow from them as
-    far as the network sees them in x_t, which is less than the true conditional distribution has. Spends as many
-    network evaluations as the sampler inside.
-
-    Args:
-        sampler: makes the steps.
-        known: (c, h, w) or (b, c, h, w) images in [-1, 1]; unknown pixels may hold anything finite.
-        mask: the same shape, or one that broadcasts to it; 1 where the pixel is known, 0 where it is not.
-    """
-
-    def __init__(self, sampler: MarkovSampler, known: Tensor, mask: Tensor) -> None:
-        if not bool(((mask == 0) | (mask == 1)).all()):
-            raise UserError("a mask is 1 where a pixel is known and 0 where it is not; got other values in it")
-        self.sampler, self.known, self.mask = sampler, known, mask.bool()
-        self.steps, self.spacing, self.looks_back = sampler.steps, sampler.spacing, sampler.looks_back
-
-    def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
-        x_s = self.sampler.step(denoise, x_t, t, s, noise)
-        known = self.known.to(x_s).expand_as(x_s)
-        if s > 0:
-            known = q_sample(denoise.schedule, known, s, noise(x_s))
-        return torch.where(self.mask.to(x_s.device), known, x_s)
-
-    def __repr__(self) -> str:
-        return f"Inpainting({self.sampler})"
