@@ -9,6 +9,7 @@ USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightni
 
   fit         train a model:                 fit --config configs/digits.yaml
   sample      draw images from a checkpoint: sample --ckpt checkpoints/pretrained/digits.ckpt --n 64 --out DIR
+  restore     fill in, enlarge, denoise:     restore --task denoise --sigma 0.2 --ckpt RUN/best.ckpt ...
   evaluate    FID, KID, ... of images:       evaluate --ckpt RUN/best.ckpt --n 50000 --out result.json
   check-data  read every image:              check-data --config configs/image_folder.yaml --data.root DIR
   validate    loss and Fréchet distance:     validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
@@ -33,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lightning_ddpm.sample import run as run_sample
 
             run_sample(arguments[1:])
+        elif command == "restore":
+            from lightning_ddpm.restore import run as run_restore
+
+            run_restore(arguments[1:])
         elif command == "evaluate":
             from lightning_ddpm.evaluate import run as run_evaluate
 

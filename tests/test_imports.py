@@ -31,7 +31,7 @@ LAYERS = [
     ["bound"],
     ["callbacks"],
     ["model_options", "compared"],
-    ["sample", "evaluate", "convert", "trainer_cli", "check_data"],
+    ["sample", "restore", "evaluate", "convert", "trainer_cli", "check_data"],
     ["cli"],
     ["__main__"],
 ]

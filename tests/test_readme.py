@@ -14,6 +14,9 @@ from command_line import REPOSITORY
 from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+from lightning_ddpm.data import Digits
+from lightning_ddpm.images import save
+
 README = (REPOSITORY / "README.md").read_text() if (REPOSITORY / "README.md").is_file() else ""
 BLOCKS = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 QUICKSTART = "pip install -e . && python -m lightning_ddpm fit --config configs/digits.yaml"
@@ -120,6 +123,15 @@ def test_an_evaluation_is_run_or_understood(arguments, elsewhere, command):
     else:  # what it judges is yet to be made: said only when all options are understood
         assert status == 2
         assert re.match(f"error: there is no (checkpoint|folder) {arguments[2]}", err)
+
+
+@pytest.mark.parametrize("arguments", [each for each in OURS if each[0] == "restore"], ids=" ".join)
+def test_a_folder_of_images_is_restored(arguments, elsewhere, command):
+    (elsewhere / "DIR").mkdir()
+    save(Digits().open(elsewhere, "test").__getitems__([0])[0][0], elsewhere / "DIR" / "a.png")
+    status, _, err = command(*arguments, "--steps", "4")
+    assert status == 0, err
+    assert (elsewhere / arguments[arguments.index("--out") + 1] / "side_by_side.png").is_file()
 
 
 @pytest.mark.parametrize("arguments", [each for each in OURS if each[0] == "check-data"], ids=" ".join)
