@@ -231,7 +231,10 @@ def run(arguments: Sequence[str]) -> None:
         pixels = _as_channels(images.__getitems__(range(start, stop))[0].to(fabric.device), task.shape[0])
         noise = ImageNoise(options.seed, start, stop, "degradation")
         given, sampler = task.begin(to_float(pixels), noise)
-        made = to_uint8(sampler.sample(*model.beginning((options.seed, start, stop), asked.guidance, asked.labels)))
+        denoise, x_T, eps = model.beginning((options.seed, start, stop), asked.guidance, asked.labels)
+        if model.class_names and asked.labels is None:
+            denoise = model.denoiser  # nobody knows the pictures' classes
+        made = to_uint8(sampler.sample(denoise, x_T, eps))
         columns = [to_uint8(given), made]
         if options.degrade:
             columns.append(pixels)

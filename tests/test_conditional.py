@@ -22,6 +22,7 @@ from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.diffusion import ClassifierFree, Heun, Linear
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.guides import Autoguidance, ClassifierGuidance
+from lightning_ddpm.images import save
 from lightning_ddpm.labels import in_proportion, in_turn, numbers
 from lightning_ddpm.module import DDPM
 from lightning_ddpm.networks import UNet
@@ -362,6 +363,20 @@ def test_guidance_0_draws_as_the_model_that_is_told_nothing(vivid, command, tmp_
         told = model.generate((0, 0, 4))
     assert near(drawn(tmp_path, 4), ((x_0.clamp(-1, 1) + 1) * 127.5).round())
     assert not near(drawn(tmp_path, 4), told)
+
+
+def test_restore_tells_no_class_unless_it_is_given_one(vivid, command, tmp_path) -> None:
+    (tmp_path / "digits").mkdir()
+    for index, each in enumerate(Digits().open(tmp_path, "test").__getitems__(range(4))[0]):
+        save(each, tmp_path / "digits" / f"{index}.png")
+    made = []
+    for name, options in {"plain": (), "free": ("--guidance", 0), "told": ("--label", 3)}.items():
+        words = ("restore", "--task", "vary", "--strength", 0.8, "--steps", 5, "--images", tmp_path / "digits")
+        status, _, err = command(*words, "--ckpt", vivid, "--out", tmp_path / name, *options)
+        assert status == 0, err
+        made.append(drawn(tmp_path / name, 4))
+    assert torch.equal(made[0], made[1])
+    assert not near(made[0], made[2])
 
 
 def test_evaluate_judges_a_class_and_says_so(conditional_run, command, tmp_path) -> None:
