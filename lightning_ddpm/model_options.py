@@ -3,7 +3,7 @@
 import re
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
-from inspect import isabstract
+from inspect import isabstract, signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from lightning_ddpm.checkpoint import load
 from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, Sampler
@@ -117,7 +118,7 @@ def _explain(message: str, command: str, classes: Mapping[str, type]) -> str:
 
 
 def known(kind: type) -> str:
-    """The names of this package's classes of this kind, sorted."""
+    """The names of this package's classes of this kind that options can build, sorted: none that takes images."""
     found: set[type] = set()
     unseen = [kind]
     while unseen:
@@ -125,7 +126,8 @@ def known(kind: type) -> str:
         found.update(children)
         unseen.extend(children)
     ours = (each for each in found if each.__module__.startswith("lightning_ddpm.") and not isabstract(each))
-    return ", ".join(sorted(each.__name__ for each in ours))
+    built = (each for each in ours if all(of.annotation is not Tensor for of in signature(each).parameters.values()))
+    return ", ".join(sorted(each.__name__ for each in built))
 
 
 def model_of(parser: ArgumentParser, options: Namespace) -> DDPM:

@@ -97,6 +97,7 @@ def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, command, tmp
     assert figures[2, 0] == pytest.approx(figures[1, 0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_all_ranks_leave_out_an_evaluation_when_the_first_does_and_make_it_when_it_does(tmp_path):
     config = watched(tmp_path)
     config["model"]["init_args"]["optimizer"]["init_args"].update(lr=0.0)
@@ -158,7 +159,8 @@ def drawn(tmp_path_factory):
     return draw(tmp_path_factory.mktemp("drawn"), 1)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_ranks_sample_the_very_images_of_one(world, drawn, tmp_path):
     assert len(drawn) == 1001 + len({"grid.png", "set.json"})
     assert draw(tmp_path, world) == drawn

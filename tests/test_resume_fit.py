@@ -157,7 +157,8 @@ def test_a_run_with_accumulated_gradients_and_workers_goes_on_likewise(tmp_path:
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_of_two_ranks_stops_both_after_the_step_and_they_go_on(tmp_path: Path, rank: int) -> None:
     whole = fit(tmp_path / "whole", two=True)
     assert whole.returncode == 0, whole.stderr
