@@ -5,7 +5,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +65,11 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}-previous{path.suffix}")
 
 
+def aside(path: Path) -> Path:
+    """Where :func:`write` keeps that checkpoint until the new one is whole; a killed process may leave it there."""
+    return path.with_name(f".{path.name}.before")
+
+
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint with its digest, and keep the one before it.
 
@@ -73,7 +78,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError, RuntimeError: it cannot be written; what was there is there.
     """
-    before = path.with_name(f".{path.name}.before")
+    before = aside(path)
     if path.exists():
         before.unlink(missing_ok=True)
         try:
@@ -94,14 +99,13 @@ def read_newest(path: Path) -> tuple[dict[str, Any], Path]:
     """What :func:`read` gives, from the checkpoint before it where it is damaged or lost; and which one it is.
 
     Raises:
-        UserError: neither can be read.
+        UserError: none can be read.
     """
-    try:
-        return read(path), path
-    except UserError:
-        if not previous(path).is_file():
-            raise
-        return read(previous(path)), previous(path)
+    *newer, oldest = [path, *(each for each in (aside(path), previous(path)) if each.is_file())]
+    for each in newer:
+        with suppress(UserError):
+            return read(each), each
+    return read(oldest), oldest
 
 
 def read(path: Path | str) -> dict[str, Any]:

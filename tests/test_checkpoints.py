@@ -18,7 +18,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from tiny import quiet_trainer, tiny_model
 
 from lightning_ddpm.callbacks import EMA, Checkpoints
-from lightning_ddpm.checkpoint import previous, read, read_newest, write
+from lightning_ddpm.checkpoint import aside, previous, read, read_newest, write
 from lightning_ddpm.checkpoint_io import DurableCheckpointIO
 from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.errors import UserError
@@ -98,8 +98,29 @@ def test_there_is_a_whole_checkpoint_whenever_the_writer_is_killed(tmp_path: Pat
         assert found["global_step"] >= step
         step = found["global_step"]
     assert step > 0, "nothing was written between the kills"
-    if previous(path).exists():
-        assert read(previous(path))["global_step"] == step - 1
+    assert step - 1 in [read(each)["global_step"] for each in (aside(path), previous(path)) if each.exists()]
+
+
+@pytest.mark.parametrize(("renamed", "newest"), [(0, 2), (1, 3)])
+def test_the_newest_whole_one_is_found_wherever_the_renaming_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: int, newest: int
+) -> None:
+    path = tmp_path / "last.ckpt"
+    for step in (1, 2):
+        write(path, content(step))
+    child = os.fork()
+    if child == 0:  # whose first or second renaming ends it as SIGKILL would
+        names: list[Any] = []
+        rename = os.replace
+        monkeypatch.setattr(
+            os, "replace", lambda *pair: os._exit(0) if len(names) == renamed else (names.append(pair), rename(*pair))
+        )
+        write(path, content(3))
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert read_newest(path)[0]["global_step"] == newest
+    flip_a_bit(path, 0.5)
+    assert read_newest(path)[0]["global_step"] == newest - 1
 
 
 def test_a_file_size_limit_leaves_the_old_checkpoint_and_is_said(tmp_path: Path) -> None:
