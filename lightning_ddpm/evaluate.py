@@ -26,6 +26,7 @@ from lightning_ddpm.files import require_writable, write_whole
 from lightning_ddpm.generation import generate
 from lightning_ddpm.metrics import (
     METRICS,
+    Classes,
     FeatureExtractor,
     Figures,
     Inception,
@@ -65,14 +66,15 @@ def run(arguments: Sequence[str]) -> None:
             require_writable(path.parent)
     judged = judged_images(options, model_of(parser, options) if options.ckpt else None)
     asked = conditions(options, judged.model) if judged.model else Conditions(None, None, ())
-    reference = reference_images(options, judged) if metrics - {"is"} else None
+    reference = reference_images(options, judged) if metrics - {"is", "accuracy"} else None
     if BOUND in metrics and (reference is None or reference.data is None):
         raise UserError("bpd is of a data set's held-out images; let --reference be a run's config.yaml or a data set")
     extractors = _extractors(parser, options, judged) if metrics - {BOUND} or options.save_stats else []
 
     fabric = launched(options)
     first = fabric.is_global_zero
-    scores = [Figures(each, fabric.device, metrics - {BOUND}, judged.n) for each in extractors]
+    asked_of = _classes(judged, options.seed, asked)
+    scores = [Figures(each, fabric.device, metrics - {BOUND}, judged.n, asked_of) for each in extractors]
     if first:
         _announce(judged, extractors, options, asked)
     if reference:
@@ -196,6 +198,13 @@ def _extractors(parser: ArgumentParser, options: Namespace, judged: Judged) -> l
     extractor.check(judged.channels, judged.size)
     extractor.load()
     return [extractor.under(resize) for resize in made.protocols] if made.protocols else [extractor]
+
+
+def _classes(judged: Judged, seed: int, asked: Conditions) -> Classes | None:
+    """Which classes the images are asked to be of."""
+    drawn = (seed, 0, judged.n)
+    labels = judged.model.classes_of(drawn, asked.guidance, asked.labels) if judged.model else None
+    return None if labels is None else Classes(labels, asked.names)
 
 
 def _announce(judged: Judged, extractors: list[FeatureExtractor], options: Namespace, asked: Conditions) -> None:

@@ -226,16 +226,26 @@ class DDPM(LightningModule):
         seed, start, stop = (int(each) for each in batch)
         noise = ImageNoise(seed, start, stop)
         x_T = noise(torch.empty(stop - start, *self.image_shape, device=self.device))
-        names = self.names_under(guidance)
-        if not names and guidance is None:
+        label = self.classes_of(batch, guidance, labels)
+        if label is None and guidance is None:
             return self.denoiser, x_T, noise
-        if not names:
+        if label is None:
             label = torch.full((stop - start,), -1)
-        elif labels is None and self.class_names:
-            label = in_proportion(self.class_counts, seed, start, stop)
-        else:
-            label = in_turn(labels or range(len(names)), start, stop)
         return (guidance or ClassifierFree())(self.denoiser, label.to(self.device)), x_T, noise
+
+    def classes_of(
+        self, batch: ImageRange, guidance: Guidance | None = None, labels: Sequence[int] | None = None
+    ) -> Tensor | None:
+        """Which classes :meth:`generate` draws with these arguments, (stop - start,) int64 on the CPU; ``None`` of a
+        model that cannot be asked for one.
+        """
+        names = self.names_under(guidance)
+        if not names:
+            return None
+        seed, start, stop = (int(each) for each in batch)
+        if labels is None and self.class_names:
+            return in_proportion(self.class_counts, seed, start, stop)
+        return in_turn(labels or range(len(names)), start, stop)
 
     def names_under(self, guidance: Guidance | None) -> Sequence[str]:
         """Which classes can be asked for: the model's, or those that its guide knows; empty for none."""

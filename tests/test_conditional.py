@@ -21,9 +21,11 @@ from lightning_ddpm.cli import main
 from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.diffusion import ClassifierFree, Heun, Linear
 from lightning_ddpm.errors import UserError
+from lightning_ddpm.generation import generate
 from lightning_ddpm.guides import Autoguidance, ClassifierGuidance
 from lightning_ddpm.images import save
 from lightning_ddpm.labels import in_proportion, in_turn, numbers
+from lightning_ddpm.metrics import DigitsFeatures
 from lightning_ddpm.module import DDPM
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.noisy_classifier import NoisyClassifier
@@ -259,7 +261,8 @@ def tiny_conditional(folder: Path):
     config, shrunk = read_yaml(REPOSITORY / "configs" / "digits_conditional.yaml"), tiny_digits(folder)
     guidance = callback(config, "SampleGrid")["guidance"]
     callback(shrunk, "SampleGrid").update(n=20, guidance=guidance)
-    callback(shrunk, "Evaluation").update(guidance=guidance)
+    metrics = callback(config, "Evaluation")["metrics"]
+    callback(shrunk, "Evaluation").update(guidance=guidance, metrics=metrics)
     shrunk["model"]["init_args"]["network"]["init_args"].update(classes=None)
     shrunk["model"]["init_args"].update(label_dropout=config["model"]["init_args"]["label_dropout"])
     return shrunk
@@ -379,14 +382,64 @@ def test_restore_tells_no_class_unless_it_is_given_one(vivid, command, tmp_path)
     assert not near(made[0], made[2])
 
 
-def test_evaluate_judges_a_class_and_says_so(conditional_run, command, tmp_path) -> None:
-    ckpt = conditional_run
-    options = ("--extractor", "DigitsFeatures", "--n", "20", "--label", "3", "--guidance", "2")
-    status, _, err = command("evaluate", "--ckpt", ckpt, *options, "--out", tmp_path / "result.json")
+def judged(command, ckpt: Path, out: Path, *options: str):
+    """What ``evaluate`` writes of 20 images."""
+    status, _, err = command(
+        *("evaluate", "--ckpt", ckpt, "--extractor", "DigitsFeatures", "--n", "20", *options, "--out", out)
+    )
     assert status == 0, err
-    images = json.loads((tmp_path / "result.json").read_text())["images"]
+    return json.loads(out.read_text())
+
+
+def test_evaluate_judges_a_class_and_says_so(vivid, command, tmp_path) -> None:
+    options = ("--label", "3", "--guidance", "2", "--reference", "Digits", "--metrics", "fid", "accuracy")
+    result = judged(command, vivid, tmp_path / "result.json", *options)
+    images, figures = result["images"], result["figures"]
     assert (images["classes"], images["guidance"]) == ("3", "ClassifierFree(scale=2.0)")
     assert images["evaluations"] == 10
+    assert figures.keys() == {"fd_digits", "accuracy_digits", "accuracy_digits/3"}
+    verdicts = verdicts_on(vivid, ClassifierFree(2.0), [3])
+    assert figures["accuracy_digits"]["value"] == figures["accuracy_digits/3"]["value"]
+    assert figures["accuracy_digits/3"]["value"] == pytest.approx((verdicts == 3).double().mean().item())
+
+
+def verdicts_on(ckpt: Path, guidance=None, labels=None) -> Tensor:
+    """What the digits' classifier takes the first 20 images for."""
+    extractor = DigitsFeatures()
+    extractor.load()
+    made = torch.cat([pixels for _, pixels in generate(load(ckpt, DDPM), 20, guidance=guidance, labels=labels)])
+    with torch.no_grad():
+        return extractor.judge(made)[1].argmax(1)
+
+
+def test_the_accuracy_is_of_the_classes_that_were_drawn_in_the_datas_proportions(vivid, command, tmp_path) -> None:
+    figures = judged(command, vivid, tmp_path / "result.json", "--metrics", "accuracy")["figures"]
+    model = load(vivid, DDPM)
+    asked = model.classes_of((0, 0, 20))
+    assert torch.equal(asked, in_proportion(model.class_counts, 0, 0, 20))
+    right = verdicts_on(vivid) == asked
+    expected = {
+        f"accuracy_digits/{label}": right[asked == label].double().mean().item() for label in set(asked.tolist())
+    }
+    expected["accuracy_digits"] = right.double().mean().item()
+    assert {name: each["value"] for name, each in figures.items()} == pytest.approx(expected)
+
+
+def test_training_logs_the_accuracy_of_each_class_that_was_drawn(conditional_run) -> None:
+    tags = EventAccumulator(str(conditional_run.parent)).Reload().Tags()["scalars"]
+    model = load(conditional_run, DDPM)
+    n = callback(read_yaml(conditional_run.parent / "config.yaml"), "Evaluation")["n"]
+    drawn_classes = set(model.classes_of((0, 0, n)).tolist())
+    assert {f"val/accuracy_digits/{label}" for label in drawn_classes} | {"val/accuracy_digits"} == {
+        each for each in tags if each.startswith("val/accuracy")
+    }
+
+
+def test_accuracy_of_images_that_no_class_was_asked_of_is_refused(digits_run, command, tmp_path) -> None:
+    options = ("--extractor", "DigitsFeatures", "--metrics", "accuracy", "--n", "20")
+    status, _, err = command("evaluate", "--ckpt", digits_run.folder / "last.ckpt", *options)
+    assert status == 2
+    assert "accuracy is of images that a class was asked of, and these have none; leave it out, or draw" in err
 
 
 def test_a_classifier_logs_its_accuracy_by_t(classifier_run) -> None:

@@ -19,6 +19,7 @@ from lightning_ddpm.noisy_classifier import NoisyClassifier
 from lightning_ddpm.randomness import generator
 
 NAMES = [path.stem for path in CONFIGS]
+JUDGES, GUIDES = ("digits_features", "mnist_features"), ("digits_classifier", "mnist_classifier", "cifar10_classifier")
 LARGE = {"celebahq256": "celebahq", "lsun_church256": "church", "lsun_bedroom256": "bedroom", "lsun_cat256": "cat"}
 
 
@@ -61,7 +62,7 @@ def parameters(module):
 def test_all_the_promised_configs_are_there():
     promised = {"digits", "mnist", "fashion_mnist", "cifar10", "image_folder", *LARGE}
     promised |= {f"{name}_conditional" for name in ("digits", "mnist", "fashion_mnist", "cifar10")}
-    promised |= {"digits_features", "digits_classifier"}
+    promised |= set(JUDGES) | set(GUIDES)
     assert promised <= set(NAMES)
 
 
@@ -88,7 +89,7 @@ def test_a_config_builds_its_model_and_data_without_the_data(name, build, monkey
     cli = build(name)
     network = cli.model.network
     assert (network.channels, network.size) == (cli.datamodule.channels, cli.datamodule.size)
-    others = {"digits_features": Classifier, "digits_classifier": NoisyClassifier}
+    others = dict.fromkeys(JUDGES, Classifier) | dict.fromkeys(GUIDES, NoisyClassifier)
     assert isinstance(cli.model, others.get(name, DDPM))
     assert getattr(network, "classes", 0) == (10 if name in others or name.endswith("_conditional") else 0)
     optimizer = cli.model.configure_optimizers()["optimizer"]
@@ -195,6 +196,14 @@ def trains(command, path, folder, *options):
     assert math.isfinite(loss)
 
 
+@pytest.mark.parametrize("name", GUIDES)
+def test_a_guide_is_of_the_schedule_of_those_whom_it_guides(name, build):
+    schedule = build(name).model.schedule.alpha_bar
+    data = name.removesuffix("_classifier")
+    for guided in (data, f"{data}_conditional"):
+        assert torch.equal(build(guided).model.schedule.alpha_bar, schedule)
+
+
 @pytest.mark.parametrize("name", ["digits_conditional", "digits_classifier"])
 def test_what_the_data_calls_its_classes_is_what_the_model_does(name, build):
     assert build(name).model.class_names == list("0123456789")
@@ -205,7 +214,13 @@ def test_the_digits_train(name, command, tmp_path):
     trains(command, config(name), tmp_path)
 
 
-@pytest.mark.parametrize(("name", "data"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        *((name, "MNIST") for name in ("mnist", "mnist_conditional", "mnist_classifier", "mnist_features")),
+        *((name, "FashionMNIST") for name in ("fashion_mnist", "fashion_mnist_conditional")),
+    ],
+)
 def test_the_laptops_configs_train(name, data, command, tmp_path):
     root = os.environ.get("LIGHTNING_DDPM_TEST_DATA")
     if not root or not (Path(root) / data).is_dir():

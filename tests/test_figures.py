@@ -8,6 +8,7 @@ import pytest
 import torch
 from command_line import REPOSITORY, ddpm, read_yaml, write_yaml
 from PIL import Image
+from sklearn.metrics import accuracy_score, recall_score
 from tiny import real_data
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -21,9 +22,9 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 from lightning_ddpm.data import Digits, MemoryDataset
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.metrics import (
-    METRICS,
     TF1,
     Antialiased,
+    Classes,
     ClassifierFeatures,
     DigitsFeatures,
     DINOv2,
@@ -38,7 +39,7 @@ from lightning_ddpm.metrics import (
     read_statistics,
     write_statistics,
 )
-from lightning_ddpm.metrics.figures import inception_score, kernel_distance, names, precision_recall
+from lightning_ddpm.metrics.figures import greater_is_better, inception_score, kernel_distance, names, precision_recall
 from lightning_ddpm.networks import ConvNet
 
 CPU = torch.device("cpu")
@@ -77,12 +78,13 @@ def loaded(extractor: FeatureExtractor) -> FeatureExtractor:
 def measure(
     made: Tensor,
     real: Tensor,
-    metrics: Iterable[str] = METRICS,
+    metrics: Iterable[str] = ("fid", "kid", "pr", "is"),
     extractor: FeatureExtractor | None = None,
     batch: int = 64,
+    classes: Classes | None = None,
 ) -> dict[str, Measured]:
     """All figures on one rank, the images handed over in batches of this size."""
-    figures = Figures(loaded(extractor or DigitsFeatures()), CPU, set(metrics), len(made))
+    figures = Figures(loaded(extractor or DigitsFeatures()), CPU, set(metrics), len(made), classes)
     figures.set_reference(memory(real), None, same, 0, 1, silent)
     for start in range(0, len(made), batch):
         figures.update(start, made[start : start + batch])
@@ -216,6 +218,34 @@ def test_ranks_that_share_the_images_out_find_the_same_as_one(world: int) -> Non
     assert ranks[1].compute(same, 1) == {}
 
 
+TEN = [f"digit {label}" for label in range(10)]
+
+
+def test_accuracy_is_scikit_learn_s_of_all_images_and_of_each_class() -> None:
+    source, asked = Digits().open(Path("unused"), "train"), range(300)
+    pixels, labels = source.__getitems__(asked)
+    labels = torch.where(torch.arange(300) % 7 == 0, 3, labels)  # asked for a 3, whatever it is
+    labels[labels == 9] = 8  # nobody asks for a 9
+    found = measure(pixels, digits(0, 50), {"accuracy"}, classes=Classes(labels, TEN))
+    verdicts = loaded(DigitsFeatures()).judge(pixels)[1].argmax(1)
+    by_class = recall_score(labels, verdicts, average=None, labels=range(9), zero_division=0)
+    expected = {"accuracy_digits": accuracy_score(labels, verdicts)}
+    expected |= {f"accuracy_digits/digit {label}": share for label, share in enumerate(by_class)}
+    assert {name: each.value for name, each in found.items()} == pytest.approx(expected)
+    assert 0.1 < found["accuracy_digits/digit 3"].value < found["accuracy_digits/digit 1"].value == 1
+    assert greater_is_better("accuracy_digits/digit 3")
+
+
+def test_accuracy_without_classes_or_by_a_classifier_of_others_is_refused() -> None:
+    with pytest.raises(UserError, match="a class was asked of, and these have none; leave it out, or draw them from"):
+        measure(digits(0, 20), digits(0, 20), {"accuracy"})
+    three = Classes(torch.zeros(20, dtype=torch.long), ["cat", "dog", "bird"])
+    with pytest.raises(UserError, match=r"tells 10 classes apart and the model has 3 \(cat, dog, bird\); let a class"):
+        measure(digits(0, 20), digits(0, 20), {"accuracy"}, classes=three)
+    with pytest.raises(UserError, match=r"no verdicts to score, .* leave `accuracy` out"):
+        measure(digits(0, 20), digits(0, 20), {"accuracy"}, ModuleFeatures(nn.Flatten(), 64, "pixels"), classes=three)
+
+
 # names
 
 
@@ -226,11 +256,12 @@ def test_a_figure_s_name_says_network_and_protocol() -> None:
         "precision": "precision_inception",
         "recall": "recall_inception",
         "is": "inception_score",
+        "accuracy": "accuracy_inception",
         "memorisation": "memorisation_inception",
     }
     assert set(names("fid_antialiased").values()) == {
         *("fid_antialiased", "kid_antialiased", "precision_inception_antialiased", "recall_inception_antialiased"),
-        *("inception_score_antialiased", "memorisation_inception_antialiased"),
+        *("inception_score_antialiased", "accuracy_inception_antialiased", "memorisation_inception_antialiased"),
     }
     assert not {"fid", "kid", "inception_score"} & set(names("fd_digits").values())
 

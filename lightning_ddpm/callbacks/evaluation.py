@@ -18,7 +18,7 @@ from lightning_ddpm.console import duration, progress, say
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.generation import evaluating
-from lightning_ddpm.metrics import FeatureExtractor, Figures, Measured
+from lightning_ddpm.metrics import Classes, FeatureExtractor, Figures, Measured
 from lightning_ddpm.metrics.figures import check_metrics, figure_names
 from lightning_ddpm.metrics.frechet import BATCH
 from lightning_ddpm.module import DDPM
@@ -42,7 +42,8 @@ class Evaluation(Callback):
     Args:
         extractor: the feature network; Inception's distance is the FID.
         n: images to generate; 50,000 for a figure to publish.
-        metrics: which of fid, kid, pr (precision and recall) and is (Inception Score).
+        metrics: which of fid, kid, pr (precision and recall), is (Inception Score) and accuracy (how often the
+            network sees the class asked for: ``val/accuracy_...`` and, of each class, ``val/accuracy_.../class``).
         sampler: how; ``null`` for the model's own.
         every_n_steps: of the optimizer, or
         every_n_epochs: one of the two, or neither: once, at the end.
@@ -203,10 +204,14 @@ class Evaluation(Callback):
         stage = "val" if self.interval else "final"
         return [f"{stage}/{name}" for name in figure_names(self.extractor.metric, self.metrics)]
 
+    def _classes(self, model: DDPM) -> Classes | None:
+        labels = model.classes_of((self.seed, 0, self.n), self.guidance)
+        return None if labels is None else Classes(labels, model.names_under(self.guidance))
+
     def _prepare(self, trainer: Trainer, module: LightningModule) -> Figures:
         if self.figures is None:
             data = image_data(trainer, "Evaluation compares with an ImageDataModule's training set")
-            self.figures = Figures(self.extractor, module.device, self.metrics, self.n)
+            self.figures = Figures(self.extractor, module.device, self.metrics, self.n, self._classes(ddpm(module)))
             show = partial(progress, what="reference", show=trainer.is_global_zero, bar=False)
             rank, world = trainer.global_rank, trainer.world_size
             reduce = sum_over_ranks(trainer)

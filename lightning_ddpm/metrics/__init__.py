@@ -2,7 +2,7 @@
 
 from lightning_ddpm.metrics.classifier import ClassifierFeatures
 from lightning_ddpm.metrics.features import DigitsFeatures, DINOv2, FeatureExtractor, Inception, ModuleFeatures
-from lightning_ddpm.metrics.figures import METRICS, Figures, Measured
+from lightning_ddpm.metrics.figures import METRICS, Classes, Figures, Measured
 from lightning_ddpm.metrics.frechet import FrechetDistance
 from lightning_ddpm.metrics.likelihood import BoundSums, Likelihood
 from lightning_ddpm.metrics.memorisation import Nearest, Proximity, embed, proximity
@@ -14,6 +14,7 @@ __all__ = [
     "TF1",
     "Antialiased",
     "BoundSums",
+    "Classes",
     "ClassifierFeatures",
     "DINOv2",
     "DigitsFeatures",

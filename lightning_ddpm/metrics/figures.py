@@ -4,7 +4,7 @@ torchmetrics does the arithmetic of the Fréchet distance, torch-fidelity that o
 command line; what is added here is that features are computed once, and stand in the order of the images.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ METRICS = {
     "kid": "kernel distance (Binkowski et al. 2018)",
     "pr": "precision and recall (Kynkäänniemi et al. 2019)",
     "is": "Inception Score (Salimans et al. 2016)",
+    "accuracy": "how often the network's verdict is the class asked for, of all images and of each class",
 }
 """What can be asked for."""
 
@@ -33,7 +34,7 @@ NEIGHBOURS = 3
 """An image is near a set if it lies as near to one of its images as that one's so-manieth neighbour."""
 SPLITS = 10
 """The Inception Score is the mean over so many parts of the set."""
-FEWEST = {"fid": 2, "kid": 2, "pr": NEIGHBOURS + 1, "is": SPLITS}
+FEWEST = {"fid": 2, "kid": 2, "pr": NEIGHBOURS + 1, "is": SPLITS, "accuracy": 1}
 """Images that a set has at least, by what is asked for."""
 SEED = 2020
 """Chooses subsets and parts; torch-fidelity's."""
@@ -44,6 +45,18 @@ class Measured(NamedTuple):
 
     value: float
     std: float | None = None
+
+
+class Classes(NamedTuple):
+    """Which classes images were asked to be of.
+
+    Attributes:
+        labels: (n,) int64, of each image.
+        names: of all classes there are, in order.
+    """
+
+    labels: Tensor
+    names: Sequence[str]
 
 
 def names(metric: str) -> dict[str, str]:
@@ -63,6 +76,7 @@ def names(metric: str) -> dict[str, str]:
         "precision": f"precision{where}{suffix}",
         "recall": f"recall{where}{suffix}",
         "is": f"{score}{suffix}",
+        "accuracy": f"accuracy{where}{suffix}",
         "memorisation": f"memorisation{where}{suffix}",
     }
 
@@ -75,7 +89,7 @@ def figure_names(metric: str, metrics: Iterable[str]) -> list[str]:
 
 def greater_is_better(name: str) -> bool:
     """Whether of two figures of this name the greater is the better one: not so of distances."""
-    return name.startswith(("precision_", "recall_", "inception_score", "classifier_score"))
+    return name.startswith(("precision_", "recall_", "inception_score", "classifier_score", "accuracy_"))
 
 
 def check_metrics(metrics: Collection[str], n: int) -> None:
@@ -127,6 +141,17 @@ def inception_score(logits: Tensor) -> Measured:
     return Measured(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
 
 
+def accuracy(name: str, logits: Tensor, classes: Classes) -> dict[str, Measured]:
+    """The share of images whose verdict, of logits (n, classes), is the class asked for: under ``name``, and of each
+    class that was under ``name/class``.
+    """
+    right = (logits.argmax(1) == classes.labels).double()
+    found = {name: Measured(right.mean().item())}
+    for label in sorted(set(classes.labels.tolist())):
+        found[f"{name}/{classes.names[label]}"] = Measured(right[classes.labels == label].mean().item())
+    return found
+
+
 class Rows:
     """Vectors of n images, each computed on one of the ranks, in the order of the images.
 
@@ -155,21 +180,43 @@ class Figures:
         device: where features are computed.
         metrics: which of :data:`METRICS`.
         n: number of images to judge, on all ranks together.
+        classes: which they were asked to be of; ``None`` where nobody asked.
     """
 
-    def __init__(self, extractor: FeatureExtractor, device: torch.device, metrics: Collection[str], n: int) -> None:
-        self.extractor, self.device, self.metrics, self.n = extractor, device, metrics, n
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        device: torch.device,
+        metrics: Collection[str],
+        n: int,
+        classes: Classes | None = None,
+    ) -> None:
+        self.extractor, self.device, self.metrics, self.n, self.classes = extractor, device, metrics, n, classes
         self.distance = FrechetDistance(extractor, device)
         self.features = Rows(n, extractor.num_features) if self._keeps_features else None
         self.reference: Tensor | None = None
         self.logits: Rows | None = None
-        if "is" in metrics:
+        verdicts = [each for each in ("is", "accuracy") if each in metrics]
+        if verdicts:
             if extractor.classes is None:
                 raise UserError(
                     f"{extractor.protocol}: there are no verdicts to score, because the network has no class layer or "
-                    "its file of weights not the published one; leave `is` out, or name another weights_path"
+                    f"its file of weights not the published one; leave `{verdicts[0]}` out, or name another "
+                    "weights_path"
                 )
             self.logits = Rows(n, extractor.classes)
+        if "accuracy" in metrics:
+            if classes is None:
+                raise UserError(
+                    "accuracy is of images that a class was asked of, and these have none; leave it out, or draw them "
+                    "from a model with classes, as configs/digits_conditional.yaml trains"
+                )
+            if extractor.classes != len(classes.names):
+                raise UserError(
+                    f"{extractor.protocol} tells {extractor.classes} classes apart and the model has "
+                    f"{len(classes.names)} ({', '.join(classes.names)}); let a classifier of the same data judge, as "
+                    "configs/digits_features.yaml trains"
+                )
 
     @property
     def _keeps_features(self) -> bool:
@@ -247,5 +294,9 @@ class Figures:
                 on_device = features.to(self.device), self.reference.to(self.device)
                 found[called["precision"]], found[called["recall"]] = precision_recall(*on_device)
         if rank == 0 and logits is not None:
-            found[called["is"]] = inception_score(logits)
+            if "is" in self.metrics:
+                found[called["is"]] = inception_score(logits)
+            if "accuracy" in self.metrics:
+                assert self.classes is not None
+                found |= accuracy(called["accuracy"], logits, self.classes)
         return found
