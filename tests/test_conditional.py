@@ -382,10 +382,10 @@ def test_restore_tells_no_class_unless_it_is_given_one(vivid, command, tmp_path)
     assert not near(made[0], made[2])
 
 
-def judged(command, ckpt: Path, out: Path, *options: str):
-    """What ``evaluate`` writes of 20 images."""
+def judged(command, ckpt: Path, out: Path, *options: str, n: int = 20):
+    """What ``evaluate`` writes of n images."""
     status, _, err = command(
-        *("evaluate", "--ckpt", ckpt, "--extractor", "DigitsFeatures", "--n", "20", *options, "--out", out)
+        *("evaluate", "--ckpt", ckpt, "--extractor", "DigitsFeatures", "--n", n, *options, "--out", out)
     )
     assert status == 0, err
     return json.loads(out.read_text())
@@ -423,6 +423,22 @@ def test_the_accuracy_is_of_the_classes_that_were_drawn_in_the_datas_proportions
     }
     expected["accuracy_digits"] = right.double().mean().item()
     assert {name: each["value"] for name, each in figures.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("digits_conditional.ckpt", "--guidance", "2"),
+        ("digits.ckpt", "--guidance", "4", "--classifier", str(SHIPPED.with_name("digits_classifier.ckpt"))),
+    ],
+)
+def test_the_shipped_models_draw_what_is_asked_for(options, command, tmp_path) -> None:
+    ckpt, *guidance = options
+    assert max(each.stat().st_size for each in SHIPPED.parent.glob("*.ckpt")) < 5e6
+    asked = ("--metrics", "accuracy", "--steps", "20", *guidance)
+    figures = judged(command, SHIPPED.with_name(ckpt), tmp_path / "result.json", *asked, n=100)["figures"]
+    assert figures["accuracy_digits"]["value"] >= 0.97
+    assert len(figures) == 11
 
 
 def test_training_logs_the_accuracy_of_each_class_that_was_drawn(conditional_run) -> None:

@@ -1,0 +1,1 @@
+"""Speed, measured in pairs: ``python -m benchmarks --help``."""

@@ -1,0 +1,38 @@
+"""``python -m benchmarks WHAT``: measure, write benchmarks/results/WHAT-HARDWARE.json, and the table in the docs."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks import images, report, sampling, start, training
+
+WHATS = {
+    "training": (
+        training.run,
+        "a training step through the Trainer beside diffusers, denoising-diffusion-pytorch, a bare loop",
+    ),
+    "sampling": (sampling.run, "an image by the sampler beside diffusers' pipeline and the network alone"),
+    "input": (images.run, "images that each source gives a second beside those that training takes"),
+    "start": (start.run, "--help, and the first step"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "what", choices=[*WHATS, "tables"], help="; ".join(f"{n}: {what}" for n, (_, what) in WHATS.items())
+    )
+    parser.add_argument("--config", default="cifar10", choices=["cifar10", "digits"], help="of training: which model")
+    parser.add_argument("--batch_size", type=int, help="images at a time; default: by the model")
+    parser.add_argument("--rounds", type=int, default=11, help="how often each is measured, in turn with the others")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    options = parser.parse_args()
+    if options.rounds < 3:
+        sys.exit(f"--rounds must be at least 3, for a median with a spread, got {options.rounds}")
+    if options.what != "tables":
+        WHATS[options.what][0](options)
+    report.write_tables(options.out)
+
+
+if __name__ == "__main__":
+    main()

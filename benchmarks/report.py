@@ -1,0 +1,115 @@
+"""What was measured, where, and the tables that are made of it."""
+
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+LIBRARIES = ("lightning-ddpm", "torch", "pytorch-lightning", "diffusers", "denoising-diffusion-pytorch")
+
+
+def device() -> torch.device:
+    """Where things are measured."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize() -> None:
+    """Wait until the device has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, one after the other, round by round; before that one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds + 1):
+        for name, work in contenders.items():
+            synchronize()
+            started = time.perf_counter()
+            work()
+            synchronize()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: found[1:] for name, found in seconds.items()}
+
+
+def hardware() -> str:
+    """The processor's or the GPU's name, and how many cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = (
+        re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
+    )
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+
+
+def write(out: Path, what: str, settings: Mapping[str, Any], seconds: Mapping[str, list[float]]) -> None:
+    """Write one benchmark's seconds, by who took them, and print them.
+
+    Args:
+        out: folder of the results.
+        what: the benchmark.
+        settings: what was measured.
+        seconds: of each contender, of each round.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found = {
+        "what": what,
+        "hardware": hardware(),
+        "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": dict(settings),
+        "seconds": dict(seconds),
+    }
+    slug = re.sub(r"\W+", "-", hardware().lower()).strip("-")
+    (out / f"{what}-{slug}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(table(found)), flush=True)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def table(found: Mapping[str, Any]) -> list[str]:
+    """Markdown: median and quartiles of each, and the quartiles of its ratio to the first in the same round."""
+    per = found["settings"].get("per", "step")
+    lines = [f"| | ms a {per}, median (quartiles) | ratio to the first, median (quartiles) |", "|---|---|---|"]
+    (_, first), *_ = found["seconds"].items()
+    for name, seconds in found["seconds"].items():
+        ratios = [one / other for one, other in zip(seconds, first, strict=True)]
+        lines.append(f"| {name} | {_quartiles([1000 * each for each in seconds])} | {_quartiles(ratios)} |")
+    return lines
+
+
+def _quartiles(values: list[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def write_tables(out: Path) -> None:
+    """Put the results' tables into docs/performance.md, each between the marks of its benchmark."""
+    text = PAGE.read_text()
+    results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    for what in {each["what"] for each in results}:
+        before, mark, rest = text.partition(f"<!-- {what} -->\n")
+        if not mark:
+            continue
+        _, end, after = rest.partition("<!-- end -->\n")
+        lines: list[str] = []
+        for found in (each for each in results if each["what"] == what):
+            settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items() if name != "per")
+            versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items() if value)
+            lines += [f"{found['hardware']}; {settings}; {found['finished'][:10]}; {versions}.", "", *table(found), ""]
+        text = "".join([before, mark, *(f"{line}\n" for line in lines), end, after])
+    PAGE.write_text(text)

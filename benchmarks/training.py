@@ -1,0 +1,252 @@
+"""A training step: `fit` itself, and in its pauses the same step elsewhere.
+
+The whole program runs, with its EMA, logging and clipping; a callback of it stops the clock every so many steps and
+lets the others take as many, so that all are measured in turn, on the same data and, where the network is the same,
+from the same weights.
+"""
+
+import copy
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.report import synchronize, write
+from lightning_ddpm.cli import main
+from lightning_ddpm.diffusers_format import unet_config, unet_weights
+from lightning_ddpm.images import save, to_float
+from lightning_ddpm.module import DDPM
+from lightning_ddpm.networks import UNet
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+IMAGES = 256
+OURS, FLOOR, DIFFUSERS, PYTORCH = "fit", "bare loop", "diffusers", "denoising-diffusion-pytorch"
+Block = Callable[[int], None]
+
+
+def run(options: Namespace) -> None:
+    """Fit with :class:`Turns` among the callbacks, in a folder that goes away."""
+    size, channels, default = {"cifar10": (32, 3, 16), "digits": (8, 1, 64)}[options.config]
+    batch_size = options.batch_size or default
+    steps = 1 if options.config == "cifar10" else 10
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = make_up(Path(folder), IMAGES, channels, size)
+        config = yaml.safe_load((CONFIGS / f"{options.config}.yaml").read_text())
+        kept = [
+            each for each in config["trainer"]["callbacks"] if each["class_path"].endswith((".EMA", ".Checkpoints"))
+        ]
+        for each in kept:
+            each["init_args"].pop("monitor", None)
+        turns = {"class_path": "benchmarks.training.Turns", "init_args": {"rounds": options.rounds, "steps": steps}}
+        turns["init_args"].update(pictures=str(pictures), out=str(options.out), name=options.config)
+        config["trainer"].update(callbacks=[*kept, turns], default_root_dir=str(Path(folder) / "run"))
+        config["trainer"].update(limit_val_batches=0, max_steps=10**6)
+        source = {"class_path": "lightning_ddpm.data.ImageFolder", "init_args": {"channels": channels, "size": size}}
+        config["data"] = {"source": source, "root": str(pictures), "batch_size": batch_size, "workers": 0}
+        file = Path(folder) / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        if status := main(["fit", "--config", str(file)]):
+            raise SystemExit(status)
+
+
+def make_up(folder: Path, n: int, channels: int, size: int) -> Path:
+    """A folder of n pictures of noise in ``folder``."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for index in range(n):
+        noise = torch.Generator().manual_seed(index)
+        save(
+            torch.randint(0, 256, (channels, size, size), dtype=torch.uint8, generator=noise), pictures / f"{index}.png"
+        )
+    return pictures
+
+
+class Turns(Callback):
+    """Measures the run that it is in, and the others in its pauses.
+
+    Args:
+        rounds: how often each is measured, after one round that does not count.
+        steps: of each in a round.
+        pictures: folder of the data set.
+        out: folder of the results.
+        name: of the config.
+    """
+
+    def __init__(self, rounds: int, steps: int, pictures: str, out: str, name: str) -> None:
+        self.rounds, self.steps, self.name = rounds, steps, name
+        self.pictures, self.out = Path(pictures), Path(out)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DDPM)
+        batches = batches_of(trainer.train_dataloader, pl_module.device)
+        self.size = len(next(batches)[0])
+        self.others: dict[str, Block] = {
+            FLOOR: bare(copy.deepcopy(pl_module.network), pl_module, batches),
+            DIFFUSERS: diffusers(pl_module, batches),
+        }
+        if self.size >= 16:  # it takes no fewer
+            self.others[PYTORCH] = denoising_diffusion_pytorch(pl_module, self.pictures, self.size)
+        self.seconds: dict[str, list[float]] = {name: [] for name in (OURS, *self.others)}
+        self.taken, self.flops = 0, flops(pl_module, self.size)
+        synchronize()
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.taken += 1
+        if self.taken % self.steps:
+            return
+        synchronize()
+        self.seconds[OURS].append((time.perf_counter() - self.began) / self.steps)
+        for name, block in self.others.items():
+            self.seconds[name].append(_timed(block, self.steps))
+        if len(self.seconds[OURS]) == self.rounds + 1:
+            self._report(pl_module)
+            trainer.should_stop = True
+        synchronize()
+        self.began = time.perf_counter()
+
+    def _report(self, module: LightningModule) -> None:
+        counted = {name: seconds[1:] for name, seconds in self.seconds.items()}
+        best = min(counted[OURS])
+        peak = matrix_product_peak(module.device)
+        settings = {
+            "batch": self.size,
+            "parameters": f"{sum(each.numel() for each in module.parameters()):,}",
+            "rounds": self.rounds,
+            "steps a round": self.steps,
+            "GFLOP a step": round(self.flops / 1e9),
+            "GFLOP/s of a float32 matrix product": round(peak / 1e9),
+            "share of it in fit's fastest round": f"{self.flops / best / peak:.2f}",
+        }
+        write(self.out, f"training_{self.name}", settings, counted)
+
+
+def _timed(block: Block, steps: int) -> float:
+    synchronize()
+    started = time.perf_counter()
+    block(steps)
+    synchronize()
+    return (time.perf_counter() - started) / steps
+
+
+def batches_of(loader: Any, where: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The run's own batches, for ever, as the training step gets them."""
+    for _ in count():
+        for x, label in loader:
+            yield to_float(x.to(where)), label.to(where)
+
+
+def flops(module: DDPM, n: int) -> int:
+    """Floating-point operations of a training step's network calls, there and back, by torch's counter."""
+    network = copy.deepcopy(module.network)
+    x, t = (
+        torch.randn(n, *module.image_shape, device=module.device),
+        torch.ones(n, dtype=torch.long, device=module.device),
+    )
+    with FlopCounterMode(display=False) as counter:
+        network(x, t).square().mean().backward()
+    return int(counter.get_total_flops())
+
+
+def matrix_product_peak(where: torch.device, size: int = 2048, times: int = 5) -> float:
+    """FLOP/s of a float32 product of two square matrices, the best of so many."""
+    a = torch.randn(size, size, device=where)
+    seconds = []
+    for _ in range(times + 1):
+        synchronize()
+        started = time.perf_counter()
+        a @ a
+        synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def bare(network: nn.Module, module: DDPM, batches: Iterator[tuple[Tensor, Tensor]]) -> Block:
+    """What must be done at least: Ho's algorithm 1 with Adam, clipping and EMA, by hand."""
+    alpha_bar = module.schedule.alpha_bar.to(module.device, torch.float32)
+    parameters = list(network.parameters())
+    average = [each.detach().clone() for each in parameters]
+    optimizer = torch.optim.Adam(parameters, lr=2e-4)
+
+    def block(steps: int) -> None:
+        for _ in range(steps):
+            x_0, _ = next(batches)
+            t = torch.randint(1, module.schedule.T + 1, (len(x_0),), device=x_0.device)
+            eps, signal = torch.randn_like(x_0), alpha_bar[t][:, None, None, None]
+            loss = functional.mse_loss(network(signal.sqrt() * x_0 + (1 - signal).sqrt() * eps, t), eps)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            torch._foreach_lerp_(average, [each.detach() for each in parameters], 1e-4)
+
+    return block
+
+
+def diffusers(module: DDPM, batches: Iterator[tuple[Tensor, Tensor]]) -> Block:
+    """The loop of diffusers' examples/unconditional_image_generation, without accelerate, the EMA being off there."""
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.optimization import get_scheduler
+
+    assert isinstance(module.network, UNet)
+    model = UNet2DModel.from_config(unet_config(module.network))
+    model.load_state_dict(unet_weights(module.network))
+    model.to(module.device).train()
+    scheduler = DDPMScheduler(num_train_timesteps=module.schedule.T)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+    rates = get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=500, num_training_steps=10**6)
+
+    def block(steps: int) -> None:
+        for _ in range(steps):
+            clean, _ = next(batches)
+            noise = torch.randn(clean.shape, dtype=torch.float32, device=clean.device)
+            timesteps = torch.randint(
+                0, scheduler.config.num_train_timesteps, (len(clean),), device=clean.device
+            ).long()
+            output = model(scheduler.add_noise(clean, noise, timesteps), timesteps).sample
+            functional.mse_loss(output.float(), noise.float()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rates.step()
+            optimizer.zero_grad()
+
+    return block
+
+
+def denoising_diffusion_pytorch(module: DDPM, pictures: Path, batch_size: int) -> Block:
+    """Its own Trainer; its U-Net of the same width and depth, which is another network."""
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+    from denoising_diffusion_pytorch import Trainer as TheirTrainer
+
+    network: Any = module.network
+    multipliers = tuple(int(each) for each in module.hparams["network"]["init_args"]["multipliers"])
+    width = int(module.hparams["network"]["init_args"]["width"])
+    model = Unet(dim=width, dim_mults=multipliers, channels=network.channels, flash_attn=False)
+    diffusion = GaussianDiffusion(model, image_size=network.size, timesteps=module.schedule.T, objective="pred_noise")
+    trainer = TheirTrainer(
+        diffusion,
+        str(pictures),
+        train_batch_size=batch_size,
+        save_and_sample_every=10**9,
+        calculate_fid=False,
+        results_folder=str(pictures.parent / "results"),
+        train_num_steps=0,
+    )
+
+    def block(steps: int) -> None:
+        trainer.train_num_steps += steps
+        trainer.train()
+
+    return block
