@@ -152,10 +152,16 @@ class DDPM(LightningModule):
         # A loss that is not finite has gradients that are not, on every rank: all leave the step out.
         loss = loss * torch.where(loss.isfinite(), 1.0, torch.nan)
         self.log("train/loss", loss, prog_bar=True)
-        sums, counts = by_quarter(losses.detach(), t, self.schedule.T)
-        for quarter in counts.nonzero().flatten().tolist():
-            self.log(f"train/loss_quarter{quarter + 1}", sums[quarter] / counts[quarter])
+        if self._written:
+            sums, counts = by_quarter(losses.detach(), t, self.schedule.T)
+            for quarter in counts.nonzero().flatten().tolist():
+                self.log(f"train/loss_quarter{quarter + 1}", sums[quarter] / counts[quarter])
         return loss
+
+    @property
+    def _written(self) -> bool:
+        """Whether what this step logs goes to the loggers; what it costs to know is spent on no other."""
+        return self.trainer._logger_connector.should_update_logs
 
     def _dropped(self, label: Tensor, step: int) -> Tensor:
         """The labels, some of them replaced by -1."""
@@ -274,6 +280,7 @@ class DDPM(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the Trainer asks, and log the gradient's norm before it."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
+        if self._written:
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

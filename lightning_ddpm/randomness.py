@@ -33,9 +33,19 @@ def seeded(device: torch.device, purpose: str, *key: int, index: int = 0) -> Ite
 
     Afterwards they go on as if nothing had been drawn.
     """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(generator("cpu", purpose, *key, index=index).initial_seed())
+    drawing = [torch.default_generator]
+    if device.type == "cuda":
+        index_ = torch.cuda.current_device() if device.index is None else device.index
+        drawing.append(torch.cuda.default_generators[index_])
+    before = [each.get_state() for each in drawing]
+    seed = generator("cpu", purpose, *key, index=index).initial_seed()
+    try:
+        for each in drawing:
+            each.manual_seed(seed)
         yield
+    finally:
+        for each, state in zip(drawing, before, strict=True):
+            each.set_state(state)
 
 
 def run_seed() -> int:
