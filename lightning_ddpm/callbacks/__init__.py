@@ -1,6 +1,7 @@
 """What happens beside training."""
 
 from lightning_ddpm.callbacks.checkpoints import Checkpoints
+from lightning_ddpm.callbacks.compile import Compile
 from lightning_ddpm.callbacks.ema import EMA
 from lightning_ddpm.callbacks.evaluation import Evaluation
 from lightning_ddpm.callbacks.failure import EndTogether, NonFinite
@@ -16,6 +17,7 @@ __all__ = [
     "EMA",
     "BitsPerDim",
     "Checkpoints",
+    "Compile",
     "EndTogether",
     "Evaluation",
     "ImageWriter",
