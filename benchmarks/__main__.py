@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import images, report, sampling, start, training
+from benchmarks import evaluation, images, memory, report, sampling, start, training
 
+RESULTS = Path(__file__).parent / "results"
 WHATS = {
     "training": (
         training.run,
@@ -13,6 +14,8 @@ WHATS = {
     ),
     "sampling": (sampling.run, "an image by the sampler beside diffusers' pipeline and the network alone"),
     "input": (images.run, "images that each source gives a second beside those that training takes"),
+    "evaluation": (evaluation.run, "drawing, features, statistics and the distance, each alone"),
+    "memory": (memory.run, "the memory of fit over 10,000 steps"),
     "start": (start.run, "--help, and the first step"),
 }
 
@@ -25,13 +28,19 @@ def main() -> None:
     parser.add_argument("--config", default="cifar10", choices=["cifar10", "digits"], help="of training: which model")
     parser.add_argument("--batch_size", type=int, help="images at a time; default: by the model")
     parser.add_argument("--rounds", type=int, default=11, help="how often each is measured, in turn with the others")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    parser.add_argument(
+        "--weights_path", type=Path, help="of evaluation: Inception's weights; without, its features are left out"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the results; another leaves the page alone"
+    )
     options = parser.parse_args()
     if options.rounds < 3:
         sys.exit(f"--rounds must be at least 3, for a median with a spread, got {options.rounds}")
     if options.what != "tables":
         WHATS[options.what][0](options)
-    report.write_tables(options.out)
+    if options.out == RESULTS:
+        report.write_tables(report.PAGE, options.out)
 
 
 if __name__ == "__main__":

@@ -51,14 +51,14 @@ def hardware() -> str:
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
-def write(out: Path, what: str, settings: Mapping[str, Any], seconds: Mapping[str, list[float]]) -> None:
+def write(out: Path, what: str, settings: Mapping[str, Any], values: Mapping[str, list[float]]) -> None:
     """Write one benchmark's seconds, by who took them, and print them.
 
     Args:
         out: folder of the results.
         what: the benchmark.
         settings: what was measured.
-        seconds: of each contender, of each round.
+        values: seconds of each contender, of each round; or what the setting "unit" says.
     """
     out.mkdir(parents=True, exist_ok=True)
     found = {
@@ -67,7 +67,7 @@ def write(out: Path, what: str, settings: Mapping[str, Any], seconds: Mapping[st
         "versions": {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": dict(settings),
-        "seconds": dict(seconds),
+        "values": dict(values),
     }
     slug = re.sub(r"\W+", "-", hardware().lower()).strip("-")
     (out / f"{what}-{slug}.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -82,14 +82,25 @@ def _version(name: str) -> str | None:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """Markdown: median and quartiles of each, and the quartiles of its ratio to the first in the same round."""
+    """Markdown: median and quartiles of each, and the quartiles of its ratio to the first in the same round; of memory,
+    all values in the order of time.
+    """
+    if found["settings"].get("unit") == "MB":
+        lines = ["| memory, MB | " + " | ".join(str(index + 1) for index in range(len(_first(found)))) + " |"]
+        lines.append("|---|" + "---|" * len(_first(found)))
+        return lines + [f"| {n} | {' | '.join(f'{each:.0f}' for each in v)} |" for n, v in found["values"].items()]
     per = found["settings"].get("per", "step")
     lines = [f"| | ms a {per}, median (quartiles) | ratio to the first, median (quartiles) |", "|---|---|---|"]
-    (_, first), *_ = found["seconds"].items()
-    for name, seconds in found["seconds"].items():
+    first = _first(found)
+    for name, seconds in found["values"].items():
         ratios = [one / other for one, other in zip(seconds, first, strict=True)]
         lines.append(f"| {name} | {_quartiles([1000 * each for each in seconds])} | {_quartiles(ratios)} |")
     return lines
+
+
+def _first(found: Mapping[str, Any]) -> list[float]:
+    values: list[float] = next(iter(found["values"].values()))
+    return values
 
 
 def _quartiles(values: list[float]) -> str:
@@ -97,9 +108,9 @@ def _quartiles(values: list[float]) -> str:
     return f"{middle:.3g} ({low:.3g} to {high:.3g})"
 
 
-def write_tables(out: Path) -> None:
-    """Put the results' tables into docs/performance.md, each between the marks of its benchmark."""
-    text = PAGE.read_text()
+def write_tables(page: Path, out: Path) -> None:
+    """Put the results' tables into the page, each between the marks of its benchmark."""
+    text = page.read_text()
     results = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
     for what in {each["what"] for each in results}:
         before, mark, rest = text.partition(f"<!-- {what} -->\n")
@@ -108,8 +119,10 @@ def write_tables(out: Path) -> None:
         _, end, after = rest.partition("<!-- end -->\n")
         lines: list[str] = []
         for found in (each for each in results if each["what"] == what):
-            settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items() if name != "per")
+            settings = ", ".join(
+                f"{name} {value}" for name, value in found["settings"].items() if name not in ("per", "unit")
+            )
             versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items() if value)
             lines += [f"{found['hardware']}; {settings}; {found['finished'][:10]}; {versions}.", "", *table(found), ""]
         text = "".join([before, mark, *(f"{line}\n" for line in lines), end, after])
-    PAGE.write_text(text)
+    page.write_text(text)

@@ -23,6 +23,7 @@ from lightning_ddpm.images import save
 
 DOCS = Path(__file__).parent
 N = 200
+"""Images of each data set, at most."""
 TASKS = {
     "twice as large": ("superres", "--factor", "2"),
     "four times as large": ("superres", "--factor", "4"),
@@ -59,7 +60,8 @@ def main() -> None:
         images = options.out / name / "images"
         if not images.is_dir():
             images.mkdir(parents=True)
-            for index, pixels in enumerate(subject.source.open(options.root, "test").__getitems__(range(N))[0]):
+            held_out = subject.source.open(options.root, "test")
+            for index, pixels in enumerate(held_out.__getitems__(range(min(N, len(held_out))))[0]):
                 save(pixels, images / f"{index:03d}.png")
         for what, task in TASKS.items():
             out = options.out / name / what.replace(" ", "_")

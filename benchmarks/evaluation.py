@@ -1,0 +1,64 @@
+"""The parts of an evaluation, each alone, and the distance's matrix square root."""
+
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.report import device, in_turn, write
+from lightning_ddpm.checkpoint import load
+from lightning_ddpm.data import Digits, MemoryDataset
+from lightning_ddpm.diffusion import DDIM
+from lightning_ddpm.generation import evaluating
+from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, Inception, ModuleFeatures, Statistics
+from lightning_ddpm.module import DDPM
+
+CKPT = Path(__file__).parent.parent / "checkpoints" / "pretrained" / "digits.ckpt"
+
+
+def run(options: Namespace) -> None:
+    """A batch of images is drawn, judged, and counted in; then what is done once a figure."""
+    n = options.batch_size or 64
+    model = load(CKPT, DDPM).to(device())
+    digits, wide = DigitsFeatures().to(device()), ModuleFeatures(torch.nn.Flatten(), 2048, "wide").to(device())
+    digits.load()
+    pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, device=device())
+    features = torch.randn(4096, 2048, generator=torch.Generator().manual_seed(0)).to(device())
+    counted, whole = FrechetDistance(wide, device()), FrechetDistance(wide, device())
+    covariance = features.T.cov().double().cpu().numpy()
+    for each in (counted, whole):
+        each.compare_with(Statistics(features.mean(0).double().cpu().numpy(), covariance, len(features)), 0)
+    sources = MemoryDataset(*Digits().open(Path(), "train").__getitems__(range(1024)))
+    contenders = {
+        f"draw {n} digits, DDIM 20": partial(model.generate, (0, 0, n), DDIM(20)),
+        f"digits' features of {n}": partial(digits, pixels[:, :1, :8, :8].contiguous()),
+        f"count {n} x 2048 features in": partial(counted.take, features[:n]),
+        "the distance of 2048 features, with its matrix square root": partial(_distance, whole, features),
+        "reference statistics of 1024 digits": partial(_reference, digits, sources),
+    }
+    if options.weights_path:
+        inception = Inception(str(options.weights_path)).to(device())
+        inception.load()
+        inception.to(device())
+        contenders[f"Inception's features of {n}"] = partial(inception, pixels)
+    with evaluating(model):
+        seconds = in_turn(contenders, options.rounds)
+    write(options.out, "evaluation", {"per": "call", "rounds": options.rounds}, seconds)
+
+
+def _distance(distance: FrechetDistance, features: torch.Tensor) -> float:
+    distance.take(features)
+    return distance.compute()
+
+
+def _reference(extractor: DigitsFeatures, data: MemoryDataset) -> None:
+    """Computed, not taken from the cache."""
+    distance = FrechetDistance(extractor, device())
+    distance.cache_path(data).unlink(missing_ok=True)
+    distance.set_reference(data, lambda tensor: tensor, 0, 1, _silent)
+    distance.cache_path(data).unlink(missing_ok=True)
+
+
+def _silent(batches, total):  # type: ignore[no-untyped-def]
+    return (batch for _, batch in batches)

@@ -1,0 +1,60 @@
+"""The memory of a long run: resident set, and the GPU's, every thousand steps of `fit`."""
+
+import resource
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from benchmarks.report import write
+from benchmarks.training import CONFIGS
+from lightning_ddpm.cli import main
+
+STEPS, EVERY = 10_000, 1000
+
+
+def run(options: Namespace) -> None:
+    """configs/digits.yaml with a narrow network, validation, pictures and an evaluation every thousand steps."""
+    config = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+    config["model"]["init_args"]["network"]["init_args"].update(width=8, groups=4)
+    for each in config["trainer"]["callbacks"]:
+        each["init_args"] = {name: EVERY if "every" in name else value for name, value in each["init_args"].items()}
+    config["trainer"]["callbacks"].append(
+        {"class_path": "benchmarks.memory.Memory", "init_args": {"out": str(options.out)}}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        config["trainer"].update(default_root_dir=str(Path(folder) / "run"), max_steps=STEPS, val_check_interval=EVERY)
+        file = Path(folder) / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        if status := main(["fit", "--config", str(file)]):
+            sys.exit(status)
+
+
+class Memory(Callback):
+    """Notes the memory and writes it down at the end.
+
+    Args:
+        out: folder of the results.
+    """
+
+    def __init__(self, out: str) -> None:
+        self.out, self.megabytes = Path(out), dict[str, list[float]]()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % EVERY:
+            return
+        note = self.megabytes.setdefault
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        note("resident", []).append(pages * resource.getpagesize() / 1e6)
+        if torch.cuda.is_available():
+            note("GPU, at most", []).append(torch.cuda.max_memory_allocated() / 1e6)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        write(self.out, "memory", {"steps": STEPS, "every": EVERY, "unit": "MB"}, self.megabytes)

@@ -1,0 +1,54 @@
+"""The benchmarks' arithmetic and page; that they run, in little."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import REPOSITORY
+
+pytest.importorskip("diffusers")
+from benchmarks import report
+
+MEASURED = {"fit": [0.2, 0.1, 0.3, 0.2], "bare loop": [0.1, 0.1, 0.15, 0.3]}
+
+
+def test_a_table_has_medians_quartiles_and_ratios_within_rounds() -> None:
+    _, _, first, second = report.table({"settings": {"per": "step"}, "values": MEASURED})
+    assert first == "| fit | 200 (175 to 225) | 1 (1 to 1) |"
+    assert second == "| bare loop | 125 (100 to 188) | 0.75 (0.5 to 1.12) |"
+
+
+def test_the_page_is_written_between_its_marks_again_and_again(tmp_path: Path) -> None:
+    page, out = tmp_path / "page.md", tmp_path / "results"
+    page.write_text("before\n<!-- training -->\nold\n<!-- end -->\nbetween\n<!-- start -->\nkept\n<!-- end -->\n")
+    report.write(out, "training", {"batch": 16, "per": "step"}, MEASURED)
+    report.write(out, "unknown", {"per": "step"}, MEASURED)
+    for _ in range(2):
+        report.write_tables(page, out)
+    text = page.read_text()
+    assert text.startswith("before\n<!-- training -->\n")
+    assert text.endswith("<!-- end -->\nbetween\n<!-- start -->\nkept\n<!-- end -->\n")
+    assert "old" not in text
+    assert text.count("| fit | 200") == 1
+    assert f"{report.hardware()}; batch 16; " in text
+
+
+def test_rounds_are_taken_in_turn_and_the_first_does_not_count() -> None:
+    order: list[str] = []
+    found = report.in_turn({name: lambda name=name: order.append(name) for name in "ab"}, 3)
+    assert "".join(order) == "abababab"
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", [("training", "--config", "digits"), ("evaluation",)])
+def test_a_benchmark_runs(what: tuple[str, ...], tmp_path: Path) -> None:
+    page = report.PAGE.read_text()
+    command = [sys.executable, "-m", "benchmarks", *what, "--batch_size", "4", "--rounds", "3", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    for file in tmp_path.glob("*.json"):
+        assert all(min(values) > 0 and len(values) == 3 for values in json.loads(file.read_text())["values"].values())
+    assert any(tmp_path.glob(f"{what[0]}*.json"))
+    assert report.PAGE.read_text() == page
