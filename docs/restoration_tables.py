@@ -1,6 +1,6 @@
 """Makes the table and the picture in docs/restoration.md, on the CPU.
 
-    python docs/restoration_tables.py --root data     # some 10 minutes, after configs/mnist.yaml has been trained
+    python docs/restoration_tables.py --root data     # some 5 minutes, after configs/mnist.yaml has been trained
 
 Held-out images are damaged and restored by ``restore --degrade``, whose commands are printed. What has been computed is
 kept in ``--out``, and a script that is started again goes on.
@@ -22,7 +22,7 @@ from lightning_ddpm.data import MNIST, Digits, ImageSource
 from lightning_ddpm.images import save
 
 DOCS = Path(__file__).parent
-N = 200
+N = 64
 """Images of each data set, at most."""
 TASKS = {
     "twice as large": ("superres", "--factor", "2"),

@@ -178,6 +178,18 @@ def test_the_large_models_are_hos(name, build):
     assert max(rates) == pytest.approx(2e-5)
 
 
+def test_the_fast_recipe_has_hos_network_and_the_half_life_that_its_header_says(build):
+    cli = build("cifar10_fast")
+    assert parameters(cli.model) == 35_746_307
+    images = cli.trainer.max_steps * cli.datamodule.batch_size
+    assert images == 12.8e6
+    average = next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.EMA))
+    half_life = math.log(0.5) / math.log(average.decay) * cli.datamodule.batch_size
+    assert half_life == pytest.approx(500_000, rel=0.02)
+    assert cli.trainer.precision == "bf16-mixed"
+    assert any(isinstance(each, callbacks.Compile) for each in cli.trainer.callbacks)
+
+
 def trains(command, path, folder, *options):
     """Two steps on two images each, from the config as it is but for what does not concern them; the finite losses."""
     content = read_yaml(path)

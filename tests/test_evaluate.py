@@ -292,7 +292,7 @@ def test_either_a_checkpoint_or_images(refused, folders):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--metrics", "fidd"), "there is no metric 'fidd'; there are fid, kid, pr, is, bpd"),
+        (("--metrics", "fidd"), "there is no metric 'fidd'; there are fid, kid, pr, is, accuracy, bpd"),
         (("--reference", "CIFAR100"), "there is no CIFAR100 to compare with: give a folder of images"),
         (("--reference", "lost.yaml"), "there is no file lost.yaml"),
         ((), "there is nothing to compare with: give --reference"),
