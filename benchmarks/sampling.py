@@ -3,6 +3,7 @@
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,9 +33,9 @@ def run(options: Namespace) -> None:
         pipeline.set_progress_bar_config(disable=True)
         sampler: Sampler = Ancestral(FixedLarge()) if whole else DDIM(evaluations)
         contenders: dict[str, Callable[[], object]] = {
-            "network alone": lambda: _calls(model, batch, evaluations),  # noqa: B023
-            "sampler": lambda: model.generate((0, 0, batch), sampler),  # noqa: B023
-            "diffusers": lambda: pipeline(batch_size=batch, num_inference_steps=evaluations, output_type="np"),  # noqa: B023
+            "network alone": partial(_calls, model, batch, evaluations),
+            "sampler": partial(model.generate, (0, 0, batch), sampler),
+            "diffusers": partial(pipeline, batch_size=batch, num_inference_steps=evaluations, output_type="np"),
         }
         with evaluating(model):
             seconds = in_turn(contenders, options.rounds if evaluations < 1000 else 3)
