@@ -19,7 +19,7 @@ from lightning_ddpm import guides
 from lightning_ddpm.checkpoint import load, read
 from lightning_ddpm.cli import main
 from lightning_ddpm.data import Digits, ImageDataModule
-from lightning_ddpm.diffusion import ClassifierFree, Heun, Linear
+from lightning_ddpm.diffusion import ClassifierFree, Cosine, Heun, Linear
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.generation import generate
 from lightning_ddpm.guides import Autoguidance, ClassifierGuidance
@@ -27,7 +27,7 @@ from lightning_ddpm.images import save
 from lightning_ddpm.labels import in_proportion, in_turn, numbers
 from lightning_ddpm.metrics import DigitsFeatures
 from lightning_ddpm.module import DDPM
-from lightning_ddpm.networks import UNet
+from lightning_ddpm.networks import HalfUNet, UNet
 from lightning_ddpm.noisy_classifier import NoisyClassifier
 from lightning_ddpm.randomness import generator
 
@@ -519,6 +519,34 @@ def test_a_model_without_classes_cannot_be_asked_for_one(options, said, digits_r
     status, _, err = command("sample", "--ckpt", ckpt, *options, "--n", "2", "--out", tmp_path / "out")
     assert status == 2
     assert said in err
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"network": {"size": 16, "attention": [8]}}, "is of images of 1x16x16 and the model of 1x8x8; take one that agrees"),
+        ({"schedule": {"steps": 30}}, "was trained on another noise schedule"),
+        ({"class_names": list("9876543210")}, "knows the classes 9, 8, 7"),
+    ],
+)
+def test_a_classifier_of_other_images_noise_or_classes_is_refused(
+    changed, said, classifier_run, conditional_run, command, tmp_path
+) -> None:
+    content, other = read(classifier_run), tmp_path / "other.ckpt"
+    model = content["hyper_parameters"]
+    for name, value in changed.items():
+        if isinstance(value, dict):
+            model[name]["init_args"].update(value)
+        else:
+            model[name] = value
+    network = HalfUNet(**model["network"]["init_args"])
+    fresh = NoisyClassifier(network, Cosine(**model["schedule"]["init_args"]), class_names=model["class_names"])
+    torch.save({**content, "state_dict": fresh.state_dict()}, other)
+    options = ("--classifier", other, "--guidance", "2", "--n", "2", "--out", tmp_path / "out")
+    status, _, err = command("sample", "--ckpt", conditional_run, *options)
+    assert status == 2
+    assert f"{other} {said}" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_classes_of_data_without_labels_are_refused(command, tmp_path) -> None:
