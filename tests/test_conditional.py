@@ -524,7 +524,7 @@ def test_a_model_without_classes_cannot_be_asked_for_one(options, said, digits_r
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"network": {"size": 16, "attention": [8]}}, "is of images of 1x16x16 and the model of 1x8x8; take one that agrees"),
+        ({"network": {"size": 16, "attention": [8]}}, "is of images of 1x16x16 and the model of 1x8x8; take one"),
         ({"schedule": {"steps": 30}}, "was trained on another noise schedule"),
         ({"class_names": list("9876543210")}, "knows the classes 9, 8, 7"),
     ],
