@@ -20,6 +20,7 @@ import torch
 from check_samples import flat, frechet
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from page import put
 from torch import Tensor
 
 from lightning_ddpm import diffusion
@@ -181,11 +182,7 @@ def cell(figures: dict[str, float]) -> str:
 def write(
     name: str, lines: list[str], rows: list[str], columns: list[str], pictures: dict[tuple[str, str], Tensor]
 ) -> None:
-    before, _, rest = (DOCS / "digits.md").read_text().partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition("<!-- end -->\n")
-    (DOCS / "digits.md").write_text(
-        "".join([before, f"<!-- {name} -->\n", *(f"{line}\n" for line in lines), end, after])
-    )
+    put(DOCS / "digits.md", name, lines)
     figure = Figure(figsize=(1.5 * len(columns), 1.5 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     places = figure.subplots(len(rows), len(columns))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from page import put
 from torch import Tensor
 
 from lightning_ddpm.checkpoint import load
@@ -240,10 +241,7 @@ def cifar_classifier(source: ImageSource, root: Path, run: Path) -> ClassifierFe
 
 
 def write(name: str, lines: list[str]) -> None:
-    page = DOCS / "evaluation.md"
-    before, _, rest = page.read_text().partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition("<!-- end -->\n")
-    page.write_text("".join([before, f"<!-- {name} -->\n", *(f"{line}\n" for line in lines), end, after]))
+    put(DOCS / "evaluation.md", name, lines)
     print("\n".join(lines), flush=True)
 
 

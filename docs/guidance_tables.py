@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from page import put
 from PIL import Image
 
 DOCS = Path(__file__).parent
@@ -118,11 +119,7 @@ def call(*arguments: str) -> None:
 
 
 def write(name: str, lines: list[str], pictures: dict[tuple[str, str], Path]) -> None:
-    before, _, rest = (DOCS / "guidance.md").read_text().partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition("<!-- end -->\n")
-    (DOCS / "guidance.md").write_text(
-        "".join([before, f"<!-- {name} -->\n", *(f"{line}\n" for line in lines), end, after])
-    )
+    put(DOCS / "guidance.md", name, lines)
     figure = Figure(figsize=(3 * len(SCALES), 3), layout="constrained")
     FigureCanvasAgg(figure)
     for ((kind, scale), path), place in zip(pictures.items(), np.ravel(figure.subplots(2, len(SCALES))), strict=True):

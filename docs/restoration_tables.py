@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from page import put
 from PIL import Image
 
 from lightning_ddpm.data import MNIST, Digits, ImageSource
@@ -83,11 +84,7 @@ def restore(subject: Subject, images: Path, task: tuple[str, ...], out: Path) ->
 
 
 def write(lines: list[str], pictures: dict[tuple[str, str], Path]) -> None:
-    before, _, rest = (DOCS / "restoration.md").read_text().partition("<!-- restoration -->\n")
-    _, end, after = rest.partition("<!-- end -->\n")
-    (DOCS / "restoration.md").write_text(
-        "".join([before, "<!-- restoration -->\n", *(f"{line}\n" for line in lines), end, after])
-    )
+    put(DOCS / "restoration.md", "restoration", lines)
     figure = Figure(figsize=(2 * len(pictures), 7), layout="constrained")
     FigureCanvasAgg(figure)
     for ((name, what), path), place in zip(pictures.items(), figure.subplots(1, len(pictures)), strict=True):
