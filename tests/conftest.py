@@ -13,6 +13,11 @@ from command_line import ddpm, tiny_digits, write_yaml
 from lightning_ddpm.cli import main
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test first, lest one process be left alone with it at the end."""
+    items.sort(key=lambda item: "twenty_random_moments" not in item.name)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
     """What the package caches goes to a folder of this session, in this process and its children."""
