@@ -13,7 +13,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from run_spies import NumberedDigits
 from tiny import quiet_trainer, same, tiny_model, weights
 
-from lightning_ddpm.callbacks import EMA, Checkpoints, NonFinite
+from lightning_ddpm.callbacks import EMA, Checkpoints, EndTogether, NonFinite
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.generation import generate
@@ -197,3 +197,21 @@ def test_an_exception_on_one_rank_ends_both_with_its_traceback(tmp_path: Path, r
     assert ended.returncode != 0
     assert "ArithmeticError: on this rank alone" in ended.stderr
     assert seconds < 60
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (torch.distributed.DistBackendError("watchdog"), True),
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (SystemExit(0), False),
+    ],
+)
+def test_a_rank_that_has_lost_another_one_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: BaseException, lost: bool
+) -> None:
+    """The third is what gloo says when its time is up while buffers are sent round: it does not say that it is gloo."""
+    EndTogether().on_exception(quiet_trainer(tmp_path), tiny_model(), error)
+    assert ("rank 0 has lost another one after step 0" in capsys.readouterr().out) is lost

@@ -14,6 +14,10 @@ from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.errors import UserError, first_line
 
 
+LOST = ("gloo", "Application timeout caused pair closure")
+"""What gloo's errors have in them when another process does not answer: mostly a path of its source, but not always."""
+
+
 class NonFinite(Callback):
     """Leaves out an optimizer step whose loss or gradient is not finite, and ends the run after too many in a row.
 
@@ -109,7 +113,7 @@ class EndTogether(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SystemExit):
             return
-        if isinstance(exception, torch.distributed.DistError) or "gloo" in str(exception):
+        if isinstance(exception, torch.distributed.DistError) or any(each in str(exception) for each in LOST):
             say(
                 f"rank {trainer.global_rank} has lost another one after step {trainer.global_step} "
                 f"({first_line(exception)}); once its machine is back, go on with --ckpt_path last"
