@@ -13,7 +13,6 @@ from lightning_ddpm.console import say
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.errors import UserError, first_line
 
-
 LOST = ("gloo", "Application timeout caused pair closure")
 """What gloo's errors have in them when another process does not answer: mostly a path of its source, but not always."""
 
