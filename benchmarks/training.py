@@ -29,7 +29,7 @@ from lightning_ddpm.module import DDPM
 from lightning_ddpm.networks import UNet
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-IMAGES = 256
+IMAGES = 2048
 OURS, FLOOR, DIFFUSERS, PYTORCH = "fit", "bare loop", "diffusers", "denoising-diffusion-pytorch"
 Block = Callable[[int], None]
 
