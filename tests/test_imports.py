@@ -143,3 +143,15 @@ def test_the_mathematics_can_be_used_where_lightning_is_not_installed() -> None:
 def test_help_comes_without_loading_torch() -> None:
     program = "import sys; from lightning_ddpm.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+
+
+def test_what_was_imported_is_looked_through_for_garbage_only_at_the_end() -> None:
+    program = (
+        "import atexit, gc\n"
+        "from lightning_ddpm.cli import main\n"
+        "atexit.register(lambda: print('in the end', gc.get_freeze_count()))\n"
+        "assert main(['sample', '--ckpt', 'none.ckpt', '--n', '1', '--out', 'none']) == 2\n"
+        "print('frozen', gc.get_freeze_count() > 100_000, gc.isenabled())"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-2:] == ["frozen True True", "in the end 0"], ran.stdout
