@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import evaluation, images, memory, report, sampling, start, training
+from benchmarks import evaluation, growth, images, memory, report, sampling, start, switches, training
 
 RESULTS = Path(__file__).parent / "results"
 WHATS = {
@@ -16,7 +16,9 @@ WHATS = {
     "input": (images.run, "images that each source gives a second beside those that training takes"),
     "evaluation": (evaluation.run, "drawing, features, statistics and the distance, each alone"),
     "memory": (memory.run, "the memory of fit over 10,000 steps"),
-    "start": (start.run, "--help, and the first step"),
+    "start": (start.run, "--help, and the first step, compiled too"),
+    "growth": (growth.run, "time and memory by batch, size, T, images drawn, data set"),
+    "switches": (switches.run, "channels_last, a fused optimizer, torch.compile: what each changes of a bare step"),
 }
 
 
@@ -25,7 +27,9 @@ def main() -> None:
     parser.add_argument(
         "what", choices=[*WHATS, "tables"], help="; ".join(f"{n}: {what}" for n, (_, what) in WHATS.items())
     )
-    parser.add_argument("--config", default="cifar10", choices=["cifar10", "digits"], help="of training: which model")
+    parser.add_argument(
+        "--config", default="cifar10", choices=["cifar10", "digits"], help="of training, growth, switches: which model"
+    )
     parser.add_argument("--batch_size", type=int, help="images at a time; default: by the model")
     parser.add_argument("--rounds", type=int, default=11, help="how often each is measured, in turn with the others")
     parser.add_argument(

@@ -1,6 +1,8 @@
 """Images that the data's loaders give, beside those that a training step takes."""
 
 import itertools
+import multiprocessing
+import re
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -47,7 +49,23 @@ def _measure(options: Namespace, config: str, source: ImageSource, kept: dict[st
         name: [each / (BATCH if name == "training step" else len(data.train)) for each in found]
         for name, found in seconds.items()
     }
-    write(options.out, f"input_{config}", {"batch": BATCH, "per": "image", "rounds": options.rounds}, per)
+    settings = {"batch": BATCH, "per": "image", "images": 1, "rounds": options.rounds}
+    if Path("/proc/self/smaps_rollup").exists():  # on Linux
+        settings["MB of a worker's own"] = round(_own_memory(source, root))
+    write(options.out, f"input_{config}", settings, per)
+
+
+def _own_memory(source: ImageSource, root: Path) -> float:
+    """What a worker shares with nobody while it reads, MB."""
+    datasets.MEMORY = 2**30
+    data = ImageDataModule(source, root=str(root), batch_size=BATCH, workers=1)
+    data.prepare_data()
+    data.setup("fit")
+    batches = iter(data.train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    said = Path(f"/proc/{worker.pid}/smaps_rollup").read_text()
+    return sum(int(each) for each in re.findall(r"Private_\w+: *(\d+) kB", said)) * 1024 / 1e6
 
 
 def _read(data: ImageDataModule) -> None:

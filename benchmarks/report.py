@@ -4,16 +4,23 @@ import json
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+OF_THE_TABLE = ("per", "unit", "images", "ratios")
+"""Settings that shape the table, rather than stand above it."""
+
+Work = TypeVar("Work")
 LIBRARIES = ("lightning-ddpm", "torch", "pytorch-lightning", "diffusers", "denoising-diffusion-pytorch")
 
 
@@ -29,16 +36,31 @@ def synchronize() -> None:
 
 
 def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, one after the other, round by round; before that one round that does not count."""
+    """Seconds of each, one after the other, forwards in one round and backwards in the next, so that who comes after
+    whom is not for or against any; before that one round that does not count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds + 1):
-        for name, work in contenders.items():
+    for turn in range(rounds + 1):
+        for name, work in forwards_and_back(contenders, turn):
             synchronize()
             started = time.perf_counter()
             work()
             synchronize()
             seconds[name].append(time.perf_counter() - started)
     return {name: found[1:] for name, found in seconds.items()}
+
+
+def forwards_and_back(contenders: Mapping[str, Work], turn: int) -> list[tuple[str, Work]]:
+    """Those of one round, in its order."""
+    return list(contenders.items())[:: -1 if turn % 2 else 1]
+
+
+def alone(module: str, **settings: Any) -> dict[str, float]:
+    """What ``python -m benchmarks.MODULE`` measures in a process of its own, told the settings as JSON."""
+    words = [sys.executable, "-m", f"benchmarks.{module}", json.dumps(settings)]
+    ran = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
+    return found
 
 
 def hardware() -> str:
@@ -51,14 +73,21 @@ def hardware() -> str:
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
-def write(out: Path, what: str, settings: Mapping[str, Any], values: Mapping[str, list[float]]) -> None:
+def write(
+    out: Path,
+    what: str,
+    settings: Mapping[str, Any],
+    values: Mapping[str, list[float]],
+    megabytes: Mapping[str, list[float]] = MappingProxyType({}),
+) -> None:
     """Write one benchmark's seconds, by who took them, and print them.
 
     Args:
         out: folder of the results.
         what: the benchmark.
-        settings: what was measured.
+        settings: what was measured; "per" names what takes the seconds, "images" is how many images that makes.
         values: seconds of each contender, of each round; or what the setting "unit" says.
+        megabytes: what each takes of memory at most, where that was measured.
     """
     out.mkdir(parents=True, exist_ok=True)
     found = {
@@ -68,6 +97,7 @@ def write(out: Path, what: str, settings: Mapping[str, Any], values: Mapping[str
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": dict(settings),
         "values": dict(values),
+        "megabytes": dict(megabytes),
     }
     slug = re.sub(r"\W+", "-", hardware().lower()).strip("-")
     (out / f"{what}-{slug}.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -82,19 +112,29 @@ def _version(name: str) -> str | None:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """Markdown: median and quartiles of each, and the quartiles of its ratio to the first in the same round; of memory,
-    all values in the order of time.
+    """Markdown: median and quartiles of each, and the quartiles of its ratio to the first in the same round, or of its
+    memory where the setting "ratios" is false; of "unit" MB, all values in the order of time.
     """
     if found["settings"].get("unit") == "MB":
         lines = ["| memory, MB | " + " | ".join(str(index + 1) for index in range(len(_first(found)))) + " |"]
         lines.append("|---|" + "---|" * len(_first(found)))
         return lines + [f"| {n} | {' | '.join(f'{each:.0f}' for each in v)} |" for n, v in found["values"].items()]
-    per = found["settings"].get("per", "step")
-    lines = [f"| | ms a {per}, median (quartiles) | ratio to the first, median (quartiles) |", "|---|---|---|"]
-    first = _first(found)
+    settings, megabytes = found["settings"], found.get("megabytes", {})
+    images, first = settings.get("images"), _first(found)
+    heads = [f"ms a {settings.get('per', 'step')}, median (quartiles)"]
+    heads += ["ratio to the first, median (quartiles)"] if settings.get("ratios", True) else []
+    heads += ["images/s"] if images else []
+    heads += ["MB at most"] if megabytes else []
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name, seconds in found["values"].items():
-        ratios = [one / other for one, other in zip(seconds, first, strict=True)]
-        lines.append(f"| {name} | {_quartiles([1000 * each for each in seconds])} | {_quartiles(ratios)} |")
+        cells = [_quartiles([1000 * each for each in seconds])]
+        if settings.get("ratios", True):
+            cells.append(_quartiles([one / other for one, other in zip(seconds, first, strict=True)]))
+        if images:
+            cells.append(f"{images / statistics.median(seconds):.3g}")
+        if megabytes:
+            cells.append(f"{statistics.median(megabytes[name]):.0f}" if name in megabytes else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
@@ -120,7 +160,9 @@ def write_tables(page: Path, out: Path) -> None:
         lines: list[str] = []
         for found in (each for each in results if each["what"] == what):
             settings = ", ".join(
-                f"{name} {value}" for name, value in found["settings"].items() if name not in ("per", "unit")
+                f"{name} {value}"
+                for name, value in found["settings"].items()
+                if name not in ("per", "unit", "images", "ratios")
             )
             versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items() if value)
             lines += [f"{found['hardware']}; {settings}; {found['finished'][:10]}; {versions}.", "", *table(found), ""]

@@ -41,6 +41,7 @@ def run(options: Namespace) -> None:
             seconds = in_turn(contenders, options.rounds if evaluations < 1000 else 3)
         per = {name: [each / evaluations for each in found] for name, found in seconds.items()}
         settings = {"evaluations": evaluations, "batch": batch, "per": "evaluation", "rounds": len(per["sampler"])}
+        settings["images"] = batch / evaluations
         write(options.out, f"sampling_{evaluations}", settings, per)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.report import synchronize, write
+from benchmarks.report import alone, forwards_and_back, synchronize, write
 from lightning_ddpm.cli import main
 from lightning_ddpm.diffusers_format import unet_config, unet_weights
 from lightning_ddpm.images import save, to_float
@@ -29,32 +29,46 @@ from lightning_ddpm.module import DDPM
 from lightning_ddpm.networks import UNet
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+SHAPES = {"cifar10": (32, 3, 16), "digits": (8, 1, 64)}
+"""Of each config: the images' size and channels, and the batch that is taken here."""
+
 IMAGES = 2048
 OURS, FLOOR, DIFFUSERS, PYTORCH = "fit", "bare loop", "diffusers", "denoising-diffusion-pytorch"
 Block = Callable[[int], None]
 
 
 def run(options: Namespace) -> None:
-    """Fit with :class:`Turns` among the callbacks, in a folder that goes away."""
-    size, channels, default = {"cifar10": (32, 3, 16), "digits": (8, 1, 64)}[options.config]
+    """Fit with :class:`Turns` among the callbacks; before that the memory of each, in a process of its own."""
+    size, channels, default = SHAPES[options.config]
     batch_size = options.batch_size or default
     steps = 1 if options.config == "cifar10" else 10
     with tempfile.TemporaryDirectory() as folder:
         pictures = make_up(Path(folder), IMAGES, channels, size)
-        config = yaml.safe_load((CONFIGS / f"{options.config}.yaml").read_text())
-        kept = [
-            each for each in config["trainer"]["callbacks"] if each["class_path"].endswith((".EMA", ".Checkpoints"))
-        ]
-        for each in kept:
-            each["init_args"].pop("monitor", None)
-        turns = {"class_path": "benchmarks.training.Turns", "init_args": {"rounds": options.rounds, "steps": steps}}
-        turns["init_args"].update(pictures=str(pictures), out=str(options.out), name=options.config)
-        config["trainer"].update(callbacks=[*kept, turns], default_root_dir=str(Path(folder) / "run"))
-        config["trainer"].update(limit_val_batches=0, max_steps=10**6)
-        source = {"class_path": "lightning_ddpm.data.ImageFolder", "init_args": {"channels": channels, "size": size}}
-        config["data"] = {"source": source, "root": str(pictures), "batch_size": batch_size, "workers": 0}
+        others = [FLOOR, DIFFUSERS, *([PYTORCH] if batch_size >= 16 else [])]  # it takes no fewer
+        where = {"config": options.config, "pictures": str(pictures), "batch_size": batch_size}
+        peaks = {who: [alone("step", who=who, **where)["megabytes"]] for who in (OURS, *others)}
+        settings = {"rounds": options.rounds, "steps": steps, "pictures": str(pictures), "others": others}
+        settings |= {"out": str(options.out), "name": options.config, "megabytes": peaks}
+        fit(options.config, pictures, batch_size, {"class_path": "benchmarks.training.Turns", "init_args": settings})
+
+
+def fit(
+    config: str, pictures: Path, batch_size: int, callback: dict[str, Any], steps: int = 10**6, size: int | None = None
+) -> None:
+    """The program's own fit, with EMA, clipping, logging and the callback, in a folder that goes away."""
+    settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    kept = [each for each in settings["trainer"]["callbacks"] if each["class_path"].endswith((".EMA", ".Checkpoints"))]
+    for each in kept:
+        each["init_args"].pop("monitor", None)
+    settings["trainer"].update(callbacks=[*kept, callback], limit_val_batches=0, max_steps=steps)
+    shape = {"channels": SHAPES[config][1], "size": size or SHAPES[config][0]}
+    source = {"class_path": "lightning_ddpm.data.ImageFolder", "init_args": shape}
+    settings["model"]["init_args"]["network"]["init_args"]["attention"] = [shape["size"] // 2]  # as in both configs
+    settings["data"] = {"source": source, "root": str(pictures), "batch_size": batch_size, "workers": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        settings["trainer"]["default_root_dir"] = str(Path(folder) / "run")
         file = Path(folder) / "config.yaml"
-        file.write_text(yaml.safe_dump(config))
+        file.write_text(yaml.safe_dump(settings))
         if status := main(["fit", "--config", str(file)]):
             raise SystemExit(status)
 
@@ -62,7 +76,7 @@ def run(options: Namespace) -> None:
 def make_up(folder: Path, n: int, channels: int, size: int) -> Path:
     """A folder of n pictures of noise in ``folder``."""
     pictures = folder / "pictures"
-    pictures.mkdir()
+    pictures.mkdir(parents=True)
     for index in range(n):
         noise = torch.Generator().manual_seed(index)
         save(
@@ -78,24 +92,30 @@ class Turns(Callback):
         rounds: how often each is measured, after one round that does not count.
         steps: of each in a round.
         pictures: folder of the data set.
+        others: who they are.
         out: folder of the results.
         name: of the config.
+        megabytes: of each, measured before.
     """
 
-    def __init__(self, rounds: int, steps: int, pictures: str, out: str, name: str) -> None:
-        self.rounds, self.steps, self.name = rounds, steps, name
-        self.pictures, self.out = Path(pictures), Path(out)
+    def __init__(
+        self,
+        rounds: int,
+        steps: int,
+        pictures: str,
+        others: list[str],
+        out: str,
+        name: str,
+        megabytes: dict[str, list[float]],
+    ) -> None:
+        self.rounds, self.steps, self.name, self.names = rounds, steps, name, others
+        self.pictures, self.out, self.megabytes = Path(pictures), Path(out), megabytes
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DDPM)
         batches = batches_of(trainer.train_dataloader, pl_module.device)
         self.size = len(next(batches)[0])
-        self.others: dict[str, Block] = {
-            FLOOR: bare(copy.deepcopy(pl_module.network), pl_module, batches),
-            DIFFUSERS: diffusers(pl_module, batches),
-        }
-        if self.size >= 16:  # it takes no fewer
-            self.others[PYTORCH] = denoising_diffusion_pytorch(pl_module, self.pictures, self.size)
+        self.others = {name: block_of(name, pl_module, batches, self.pictures, self.size) for name in self.names}
         self.seconds: dict[str, list[float]] = {name: [] for name in (OURS, *self.others)}
         self.taken, self.flops = 0, flops(pl_module, self.size)
         synchronize()
@@ -109,7 +129,7 @@ class Turns(Callback):
             return
         synchronize()
         self.seconds[OURS].append((time.perf_counter() - self.began) / self.steps)
-        for name, block in self.others.items():
+        for name, block in forwards_and_back(self.others, len(self.seconds[OURS])):
             self.seconds[name].append(_timed(block, self.steps))
         if len(self.seconds[OURS]) == self.rounds + 1:
             self._report(pl_module)
@@ -123,6 +143,7 @@ class Turns(Callback):
         peak = matrix_product_peak(module.device)
         settings = {
             "batch": self.size,
+            "images": self.size,
             "parameters": f"{sum(each.numel() for each in module.parameters()):,}",
             "rounds": self.rounds,
             "steps a round": self.steps,
@@ -130,7 +151,7 @@ class Turns(Callback):
             "GFLOP/s of a float32 matrix product": round(peak / 1e9),
             "share of it in fit's fastest round": f"{self.flops / best / peak:.2f}",
         }
-        write(self.out, f"training_{self.name}", settings, counted)
+        write(self.out, f"training_{self.name}", settings, counted, self.megabytes)
 
 
 def _timed(block: Block, steps: int) -> float:
@@ -173,17 +194,28 @@ def matrix_product_peak(where: torch.device, size: int = 2048, times: int = 5) -
     return 2 * size**3 / min(seconds)
 
 
-def bare(network: nn.Module, module: DDPM, batches: Iterator[tuple[Tensor, Tensor]]) -> Block:
+def block_of(
+    name: str, module: DDPM, batches: Iterator[tuple[Tensor, Tensor]], pictures: Path, batch_size: int
+) -> Block:
+    """Takes steps as the one of that name does, of a network like the module's."""
+    if name == FLOOR:
+        return bare(copy.deepcopy(module.network), module, batches)
+    if name == DIFFUSERS:
+        return diffusers(module, batches)
+    return denoising_diffusion_pytorch(module, pictures, batch_size)
+
+
+def bare(network: nn.Module, module: DDPM, batches: Iterator[tuple[Tensor, Tensor]], **of_the_optimizer: bool) -> Block:
     """What must be done at least: Ho's algorithm 1 with Adam, clipping and EMA, by hand."""
     alpha_bar = module.schedule.alpha_bar.to(module.device, torch.float32)
     parameters = list(network.parameters())
     average = [each.detach().clone() for each in parameters]
-    optimizer = torch.optim.Adam(parameters, lr=2e-4)
+    optimizer, T = torch.optim.Adam(parameters, lr=2e-4, **of_the_optimizer), module.schedule.T
 
     def block(steps: int) -> None:
         for _ in range(steps):
             x_0, _ = next(batches)
-            t = torch.randint(1, module.schedule.T + 1, (len(x_0),), device=x_0.device)
+            t = torch.randint(1, T + 1, (len(x_0),), device=x_0.device)
             eps, signal = torch.randn_like(x_0), alpha_bar[t][:, None, None, None]
             loss = functional.mse_loss(network(signal.sqrt() * x_0 + (1 - signal).sqrt() * eps, t), eps)
             loss.backward()

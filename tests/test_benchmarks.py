@@ -20,6 +20,14 @@ def test_a_table_has_medians_quartiles_and_ratios_within_rounds() -> None:
     assert second == "| bare loop | 125 (100 to 188) | 0.75 (0.5 to 1.12) |"
 
 
+def test_a_table_has_images_a_second_and_memory_where_they_are_known() -> None:
+    settings = {"per": "step", "images": 16, "ratios": False}
+    head, _, first, second = report.table({"settings": settings, "values": MEASURED, "megabytes": {"fit": [5.0]}})
+    assert head == "| | ms a step, median (quartiles) | images/s | MB at most |"
+    assert first == "| fit | 200 (175 to 225) | 80 | 5 |"
+    assert second == "| bare loop | 125 (100 to 188) | 128 |  |"
+
+
 def test_the_page_is_written_between_its_marks_again_and_again(tmp_path: Path) -> None:
     page, out = tmp_path / "page.md", tmp_path / "results"
     page.write_text("before\n<!-- training -->\nold\n<!-- end -->\nbetween\n<!-- start -->\nkept\n<!-- end -->\n")
@@ -35,10 +43,10 @@ def test_the_page_is_written_between_its_marks_again_and_again(tmp_path: Path) -
     assert f"{report.hardware()}; batch 16; " in text
 
 
-def test_rounds_are_taken_in_turn_and_the_first_does_not_count() -> None:
+def test_rounds_are_taken_forwards_and_back_and_the_first_does_not_count() -> None:
     order: list[str] = []
     found = report.in_turn({name: lambda name=name: order.append(name) for name in "ab"}, 3)
-    assert "".join(order) == "abababab"
+    assert "".join(order) == "abbaabba"
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
 
 

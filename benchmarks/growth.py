@@ -1,0 +1,88 @@
+"""How time and memory grow: with the batch, the images' size and number, with T, with the images drawn.
+
+``python -m benchmarks.growth '{"what": ..., ...}'`` measures one setting in a process of its own and prints JSON.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.report import alone, device, synchronize, write
+from benchmarks.sampling import CKPT
+from benchmarks.training import OURS, SHAPES, make_up
+from lightning_ddpm.checkpoint import load
+from lightning_ddpm.data import ImageDataModule, ImageFolder
+from lightning_ddpm.diffusion import Ancestral, FixedLarge, Linear
+from lightning_ddpm.generation import generate
+from lightning_ddpm.module import DDPM
+
+
+def run(options: Namespace) -> None:
+    """Every setting so many times, in turn."""
+    size, channels, batch = SHAPES[options.config]
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = str(make_up(Path(folder), 256, channels, 4 * size))
+        fit = {"module": "step", "who": OURS, "config": options.config, "pictures": pictures}
+        shapes = [(batch // 4, size), (batch // 2, size), (batch, size), (batch // 4, 2 * size), (batch // 4, 4 * size)]
+        steps = {f"batch {n}, {side} x {side}": fit | {"batch_size": n, "size": side} for n, side in shapes}
+        _measure(options, f"growth_step_{options.config}", "step", steps)
+        draw = {"module": "growth", "what": "draw"}
+        drawn = {
+            f"{n} images, T = {T}": draw | {"n": n, "T": T} for n, T in ((64, 100), (64, 200), (64, 400), (512, 100))
+        }
+        _measure(options, "growth_draw", "call", drawn)
+        data: dict[str, dict[str, Any]] = {}
+        for n in (1000, 4000, 16000):
+            root = make_up(Path(folder) / str(n), n, 3, 32)
+            data[f"{n} pictures of 32 x 32"] = {"module": "growth", "what": "data", "root": str(root)}
+        _measure(options, "growth_data", "start", data)
+
+
+def _measure(options: Namespace, name: str, per: str, settings: dict[str, dict[str, Any]]) -> None:
+    seconds: dict[str, list[float]] = {each: [] for each in settings}
+    megabytes: dict[str, list[float]] = {each: [] for each in settings}
+    for _ in range(options.rounds):
+        for each, arguments in settings.items():
+            found = alone(**arguments)
+            seconds[each].append(found["seconds"])
+            megabytes[each].append(found["megabytes"])
+    write(options.out, name, {"per": per, "rounds": options.rounds}, seconds, megabytes)
+
+
+def draw(n: int, T: int) -> None:
+    """n digits, 64 at a time, by all steps of a schedule of T."""
+    model = load(CKPT, DDPM).to(device())
+    model.schedule = Linear(T).to(device())
+    for _ in generate(model, n, sampler=Ancestral(FixedLarge())):
+        pass
+
+
+def data(root: str) -> None:
+    """A folder of pictures, ready for training: listed, read, decoded."""
+    module = ImageDataModule(ImageFolder(size=32, channels=3), root=root, batch_size=64, workers=0)
+    module.prepare_data()
+    module.setup("fit")
+    next(iter(module.train_dataloader()))
+
+
+def main(what: str, **settings: Any) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    {"draw": draw, "data": data}[what](**settings)
+    synchronize()
+    seconds = time.perf_counter() - started
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    if what == "draw" and torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    print("\n" + json.dumps({"seconds": seconds, "megabytes": peak / 1e6}), flush=True)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
