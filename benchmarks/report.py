@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-OF_THE_TABLE = ("per", "unit", "images", "ratios")
+OF_THE_TABLE = ("per", "unit", "images")
 """Settings that shape the table, rather than stand above it."""
 
 Work = TypeVar("Work")
@@ -112,8 +112,8 @@ def _version(name: str) -> str | None:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """Markdown: median and quartiles of each, and the quartiles of its ratio to the first in the same round, or of its
-    memory where the setting "ratios" is false; of "unit" MB, all values in the order of time.
+    """Markdown: median and quartiles of each, and the quartiles of its ratio to the first in the same round; of memory
+    as "unit", all values in the order of time.
     """
     if found["settings"].get("unit") == "MB":
         lines = ["| memory, MB | " + " | ".join(str(index + 1) for index in range(len(_first(found)))) + " |"]
@@ -121,17 +121,15 @@ def table(found: Mapping[str, Any]) -> list[str]:
         return lines + [f"| {n} | {' | '.join(f'{each:.0f}' for each in v)} |" for n, v in found["values"].items()]
     settings, megabytes = found["settings"], found.get("megabytes", {})
     images, first = settings.get("images"), _first(found)
-    heads = [f"ms a {settings.get('per', 'step')}, median (quartiles)"]
-    heads += ["ratio to the first, median (quartiles)"] if settings.get("ratios", True) else []
+    heads = [f"ms per {settings.get('per', 'step')}, median (quartiles)", "ratio to the first, median (quartiles)"]
     heads += ["images/s"] if images else []
     heads += ["MB at most"] if megabytes else []
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name, seconds in found["values"].items():
-        cells = [_quartiles([1000 * each for each in seconds])]
-        if settings.get("ratios", True):
-            cells.append(_quartiles([one / other for one, other in zip(seconds, first, strict=True)]))
+        ratios = [one / other for one, other in zip(seconds, first, strict=True)]
+        cells = [_quartiles([1000 * each for each in seconds]), _quartiles(ratios)]
         if images:
-            cells.append(f"{images / statistics.median(seconds):.3g}")
+            cells.append(_three(images / statistics.median(seconds)))
         if megabytes:
             cells.append(f"{statistics.median(megabytes[name]):.0f}" if name in megabytes else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -145,7 +143,12 @@ def _first(found: Mapping[str, Any]) -> list[float]:
 
 def _quartiles(values: list[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+    return f"{_three(middle)} ({_three(low)} to {_three(high)})"
+
+
+def _three(value: float) -> str:
+    """Three figures, and thousands rather than a power of ten."""
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def write_tables(page: Path, out: Path) -> None:
@@ -160,9 +163,7 @@ def write_tables(page: Path, out: Path) -> None:
         lines: list[str] = []
         for found in (each for each in results if each["what"] == what):
             settings = ", ".join(
-                f"{name} {value}"
-                for name, value in found["settings"].items()
-                if name not in ("per", "unit", "images", "ratios")
+                f"{name} {value}" for name, value in found["settings"].items() if name not in ("per", "unit", "images")
             )
             versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items() if value)
             lines += [f"{found['hardware']}; {settings}; {found['finished'][:10]}; {versions}.", "", *table(found), ""]

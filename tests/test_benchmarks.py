@@ -20,12 +20,24 @@ def test_a_table_has_medians_quartiles_and_ratios_within_rounds() -> None:
     assert second == "| bare loop | 125 (100 to 188) | 0.75 (0.5 to 1.12) |"
 
 
+def test_three_figures_and_no_powers_of_ten() -> None:
+    assert [report._three(each) for each in (15316.0, 8249.6, 41.23, 0.9244, 12.0)] == [
+        "15,300",
+        "8,250",
+        "41.2",
+        "0.924",
+        "12",
+    ]
+
+
 def test_a_table_has_images_a_second_and_memory_where_they_are_known() -> None:
-    settings = {"per": "step", "images": 16, "ratios": False}
+    settings = {"per": "step", "images": 16}
     head, _, first, second = report.table({"settings": settings, "values": MEASURED, "megabytes": {"fit": [5.0]}})
-    assert head == "| | ms a step, median (quartiles) | images/s | MB at most |"
-    assert first == "| fit | 200 (175 to 225) | 80 | 5 |"
-    assert second == "| bare loop | 125 (100 to 188) | 128 |  |"
+    assert (
+        head == "| | ms per step, median (quartiles) | ratio to the first, median (quartiles) | images/s | MB at most |"
+    )
+    assert first == "| fit | 200 (175 to 225) | 1 (1 to 1) | 80 | 5 |"
+    assert second == "| bare loop | 125 (100 to 188) | 0.75 (0.5 to 1.12) | 128 |  |"
 
 
 def test_the_page_is_written_between_its_marks_again_and_again(tmp_path: Path) -> None:
