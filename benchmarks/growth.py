@@ -1,20 +1,12 @@
-"""How time and memory grow: with the batch, the images' size and number, with T, with the images drawn.
+"""How time and memory grow: with the batch, the images' size and number, with T, with the images drawn."""
 
-``python -m benchmarks.growth '{"what": ..., ...}'`` measures one setting in a process of its own and prints JSON.
-"""
-
-import json
-import resource
-import sys
 import tempfile
 import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.report import alone, device, synchronize, write
+from benchmarks.report import alone, device, megabytes_at_most, synchronize, write
 from benchmarks.sampling import CKPT
 from benchmarks.training import OURS, SHAPES, make_up
 from lightning_ddpm.checkpoint import load
@@ -72,17 +64,11 @@ def data(root: str) -> None:
     next(iter(module.train_dataloader()))
 
 
-def main(what: str, **settings: Any) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def measure(what: str, **settings: Any) -> dict[str, float]:
+    """Seconds, and the memory taken at most beside what the imports take, MB; of data always the process's."""
+    before = megabytes_at_most(what == "data")
     started = time.perf_counter()
     {"draw": draw, "data": data}[what](**settings)
     synchronize()
     seconds = time.perf_counter() - started
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    if what == "draw" and torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    print("\n" + json.dumps({"seconds": seconds, "megabytes": peak / 1e6}), flush=True)
-
-
-if __name__ == "__main__":
-    main(**json.loads(sys.argv[1]))
+    return {"seconds": seconds, "megabytes": megabytes_at_most(what == "data") - before}

@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -56,11 +57,19 @@ def forwards_and_back(contenders: Mapping[str, Work], turn: int) -> list[tuple[s
 
 
 def alone(module: str, **settings: Any) -> dict[str, float]:
-    """What ``python -m benchmarks.MODULE`` measures in a process of its own, told the settings as JSON."""
-    words = [sys.executable, "-m", f"benchmarks.{module}", json.dumps(settings)]
+    """What ``measure`` of that file here says, told the settings, in a process of its own."""
+    program = f"import json, sys; from benchmarks.{module} import measure; found = measure(**json.loads(sys.argv[1]))"
+    words = [sys.executable, "-c", f"{program}; print(); print(json.dumps(found))", json.dumps(settings)]
     ran = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
     return found
+
+
+def megabytes_at_most(of_the_process: bool = False) -> float:
+    """The most memory that was taken since the start: the GPU's, or, without one or if asked, this process's."""
+    if torch.cuda.is_available() and not of_the_process:
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def hardware() -> str:

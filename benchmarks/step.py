@@ -1,17 +1,13 @@
-"""One who trains, in a process of its own: ``python -m benchmarks.step '{"who": ..., ...}'`` prints JSON."""
+"""A few steps of one who trains: how long one takes, and how much memory."""
 
-import json
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from benchmarks.report import device, synchronize
+from benchmarks.report import device, megabytes_at_most, synchronize
 from benchmarks.training import CONFIGS, DIFFUSERS, OURS, PYTORCH, SHAPES, batches_of, block_of, fit
 from lightning_ddpm.data import ImageDataModule, ImageFolder
 from lightning_ddpm.diffusion import DDIM, Linear
@@ -39,25 +35,19 @@ class Clock(Callback):
 
 def measure(who: str, config: str, pictures: str, batch_size: int, size: int | None = None) -> dict[str, float]:
     """Seconds of a step, the fastest after the first, and the memory that all of them took at most beside what the
-    imports take, MB: of the GPU, or else of the process.
+    imports take, MB.
     """
     if who == DIFFUSERS:
         import diffusers  # noqa: F401
     if who == PYTORCH:
         import denoising_diffusion_pytorch  # noqa: F401
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = megabytes_at_most()
     if who == OURS:
-        callback = {"class_path": "benchmarks.step.Clock"}
-        fit(config, Path(pictures), batch_size, callback, STEPS, size)
-        from benchmarks.step import Clock as Used  # this file is also __main__, another module
-
-        seconds = Used.seconds
+        fit(config, Path(pictures), batch_size, {"class_path": "benchmarks.step.Clock"}, STEPS, size)
+        seconds = Clock.seconds
     else:
         seconds = _steps(who, config, Path(pictures), batch_size, size)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    return {"seconds": min(seconds[1:]), "megabytes": peak / 1e6}
+    return {"seconds": min(seconds[1:]), "megabytes": megabytes_at_most() - before}
 
 
 def _steps(who: str, config: str, pictures: Path, batch_size: int, size: int | None) -> list[float]:
@@ -79,8 +69,3 @@ def _steps(who: str, config: str, pictures: Path, batch_size: int, size: int | N
         synchronize()
         seconds.append(time.perf_counter() - started)
     return seconds
-
-
-if __name__ == "__main__":
-    found = measure(**json.loads(sys.argv[1]))
-    print("\n" + json.dumps(found), flush=True)
