@@ -16,7 +16,8 @@ WHATS = {
     "input": (images.run, "images that each source gives a second beside those that training takes"),
     "evaluation": (evaluation.run, "drawing, features, statistics and the distance, each alone"),
     "memory": (memory.run, "the memory of fit over 10,000 steps"),
-    "start": (start.run, "--help, and the first step, compiled too"),
+    "start": (start.run, "--help, and the first step"),
+    "compiled": (start.compiled, "the first step under torch.compile, the first time and again"),
     "growth": (growth.run, "time and memory by batch, size, T, images drawn, data set"),
     "switches": (switches.run, "channels_last, a fused optimizer, torch.compile: what each changes of a bare step"),
 }
