@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from tiny import quiet_trainer, same, tiny_model, tiny_network, weights
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_ddpm.callbacks import EMA
 from lightning_ddpm.data import Digits, ImageDataModule
@@ -105,6 +106,47 @@ def test_buffers_are_not_averaged(tmp_path: Path) -> None:
     assert float(model.network.count) == 6
     assert ema._average_model is not None
     assert torch.equal(model.schedule.alpha_bar, tiny_model().schedule.alpha_bar)
+
+
+def test_the_average_is_on_the_modules_device_and_its_counter_where_it_can_be_read_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ema, model, trainer = EMA(), tiny_model(), Trainer(logger=False, barebones=True)
+    ema.setup(trainer, model, "fit")
+    model.to("meta")  # as Lightning moves it to a GPU, after setup
+    ema.on_fit_start(trainer, model)
+    average = ema._average_model
+    assert average is not None
+    assert {each.device.type for each in (*average.module.parameters(), *average.module.buffers())} == {"meta"}
+    assert average.n_averaged.device.type == "cpu"
+    monkeypatch.setattr(Trainer, "global_step", 1)
+    ema.on_train_batch_end(trainer, model, None, None, 0)
+    assert int(average.n_averaged) == 1
+
+
+def test_a_second_fit_averages_anew_from_its_first_step(tmp_path: Path) -> None:
+    ema, model = EMA(), tiny_model()
+    fit(tmp_path / "first", [ema], model=model)
+    raw = RawWeights()
+    fit(tmp_path / "second", [raw, ema], model=model)
+    assert_close(weights(model), by_hand(raw.steps, ema.decay))
+
+
+def test_a_module_without_buffers_is_averaged(tmp_path: Path) -> None:
+    class Line(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def training_step(self, batch: Tensor) -> Tensor:
+            return (self.weight * batch).sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    model = Line()
+    quiet_trainer(tmp_path, callbacks=[EMA(0.0)], max_steps=2).fit(model, DataLoader(torch.ones(4)))
+    assert model.weight.item() == -1
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["EMA first", "EMA last"])

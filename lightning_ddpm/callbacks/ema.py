@@ -3,7 +3,7 @@
 Ho's CIFAR-10 checkpoint has FID 3.21 with it and 12.14 without.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,11 +32,7 @@ class EMA(WeightAveraging):
             raise UserError(f"the EMA's decay must lie in [0, 1), got {decay}; Ho et al. use 0.9999")
         self.decay = decay
         self._swapped = False
-        super().__init__(use_buffers=False, multi_avg_fn=self._average)
-
-    def _average(self, average: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
-        decay = min(self.decay, (1 + int(n)) / (10 + int(n)))
-        torch._foreach_lerp_(list(average), list(current), 1 - decay)
+        super().__init__(use_buffers=False)
 
     @contextmanager
     def averaged(self, module: LightningModule) -> Iterator[None]:
@@ -61,8 +57,35 @@ class EMA(WeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._swapped = False
+            self._swapped, self._latest_update_step = False, 0
         super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow the module to its device: Lightning has made the average before it moved the module there."""
+        model = self._average_model
+        assert model is not None
+        average = model.module.to(pl_module.device)
+        model.n_averaged = model.n_averaged.cpu()  # to read it waits for no device
+        self._averages: list[Tensor] = list(average.parameters())
+        self._weights: list[Tensor] = list(pl_module.parameters())
+        self._kept: list[Tensor] = list(average.buffers())
+        self._buffers: list[Tensor] = list(pl_module.buffers())
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        model = self._average_model
+        if model is None or trainer.global_step == self._latest_update_step:
+            return
+        self._latest_update_step, n = trainer.global_step, int(model.n_averaged)
+        if n == 0:
+            torch._foreach_copy_(self._averages, self._weights)
+        else:
+            torch._foreach_lerp_(self._averages, self._weights, 1 - min(self.decay, (1 + n) / (10 + n)))
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+        model.n_averaged += 1
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._average_model is not None and not self._swapped:
