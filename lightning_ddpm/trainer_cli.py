@@ -32,6 +32,10 @@ from lightning_ddpm.errors import UserError
 from lightning_ddpm.files import require_writable
 
 
+PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, None)
+"""Of Lightning's, those that keep the weights in float32."""
+
+
 class SaveConfig(SaveConfigCallback):
     """Writes config.yaml into the run's folder when training starts, and only then."""
 
@@ -81,6 +85,11 @@ class DDPMCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        if config.precision not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision {config.precision} does not keep the weights in float32, as their average needs; "
+                "take bf16-mixed or 16-mixed, whose network computes in half, or 32-true"
+            )
         folder = Path(config.default_root_dir or "checkpoints/run")
         if not config.fast_dev_run:
             require_writable(folder)

@@ -429,6 +429,13 @@ def test_data_and_network_that_disagree_are_both_named(name, given, told, refuse
     assert f"the network is told {name}={told}" in said
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_weights_of_another_type_than_float32_are_refused(precision, refused):
+    said = refused(None, "--trainer.precision", precision)
+    assert f"precision {precision} does not keep the weights in float32" in said
+    assert "take bf16-mixed or 16-mixed" in said
+
+
 def test_a_chain_without_steps_is_refused(refused):
     assert "steps=0" in refused(None, "--model.schedule.steps", "0")
 
