@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning_ddpm.console import say
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.data.checks import read_all, remember
+from lightning_ddpm.data.sources import SPLITS
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.images import Picture
 
@@ -43,7 +44,7 @@ def check(data: ImageDataModule) -> int:
     parts = data.source.pictures(data.root)
     if not parts:
         data.prepare_data()
-        n = [len(data.source.open(data.root, split)) for split in ("train", "test")]
+        n = [len(data.source.open(data.root, split)) for split in SPLITS]
         say(f"{n[0]} images of {data.channels}x{data.size}x{data.size} to train on and {n[1]} held out, kept as arrays")
         return 0
     wrong, good = 0, Counter[tuple[str, str, tuple[int, int]]]()

@@ -50,13 +50,14 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def require_room(folder: Path, largest: int, total: int) -> None:
+def require_room(folder: Path, largest: int, total: int, of: str = "checkpoint") -> None:
     """Refuse a folder that is too small, by reserving a file as large as the largest and giving it back.
 
     Args:
         folder: which exists.
         largest: bytes of the largest file to come.
         total: bytes of all of them.
+        of: what they are.
 
     Raises:
         UserError: a full disk, a quota or a limit on files is in the way.
@@ -64,7 +65,7 @@ def require_room(folder: Path, largest: int, total: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < total:
         raise UserError(
-            f"the checkpoints take {total / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB left; make room, or "
+            f"the {of}s take {total / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB left; make room, or "
             "choose another folder"
         )
     try:
@@ -74,7 +75,7 @@ def require_room(folder: Path, largest: int, total: int) -> None:
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
             return  # this file system does not reserve
         raise UserError(
-            f"a checkpoint of {largest / 1e6:,.0f} MB cannot be written in {folder} ({error.strerror or error}); make "
+            f"a {of} of {largest / 1e6:,.0f} MB cannot be written in {folder} ({error.strerror or error}); make "
             "room, lift the limit, or choose another folder"
         ) from error
 

@@ -31,7 +31,6 @@ from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.files import require_writable
 
-
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, None)
 """Of Lightning's, those that keep the weights in float32."""
 

@@ -13,7 +13,7 @@ import pytest
 from command_line import ddpm
 from PIL import Image
 
-from lightning_ddpm.data import ImageDataModule, ImageFolder, datasets
+from lightning_ddpm.data import ImageDataModule, ImageFolder, datasets, decoded
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.images import read
 
@@ -359,7 +359,7 @@ def test_a_picture_that_goes_bad_during_training_is_named_without_a_traceback(
     root = tmp_path / "pictures"
     for index in range(12):
         noise(root / f"{index:02d}.png", index, (8, 8))
-    monkeypatch.setattr(datasets, "MEMORY", 0)  # read while training, as large sets are
+    monkeypatch.setattr(decoded, "MEMORY", 0)  # read while training, as large sets are
     open_part = ImageFolder.open
 
     def open_then_spoil(self: ImageFolder, folder: Path, split: Any) -> Any:

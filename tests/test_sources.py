@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import pickle
-import shutil
 import string
 import struct
 from pathlib import Path
@@ -18,8 +17,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tiny import real_data
 
-from lightning_ddpm.data import CIFAR10, LSUN, MNIST, CelebA, Digits, FashionMNIST, ImageFolder, datasets
-from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDataset
+from lightning_ddpm.data import CIFAR10, LSUN, MNIST, CelebA, Digits, FashionMNIST, ImageFolder
+from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.sources import ImageSource
 from lightning_ddpm.errors import UserError
 
@@ -186,9 +185,9 @@ def test_celeba_is_the_middle_square_of_each_face_of_the_right_partition(celeba:
     assert source.class_names(celeba) == []
 
 
-def test_celeba_larger_than_its_faces_is_refused(celeba: Path) -> None:
-    with pytest.raises(UserError, match="178x218, smaller than the 179x179"):
-        CelebA(size=179).open(celeba, "train")
+def test_celeba_larger_than_its_faces_is_refused() -> None:
+    with pytest.raises(UserError, match=r"178 pixels wide: size must lie in \[1, 178\], got 179"):
+        CelebA(size=179)
 
 
 # LSUN
@@ -450,75 +449,3 @@ def test_folders_are_grey_or_rgb(channels: int) -> None:
 def test_the_share_held_out_is_a_share(holdout: float) -> None:
     with pytest.raises(UserError, match=r"holdout must lie in \(0, 1\)"):
         ImageFolder(holdout=holdout)
-
-
-# large sets and fingerprints
-
-
-def test_sets_too_large_for_memory_are_read_from_their_files_with_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = np.random.default_rng(0)
-    for i in range(5):
-        picture(tmp_path / "train" / "ab"[i % 2] / f"{i}.png", tuple(generator.integers(0, 256, 3).tolist()), (9, 12))
-    picture(tmp_path / "test" / "a" / "5.png")
-    kept = ImageFolder(size=8).open(tmp_path, "train")
-    monkeypatch.setattr(datasets, "MEMORY", 5 * 3 * 8 * 8 - 1)
-    read = ImageFolder(size=8).open(tmp_path, "train")
-    assert isinstance(kept, MemoryDataset)
-    assert isinstance(read, FileDataset)
-    assert torch.equal(everything(kept)[0], everything(read)[0])
-    assert torch.equal(everything(kept)[1], everything(read)[1])
-    assert torch.equal(kept[3][0], read[3][0])
-    assert kept[3][1] == read[3][1]
-
-
-def fingerprint(root: Path, **arguments: Any) -> str:
-    return ImageFolder(**({"size": 8, "holdout": 0.5} | arguments)).open(root, "train").fingerprint
-
-
-@pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "in files"])
-def test_the_fingerprint_names_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
-    monkeypatch.setattr(datasets, "MEMORY", memory)
-    for i in range(4):
-        picture(tmp_path / f"{i}.png", 10 * i, (16, 16))
-    first = fingerprint(tmp_path)
-    assert first == fingerprint(tmp_path)
-    assert first != fingerprint(tmp_path, size=16)
-    assert first != fingerprint(tmp_path, channels=1)
-    picture(tmp_path / "4.png", 40, (16, 16))
-    listed = fingerprint(tmp_path)
-    assert listed != first
-
-
-@pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "in files"])
-def test_the_fingerprint_changes_with_the_content_of_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
-) -> None:
-    monkeypatch.setattr(datasets, "MEMORY", memory)
-    for i in range(4):
-        picture(tmp_path / f"{i}.png", 10 * i)
-    first = fingerprint(tmp_path)
-    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "0.png")
-    assert fingerprint(tmp_path) != first
-
-
-def test_another_set_at_the_same_relative_path_has_another_fingerprint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(datasets, "MEMORY", 0)
-    found = set()
-    for home in ("first", "second"):
-        for i in range(2):
-            picture(tmp_path / home / "data" / f"{i}.png", 10 * i + len(home))
-        monkeypatch.chdir(tmp_path / home)
-        found.add(fingerprint(Path("data")))
-    assert len(found) == 2
-
-
-def test_a_moved_set_in_memory_keeps_its_fingerprint(tmp_path: Path) -> None:
-    for i in range(4):
-        picture(tmp_path / "here" / f"{i}.png", 10 * i)
-    shutil.copytree(tmp_path / "here", tmp_path / "there")
-    assert fingerprint(tmp_path / "here") == fingerprint(tmp_path / "there")

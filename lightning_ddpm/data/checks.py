@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,9 @@ from lightning_ddpm.data.datasets import FileDataset
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.files import cache_folder, write_whole
 from lightning_ddpm.images import Picture
+
+THREADS = min(4, os.cpu_count() or 1)
+"""So many read; more are in each other's way, for a decoder has Python's lock for a part of its time."""
 
 NAMED = 10
 """So many faults are listed where not all can be."""
@@ -34,9 +38,13 @@ def read_all(data: FileDataset, what: str, show: bool = True) -> Iterator[Pictur
             return f"{data.names[index]}: {error}"
 
     def results() -> Iterator[tuple[int, Picture | str]]:
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(data), 256):  # not all at once: the results wait in memory
-                yield from ((1, each) for each in pool.map(attempt, range(start, min(start + 256, len(data)))))
+                some = range(start, min(start + 256, len(data)))
+                parts = pool.map(
+                    lambda indices: [*map(attempt, indices)], (some[i : i + 16] for i in range(0, 256, 16))
+                )
+                yield from ((1, each) for part in parts for each in part)
 
     return progress(results(), len(data), what, show)
 
@@ -76,8 +84,12 @@ def _cached(data: FileDataset) -> list[int] | None:
 
 
 def _path(data: FileDataset) -> Path:
-    key = hashlib.sha256(f"{data.fingerprint} {PIL.__version__}".encode()).hexdigest()[:16]
-    return cache_folder() / "checked" / f"{key}.json"
+    return cache_folder() / "checked" / f"{key(data)}.json"
+
+
+def key(data: FileDataset) -> str:
+    """Names what was found out about a set's decoded pictures, until a file or Pillow changes."""
+    return hashlib.sha256(f"{data.fingerprint} {PIL.__version__}".encode()).hexdigest()[:16]
 
 
 def listed(found: Sequence[str]) -> str:

@@ -10,9 +10,10 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_ddpm.data.datasets import Batch, ImageDataset
+from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset
+from lightning_ddpm.data.decoded import fits, in_file, in_memory
 from lightning_ddpm.data.sampler import ImageRange, Shard, ShuffledShard, ranges
-from lightning_ddpm.data.sources import ImageSource
+from lightning_ddpm.data.sources import SPLITS, ImageSource
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.images import to_float
 from lightning_ddpm.randomness import generator, run_seed
@@ -30,6 +31,8 @@ class ImageDataModule(LightningDataModule):
         flip: mirror half of the training images left to right, as Ho et al. do but for LSUN-cat and digits.
         workers: processes that read ahead; 0 for sets kept in memory.
         generate: images that ``predict`` generates.
+        decoded: folder for the decoded pictures of sets too large for memory (over 1 GiB), which all processes of a
+            machine then share; ``null`` to decode them at every turn.
     """
 
     def __init__(
@@ -40,12 +43,14 @@ class ImageDataModule(LightningDataModule):
         flip: bool = False,
         workers: int = 0,
         generate: int = 64,
+        decoded: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         self.source, self.root, self.batch_size = source, Path(root), batch_size
         self.flip, self.workers, self.generate = flip, workers, generate
+        self.decoded = None if decoded is None else Path(decoded)
         self.channels, self.size = source.channels, source.size
 
     def class_names(self) -> list[str]:
@@ -72,15 +77,20 @@ class ImageDataModule(LightningDataModule):
             )
 
     def prepare_data(self) -> None:
+        """Fetch, check and, where asked, decode the data, in one process of a machine before the others open it."""
         self.source.prepare(self.root)
+        for split in SPLITS if self.decoded else ():
+            data = self.source.open(self.root, split)
+            if isinstance(data, FileDataset) and not fits(data):
+                self._kept(data)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self._begins = (0, 0)
         if stage == "fit" and not hasattr(self, "train"):
-            self.train: ImageDataset = self.source.open(self.root, "train")
+            self.train: ImageDataset = self._kept(self.source.open(self.root, "train"))
         if stage in ("fit", "validate", "test") and not hasattr(self, "held_out"):
-            self.held_out: ImageDataset = self.source.open(self.root, "test")
+            self.held_out: ImageDataset = self._kept(self.source.open(self.root, "test"))
         if stage == "fit" and self.batch_size * self._world > len(self.train):
             raise UserError(
                 f"a batch of {self.batch_size} images on each of {self._world} devices is more than the data set has "
@@ -90,7 +100,7 @@ class ImageDataModule(LightningDataModule):
     def reference(self) -> ImageDataset:
         """The training images as they are, un-flipped: what generated images are compared with."""
         if not hasattr(self, "train"):
-            self.train = self.source.open(self.root, "train")
+            self.train = self._kept(self.source.open(self.root, "train"))
         return self.train
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -155,6 +165,14 @@ class ImageDataModule(LightningDataModule):
         images, labels = batch
         x_0 = to_float(images)
         return (self._flip(x_0) if self.flip and self._training else x_0), labels
+
+    def _kept(self, data: ImageDataset) -> ImageDataset:
+        """Pictures decoded in memory or in a file, where there is room for them."""
+        if not isinstance(data, FileDataset):
+            return data
+        if fits(data):
+            return in_memory(data, str(self.root))
+        return in_file(data, self.decoded, str(self.root)) if self.decoded else data
 
     def _flip(self, x_0: Tensor) -> Tensor:
         assert self.trainer is not None

@@ -11,12 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_ddpm.console import progress
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.images import Picture, read
-
-MEMORY = 2**30
-"""Decoded sets of up to this many bytes are kept in memory."""
 
 Batch = tuple[Tensor, Tensor]
 """Images (b, c, h, w) and labels (b,) int64, -1 where there is none."""
@@ -115,15 +111,6 @@ class FileDataset(ImageDataset):
         """Some of the pictures."""
         names, labels = [self.names[index] for index in indices], self.labels[list(indices)]
         return FileDataset(names, lambda i: self.file(indices[i]), labels, self.channels, self.size, self.fingerprint)
-
-    def kept(self, what: str) -> ImageDataset:
-        """This set decoded into memory if it is small enough, else itself."""
-        if len(self) * self.channels * self.size**2 > MEMORY:
-            return self
-        chunks = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
-        batches = ((len(chunk), self.__getitems__(chunk)) for chunk in chunks)
-        reading = progress(batches, len(self), f"reading {what}", show=len(self) > 5000)
-        return MemoryDataset(torch.cat([images for images, _ in reading]), self.labels)
 
 
 def paths_dataset(

@@ -63,7 +63,7 @@ class ImageFolder(ImageSource):
         folder = _folder(Path(root), split)
         if not chosen:
             raise UserError(f"{folder} holds no image for the part {split!r}; it takes at least one of each part")
-        return data.only(chosen).kept(str(folder))
+        return data.only(chosen)
 
     def pictures(self, root: Path) -> list[FileDataset]:
         return [self._listing(Path(root))[0]]

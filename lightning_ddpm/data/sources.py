@@ -16,6 +16,7 @@ from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDatase
 from lightning_ddpm.errors import UserError
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 class ImageSource(ABC):
@@ -128,21 +129,20 @@ class CelebA(ImageSource):
     channels = 3
 
     def __init__(self, size: int = 64) -> None:
+        if not 1 <= size <= 178:
+            raise UserError(f"CelebA's faces are 178 pixels wide: size must lie in [1, 178], got {size}")
         self.size = size
 
     def prepare(self, root: Path) -> None:
         _fetch(partial(torchvision.datasets.CelebA, root, download=True), "CelebA", root)
 
-    def open(self, root: Path, split: Split) -> ImageDataset:
-        return self._part(root, split).kept("CelebA")
-
-    def pictures(self, root: Path) -> list[FileDataset]:
-        return [self._part(root, "train"), self._part(root, "test")]
-
-    def _part(self, root: Path, split: Split) -> FileDataset:
+    def open(self, root: Path, split: Split) -> FileDataset:
         data = torchvision.datasets.CelebA(root, split="train" if split == "train" else "valid")
         paths = [Path(root) / data.base_folder / "img_align_celeba" / name for name in data.filename]
         return paths_dataset(paths, torch.full((len(paths),), -1), self.channels, self.size)
+
+    def pictures(self, root: Path) -> list[FileDataset]:
+        return [self.open(root, split) for split in SPLITS]
 
     def class_names(self, root: Path) -> list[str]:
         return []
@@ -181,13 +181,7 @@ class LSUN(ImageSource):
             download = partial(download_and_extract_archive, url, str(root), remove_finished=True)
             _fetch(download, f"LSUN {folder}", root)
 
-    def open(self, root: Path, split: Split) -> ImageDataset:
-        return self._part(root, split)
-
-    def pictures(self, root: Path) -> list[FileDataset]:
-        return [self._part(root, "train"), self._part(root, "test")]
-
-    def _part(self, root: Path, split: Split) -> FileDataset:
+    def open(self, root: Path, split: Split) -> FileDataset:
         scene = self.category in self.scenes
         folder = Path(root) / (
             f"{self.category}_{'train' if split == 'train' else 'val'}_lmdb" if scene else self.category
@@ -202,6 +196,9 @@ class LSUN(ImageSource):
         labels = torch.full((len(chosen),), -1)
         state = file_state(folder / "data.mdb")
         return FileDataset([f"{folder}[{i}]" for i in chosen], file, labels, self.channels, self.size, state)
+
+    def pictures(self, root: Path) -> list[FileDataset]:
+        return [self.open(root, split) for split in SPLITS]
 
     def class_names(self, root: Path) -> list[str]:
         return []
