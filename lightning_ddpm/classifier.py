@@ -37,7 +37,7 @@ class Classifier(LightningModule):
             dy, dx = torch.randint(-1, 2, (2,)).tolist()
             shifted = torch.roll(functional.pad(x, (1, 1, 1, 1), value=-1), (dy, dx), (2, 3))[..., 1:-1, 1:-1]
             loss = functional.cross_entropy(self.network(shifted), label)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -151,7 +151,7 @@ class DDPM(LightningModule):
         loss = (weights * losses).mean()
         # A loss that is not finite has gradients that are not, on every rank: all leave the step out.
         loss = loss * torch.where(loss.isfinite(), 1.0, torch.nan)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         if self._written:
             sums, counts = by_quarter(losses.detach(), t, self.schedule.T)
             for quarter in counts.nonzero().flatten().tolist():

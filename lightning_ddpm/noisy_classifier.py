@@ -79,7 +79,7 @@ class NoisyClassifier(LightningModule):
         told = label >= 0
         losses = functional.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
         loss: Tensor = losses / told.sum().clamp(min=1)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         return loss
 
     def on_validation_epoch_start(self) -> None:

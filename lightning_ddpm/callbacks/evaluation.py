@@ -82,6 +82,7 @@ class Evaluation(Callback):
         self.guidance = guidance
         self.figures: Figures | None = None
         self.evaluated = -1
+        self.found: dict[str, float] = {}
         self.seconds: list[float] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -137,9 +138,9 @@ class Evaluation(Callback):
     def _log(self, trainer: Trainer, module: LightningModule, on_step: bool) -> None:
         if not self._affordable(trainer):
             return
-        found = self.evaluate(trainer, module)
-        module.log_dict(found, on_step=on_step, on_epoch=not on_step, logger=False, prog_bar=True)
-        _to_loggers(trainer, found)
+        self.found = self.evaluate(trainer, module)
+        module.log_dict(self.found, on_step=on_step, on_epoch=not on_step, logger=False)
+        _to_loggers(trainer, self.found)
 
     def _affordable(self, trainer: Trainer) -> bool:
         """Whether max_share has room for an evaluation now; the first rank's clock decides for all."""

@@ -4,10 +4,11 @@ import time
 from abc import ABC, abstractmethod
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lightning_ddpm.callbacks.evaluation import Evaluation
 from lightning_ddpm.console import duration, say
 
 
@@ -43,9 +44,18 @@ class StepProgress(ProgressBar, ABC):
         """A batch is done."""
 
     def figures(self, trainer: Trainer, module: LightningModule) -> str:
-        """What is logged for the progress bar, in words."""
-        logged = self.get_metrics(trainer, module).items()
-        return ", ".join(f"{name} {value:.4g}" for name, value in logged if isinstance(value, (int, float)))
+        """The loss of this step, and what the last validation and evaluations found, in words.
+
+        What training logs for the progress bar itself, Lightning would read from the device after every step.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        loss = trainer.callback_metrics.get("train/loss")
+        shown: dict[str, Any] = {} if loss is None else {"train/loss": float(loss)}
+        shown |= self.get_metrics(trainer, module)
+        for each in callbacks:
+            if isinstance(each, Evaluation):
+                shown |= each.found
+        return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if isinstance(value, (int, float)))
 
 
 class ProgressLines(StepProgress):

@@ -67,7 +67,8 @@ class Denoiser:
 
         Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1: v is -1 at beta~ and 1 at beta, and left unbounded.
         """
-        output = self.network(x_t, torch.as_tensor(t, device=x_t.device).expand(len(x_t))).to(x_t.dtype)
+        times = t.expand(len(x_t)) if isinstance(t, Tensor) else torch.full((len(x_t),), t, device=x_t.device)
+        output = self.network(x_t, times).to(x_t.dtype)
         if output.shape == x_t.shape:
             return output, None
         if output.shape[1] != 2 * x_t.shape[1]:

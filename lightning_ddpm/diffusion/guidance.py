@@ -144,7 +144,7 @@ class ClassifierFree(Guidance):
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
             within = self.within(t)
-            if not within.any():
+            if self.interval is not None and not within.any():
                 return conditional.network(x_t, t)
             labels = torch.cat([label, torch.full_like(label, -1)])
             of_class, free = denoise.network(torch.cat([x_t, x_t]), torch.cat([t, t]), labels).chunk(2)

@@ -66,11 +66,14 @@ class Prediction(ABC):
         Raises:
             UserError: at T this prediction has no share of x_0 that float32 could hold.
         """
+        if type(self) in schedule.checked:
+            return
         if float(self.x_0_factor(schedule, schedule.T)) < torch.finfo(torch.float32).tiny:
             raise UserError(
                 f"under zero terminal SNR, or next to it (alpha_bar_T={float(schedule.alpha_bar[-1]):.3g}), x_T is "
                 f"nothing but noise, and {self} says nothing about x_0 there; predict Velocity or Data instead"
             )
+        schedule.checked.add(type(self))
 
     def __repr__(self) -> str:
         return type(self).__name__

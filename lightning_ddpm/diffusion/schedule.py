@@ -32,6 +32,8 @@ class NoiseSchedule(nn.Module, ABC):
         noise: sqrt(1 - alpha_bar_t), the factor of eps in x_t.
         angle: phi_t = atan(noise / signal), from 0 at the data up to pi/2, where no signal is left.
 
+    And ``checked``: what predictions go with it, so that the tables need not be read back from a GPU to know again.
+
     The tables are float64 wherever the device has it (Apple's MPS does not: float32 there), whatever precision the
     network runs in: in bfloat16 ``1 - alpha_bar`` would lose all its digits. Never saved, never averaged.
     """
@@ -75,6 +77,7 @@ class NoiseSchedule(nn.Module, ABC):
                 f"alpha_bar does not fall in float64 at t={t} of {steps}: beta_{t}={beta[t].item():g} is too small; "
                 "give betas of 1e-15 and more"
             )
+        self.checked: set[type] = set()
         self.register_buffer("beta", beta, persistent=False)
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
         self.register_buffer("signal", alpha_bar.sqrt(), persistent=False)
