@@ -29,7 +29,23 @@ def main() -> None:
         "what", choices=[*WHATS, "tables"], help="; ".join(f"{n}: {what}" for n, (_, what) in WHATS.items())
     )
     parser.add_argument(
-        "--config", default="cifar10", choices=["cifar10", "digits"], help="of training, growth, switches: which model"
+        "--config",
+        default="cifar10",
+        choices=["cifar10", "digits"],
+        help="of training, sampling, growth, switches: which model",
+    )
+    parser.add_argument(
+        "--precision",
+        default="32-true",
+        choices=["32-true", "bf16-mixed"],
+        help="of training, sampling, switches: of all that are measured",
+    )
+    parser.add_argument("--compile", action="store_true", help="of training, sampling: ours under torch.compile")
+    parser.add_argument(
+        "--channels_last", action="store_true", help="of training, sampling: ours with weights laid out so"
+    )
+    parser.add_argument(
+        "--evaluations", type=int, nargs="+", default=[10, 50, 1000], choices=[10, 50, 1000], help="of sampling"
     )
     parser.add_argument("--batch_size", type=int, help="images at a time; default: by the model")
     parser.add_argument("--rounds", type=int, default=11, help="how often each is measured, in turn with the others")

@@ -6,21 +6,18 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.models import pretrained
 from benchmarks.report import device, in_turn, write
-from lightning_ddpm.checkpoint import load
 from lightning_ddpm.data import Digits, MemoryDataset
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.generation import evaluating
 from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, Inception, ModuleFeatures, Statistics
-from lightning_ddpm.module import DDPM
-
-CKPT = Path(__file__).parent.parent / "checkpoints" / "pretrained" / "digits.ckpt"
 
 
 def run(options: Namespace) -> None:
     """A batch of images is drawn, judged, and counted in; then what is done once a figure."""
     n = options.batch_size or 64
-    model = load(CKPT, DDPM).to(device())
+    model = pretrained()
     digits, wide = DigitsFeatures().to(device()), ModuleFeatures(torch.nn.Flatten(), 2048, "wide").to(device())
     digits.load()
     pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, device=device())

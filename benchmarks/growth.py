@@ -6,14 +6,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.models import SHAPES, pretrained
 from benchmarks.report import alone, device, megabytes_at_most, synchronize, write
-from benchmarks.sampling import CKPT
-from benchmarks.training import OURS, SHAPES, make_up
-from lightning_ddpm.checkpoint import load
+from benchmarks.training import OURS, make_up
 from lightning_ddpm.data import ImageDataModule, ImageFolder
 from lightning_ddpm.diffusion import Ancestral, FixedLarge, Linear
 from lightning_ddpm.generation import generate
-from lightning_ddpm.module import DDPM
 
 
 def run(options: Namespace) -> None:
@@ -50,7 +48,7 @@ def _measure(options: Namespace, name: str, per: str, settings: dict[str, dict[s
 
 def draw(n: int, T: int) -> None:
     """n digits, 64 at a time, by all steps of a schedule of T."""
-    model = load(CKPT, DDPM).to(device())
+    model = pretrained()
     model.schedule = Linear(T).to(device())
     for _ in generate(model, n, sampler=Ancestral(FixedLarge())):
         pass

@@ -10,40 +10,56 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 
+from benchmarks.models import model_of
 from benchmarks.report import in_turn, write
-from benchmarks.training import CONFIGS, bare, make_up
-from lightning_ddpm.data import Digits, ImageDataModule, ImageFolder, ImageSource, datasets
-from lightning_ddpm.diffusion import DDIM, Linear
-from lightning_ddpm.module import DDPM
-from lightning_ddpm.networks import UNet
+from benchmarks.training import bare, make_up
+from lightning_ddpm.data import Digits, ImageDataModule, ImageFolder, ImageSource, decoded
+from lightning_ddpm.data.decoded import MEMORY
 
 BATCH, IMAGES = 64, 1280
 
 
 def run(options: Namespace) -> None:
-    """The digits, and pictures of CIFAR-10's size decoded once or at every reading, with 0, 1 and 2 workers."""
+    """The digits, and pictures of CIFAR-10's size decoded once, into memory or a file, or at every reading; with 0, 1
+    and 2 workers.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pictures = make_up(Path(folder), IMAGES, 3, 32)
-        _measure(options, "digits", Digits(), {"in memory": datasets.MEMORY}, pictures)
+        _measure(options, "digits", {"in memory": _opener(Digits(), pictures)})
         small = ImageFolder(size=32, channels=3)
-        _measure(options, "cifar10", small, {"in memory": datasets.MEMORY, "from files": 0}, pictures)
+        kept = {
+            "in memory": _opener(small, pictures),
+            "in a mapped file": _opener(small, pictures, 0, f"{folder}/decoded"),
+            "from files": _opener(small, pictures, 0),
+        }
+        _measure(options, "cifar10", kept)
 
 
-def _measure(options: Namespace, config: str, source: ImageSource, kept: dict[str, int], root: Path) -> None:
+def _opener(
+    source: ImageSource, root: Path, memory: int = MEMORY, folder: str | None = None
+) -> Callable[[int], ImageDataModule]:
+    """Opens the source's training images with so many workers, as if the memory were so large."""
+
+    def opened(workers: int) -> ImageDataModule:
+        decoded.MEMORY = memory
+        data = ImageDataModule(source, root=str(root), batch_size=BATCH, workers=workers, decoded=folder)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    return opened
+
+
+def _measure(options: Namespace, config: str, kept: dict[str, Callable[[int], ImageDataModule]]) -> None:
     contenders: dict[str, Callable[[], object]] = {}
-    for where, memory in kept.items():
-        datasets.MEMORY = memory
+    for where, opened in kept.items():
         for workers in (0, 1, 2):
-            data = ImageDataModule(source, root=str(root), batch_size=BATCH, workers=workers)
-            data.prepare_data()
-            data.setup("fit")
+            data = opened(workers)
             contenders[f"{where}, {workers} workers"] = partial(_read, data)
-    settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["model"]["init_args"]["network"]["init_args"]
-    network = UNet(**settings | {"channels": data.channels, "size": data.size})
-    x = torch.randn(BATCH, *(data.channels, data.size, data.size))
-    step = bare(network, DDPM(network, Linear(1000), DDIM(50)), itertools.repeat((x, x)))
+    module = model_of(config)
+    x = torch.randn(BATCH, *module.image_shape, device=module.device)
+    step = bare(module.network, module, itertools.repeat((x, x)))
     seconds = in_turn({"training step": partial(step, 1)} | contenders, options.rounds)
     per = {
         name: [each / (BATCH if name == "training step" else len(data.train)) for each in found]
@@ -51,16 +67,12 @@ def _measure(options: Namespace, config: str, source: ImageSource, kept: dict[st
     }
     settings = {"batch": BATCH, "per": "image", "images": 1, "rounds": options.rounds}
     if Path("/proc/self/smaps_rollup").exists():  # on Linux
-        settings["MB of a worker's own"] = round(_own_memory(source, root))
+        settings["MB of a worker's own"] = round(_own_memory(kept["in memory"](1)))
     write(options.out, f"input_{config}", settings, per)
 
 
-def _own_memory(source: ImageSource, root: Path) -> float:
-    """What a worker shares with nobody while it reads, MB."""
-    datasets.MEMORY = 2**30
-    data = ImageDataModule(source, root=str(root), batch_size=BATCH, workers=1)
-    data.prepare_data()
-    data.setup("fit")
+def _own_memory(data: ImageDataModule) -> float:
+    """What its worker shares with nobody while it reads, MB."""
     batches = iter(data.train_dataloader())
     next(batches)
     (worker,) = multiprocessing.active_children()

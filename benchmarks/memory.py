@@ -11,8 +11,8 @@ import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from benchmarks.models import CONFIGS
 from benchmarks.report import write
-from benchmarks.training import CONFIGS
 from lightning_ddpm.cli import main
 
 STEPS, EVERY = 10_000, 1000

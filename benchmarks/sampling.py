@@ -1,48 +1,50 @@
 """Drawing images: the sampler, the network's calls alone, and diffusers' pipeline with the same weights."""
 
-import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDIMPipeline, DDPMPipeline
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 
-from benchmarks.report import device, in_turn, write
-from lightning_ddpm.checkpoint import load
-from lightning_ddpm.cli import main
+from benchmarks.models import autocast, diffusers_unet, model_of, pretrained, variant
+from benchmarks.report import in_turn, write
+from lightning_ddpm.callbacks import Compile
 from lightning_ddpm.diffusion import DDIM, Ancestral, FixedLarge, Sampler
 from lightning_ddpm.generation import evaluating
 from lightning_ddpm.module import DDPM
 
-CKPT = Path(__file__).parent.parent / "checkpoints" / "pretrained" / "digits.ckpt"
-
 
 def run(options: Namespace) -> None:
-    """DDIM with 10 and 50 evaluations, ancestral sampling with all 1000, of the shipped digits model."""
-    model = load(CKPT, DDPM).to(device())
-    batch = options.batch_size or 64
-    with tempfile.TemporaryDirectory() as folder:
-        if main(["export", "--format", "diffusers", "--ckpt", str(CKPT), "--out", folder]):
-            raise SystemExit("the shipped checkpoint could not be exported")
-        pipelines = {True: DDPMPipeline.from_pretrained(folder), False: DDIMPipeline.from_pretrained(folder)}
+    """DDIM with 10 and 50 evaluations, ancestral sampling with all 1000: of the shipped digits model, or of the
+    untrained CIFAR-10 model, which takes as long as a trained one.
+    """
+    model = pretrained() if options.config == "digits" else model_of(options.config)
+    batch, T = options.batch_size or 64, model.schedule.T
+    unet, betas = diffusers_unet(model), {"trained_betas": model.schedule.beta[1:].tolist()}
+    whole, part = DDPMPipeline(unet, DDPMScheduler(T, **betas)), DDIMPipeline(unet, DDIMScheduler(T, **betas))
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.compile:
+        Compile().setup(None, model, "predict")  # type: ignore[arg-type]
     for evaluations in (10, 50, 1000):
-        whole = evaluations == model.schedule.T
-        pipeline = pipelines[whole].to(device())
+        if evaluations not in options.evaluations:
+            continue
+        pipeline: Any = whole if evaluations == T else part
         pipeline.set_progress_bar_config(disable=True)
-        sampler: Sampler = Ancestral(FixedLarge()) if whole else DDIM(evaluations)
+        sampler: Sampler = Ancestral(FixedLarge()) if evaluations == T else DDIM(evaluations)
         contenders: dict[str, Callable[[], object]] = {
             "network alone": partial(_calls, model, batch, evaluations),
             "sampler": partial(model.generate, (0, 0, batch), sampler),
             "diffusers": partial(pipeline, batch_size=batch, num_inference_steps=evaluations, output_type="np"),
         }
-        with evaluating(model):
+        with evaluating(model), autocast(options.precision):
             seconds = in_turn(contenders, options.rounds if evaluations < 1000 else 3)
         per = {name: [each / evaluations for each in found] for name, found in seconds.items()}
         settings = {"evaluations": evaluations, "batch": batch, "per": "evaluation", "rounds": len(per["sampler"])}
         settings["images"] = batch / evaluations
-        write(options.out, f"sampling_{evaluations}", settings, per)
+        write(options.out, f"sampling_{options.config}_{evaluations}{variant(options)}", settings, per)
 
 
 def _calls(model: DDPM, batch: int, evaluations: int) -> None:

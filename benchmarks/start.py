@@ -6,8 +6,8 @@ import sys
 import tempfile
 from argparse import Namespace
 
+from benchmarks.models import CONFIGS
 from benchmarks.report import in_turn, write
-from benchmarks.training import CONFIGS
 
 PROGRAM = [sys.executable, "-m", "lightning_ddpm"]
 

@@ -1,18 +1,16 @@
 """A few steps of one who trains: how long one takes, and how much memory."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from benchmarks.report import device, megabytes_at_most, synchronize
-from benchmarks.training import CONFIGS, DIFFUSERS, OURS, PYTORCH, SHAPES, batches_of, block_of, fit
+from benchmarks.models import model_of, network_arguments
+from benchmarks.report import megabytes_at_most, synchronize
+from benchmarks.training import DIFFUSERS, OURS, PYTORCH, batches_of, block_of, fit
 from lightning_ddpm.data import ImageDataModule, ImageFolder
-from lightning_ddpm.diffusion import DDIM, Linear
-from lightning_ddpm.module import DDPM
-from lightning_ddpm.networks import UNet
 
 STEPS = 3
 
@@ -33,7 +31,15 @@ class Clock(Callback):
         self.seconds.append(time.perf_counter() - self.began)
 
 
-def measure(who: str, config: str, pictures: str, batch_size: int, size: int | None = None) -> dict[str, float]:
+def measure(
+    who: str,
+    config: str,
+    pictures: str,
+    batch_size: int,
+    size: int | None = None,
+    precision: str = "32-true",
+    switches: Sequence[str] = (),
+) -> dict[str, float]:
     """Seconds of a step, the fastest after the first, and the memory that all of them took at most beside what the
     imports take, MB.
     """
@@ -43,23 +49,22 @@ def measure(who: str, config: str, pictures: str, batch_size: int, size: int | N
         import denoising_diffusion_pytorch  # noqa: F401
     before = megabytes_at_most()
     if who == OURS:
-        fit(config, Path(pictures), batch_size, {"class_path": "benchmarks.step.Clock"}, STEPS, size)
+        clock = {"class_path": "benchmarks.step.Clock"}
+        fit(config, Path(pictures), batch_size, clock, STEPS, size, precision, switches)
         seconds = Clock.seconds
     else:
-        seconds = _steps(who, config, Path(pictures), batch_size, size)
+        seconds = _steps(who, config, Path(pictures), batch_size, size, precision)
     return {"seconds": min(seconds[1:]), "megabytes": megabytes_at_most() - before}
 
 
-def _steps(who: str, config: str, pictures: Path, batch_size: int, size: int | None) -> list[float]:
-    settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["model"]["init_args"]["network"]
-    shape = {"channels": SHAPES[config][1], "size": size or SHAPES[config][0]}
-    arguments = settings["init_args"] | shape | {"attention": [shape["size"] // 2]}
-    module = DDPM(UNet(**arguments), Linear(1000), DDIM(50)).to(device()).train()
-    module.save_hyperparameters({"network": {"init_args": arguments}}, logger=False)
-    data = ImageDataModule(ImageFolder(**shape), root=str(pictures), batch_size=batch_size, workers=0)
+def _steps(who: str, config: str, pictures: Path, batch_size: int, size: int | None, precision: str) -> list[float]:
+    module = model_of(config, size).train()
+    module.save_hyperparameters({"network": {"init_args": network_arguments(config, size)}}, logger=False)
+    channels, side, _ = module.image_shape
+    data = ImageDataModule(ImageFolder(channels, side), root=str(pictures), batch_size=batch_size, workers=0)
     data.prepare_data()
     data.setup("fit")
-    block = block_of(who, module, batches_of(data.train_dataloader(), module.device), pictures, batch_size)
+    block = block_of(who, module, batches_of(data.train_dataloader(), module.device), pictures, batch_size, precision)
     del module  # theirs is another
     seconds = []
     for _ in range(STEPS):

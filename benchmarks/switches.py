@@ -3,40 +3,50 @@
 import copy
 import itertools
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-import yaml
+from torch import Tensor, nn
 
-from benchmarks.report import device, in_turn, write
-from benchmarks.training import CONFIGS, SHAPES, bare
-from lightning_ddpm.diffusion import DDIM, Linear
-from lightning_ddpm.module import DDPM
-from lightning_ddpm.networks import UNet
+from benchmarks.models import SHAPES, model_of, variant
+from benchmarks.report import in_turn, write
+from benchmarks.training import Block, bare
+
+LAST = torch.channels_last
 
 
 def run(options: Namespace) -> None:
-    """channels_last, a fused optimizer, torch.compile; each a network of its own with the same weights."""
-    size, channels, default = SHAPES[options.config]
-    n = options.batch_size or default
-    settings = yaml.safe_load((CONFIGS / f"{options.config}.yaml").read_text())["model"]["init_args"]["network"]
-    network = UNet(**settings["init_args"] | {"channels": channels, "size": size}).to(device()).train()
-    module = DDPM(network, Linear(1000), DDIM(50)).to(device())
-    x = torch.randn(n, channels, size, size, device=device())
-    last = torch.channels_last
-    compiled = copy.deepcopy(network)
-    compiled.compile()
+    """channels_last, a fused optimizer, torch.compile and, on a GPU, its graphs; each a network of its own with the
+    same weights.
+    """
+    n = options.batch_size or SHAPES[options.config][2]
+    module = model_of(options.config).train()
+    x = torch.randn(n, *module.image_shape, device=module.device)
+
+    def block(network: nn.Module, x: Tensor = x, **of_the_optimizer: bool) -> Block:
+        batches: Iterator[tuple[Tensor, Tensor]] = itertools.repeat((x, x))
+        return bare(network, module, batches, options.precision, **of_the_optimizer)
+
+    def fresh(mode: str | None = None, compiled: bool = False) -> nn.Module:
+        network = copy.deepcopy(module.network)
+        if compiled:
+            network.compile(mode=mode)
+        return network
+
     blocks = {
-        "as it is": bare(copy.deepcopy(network), module, itertools.repeat((x, x))),
-        "channels_last": bare(
-            copy.deepcopy(network).to(memory_format=last), module, itertools.repeat((x.to(memory_format=last), x))
-        ),
-        "fused Adam": bare(copy.deepcopy(network), module, itertools.repeat((x, x)), fused=True),
-        "torch.compile": bare(compiled, module, itertools.repeat((x, x))),
+        "as it is": block(fresh()),
+        "channels_last": block(fresh().to(memory_format=LAST), x.to(memory_format=LAST)),
+        "fused Adam": block(fresh(), fused=True),
+        "torch.compile": block(fresh(compiled=True)),
     }
+    if module.device.type == "cuda":
+        blocks["torch.compile, graphs"] = block(fresh("reduce-overhead", compiled=True))
+        every = fresh(compiled=True).to(memory_format=LAST)
+        blocks["channels_last, fused, compiled"] = block(every, x.to(memory_format=LAST), fused=True)
     steps = 1 if options.config == "cifar10" else 10
     contenders: dict[str, Callable[[], object]] = {name: partial(block, steps) for name, block in blocks.items()}
     seconds = in_turn(contenders, options.rounds)
     per = {name: [each / steps for each in found] for name, found in seconds.items()}
-    write(options.out, f"switches_{options.config}", {"batch": n, "images": n, "rounds": options.rounds}, per)
+    settings = {"batch": n, "images": n, "rounds": options.rounds}
+    write(options.out, f"switches_{options.config}{variant(options)}", settings, per)

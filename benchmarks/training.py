@@ -9,7 +9,7 @@ import copy
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.models import CONFIGS, SHAPES, autocast, diffusers_unet, network_arguments, variant
 from benchmarks.report import alone, forwards_and_back, synchronize, write
 from lightning_ddpm.cli import main
-from lightning_ddpm.diffusers_format import unet_config, unet_weights
 from lightning_ddpm.images import save, to_float
 from lightning_ddpm.module import DDPM
-from lightning_ddpm.networks import UNet
-
-CONFIGS = Path(__file__).parent.parent / "configs"
-SHAPES = {"cifar10": (32, 3, 16), "digits": (8, 1, 64)}
-"""Of each config: the images' size and channels, and the batch that is taken here."""
 
 IMAGES = 2048
 OURS, FLOOR, DIFFUSERS, PYTORCH = "fit", "bare loop", "diffusers", "denoising-diffusion-pytorch"
@@ -46,24 +41,46 @@ def run(options: Namespace) -> None:
         pictures = make_up(Path(folder), IMAGES, channels, size)
         others = [FLOOR, DIFFUSERS, *([PYTORCH] if batch_size >= 16 else [])]  # it takes no fewer
         where = {"config": options.config, "pictures": str(pictures), "batch_size": batch_size}
+        where |= {"precision": options.precision, "switches": switches(options)}
         peaks = {who: [alone("step", who=who, **where)["megabytes"]] for who in (OURS, *others)}
         settings = {"rounds": options.rounds, "steps": steps, "pictures": str(pictures), "others": others}
-        settings |= {"out": str(options.out), "name": options.config, "megabytes": peaks}
-        fit(options.config, pictures, batch_size, {"class_path": "benchmarks.training.Turns", "init_args": settings})
+        settings |= {"out": str(options.out), "name": f"{options.config}{variant(options)}", "megabytes": peaks}
+        turns = {"class_path": "benchmarks.training.Turns", "init_args": settings}
+        fit(callback=turns, **where | {"pictures": pictures})
+
+
+def switches(options: Namespace) -> list[str]:
+    """The callbacks that the options ask for."""
+    asked = {
+        "benchmarks.models.ChannelsLast": options.channels_last,
+        "lightning_ddpm.callbacks.Compile": options.compile,
+    }
+    return [name for name, on in asked.items() if on]
 
 
 def fit(
-    config: str, pictures: Path, batch_size: int, callback: dict[str, Any], steps: int = 10**6, size: int | None = None
+    config: str,
+    pictures: Path,
+    batch_size: int,
+    callback: dict[str, Any],
+    steps: int = 10**6,
+    size: int | None = None,
+    precision: str = "32-true",
+    switches: Sequence[str] = (),
 ) -> None:
-    """The program's own fit, with EMA, clipping, logging and the callback, in a folder that goes away."""
+    """The program's own fit, with EMA, clipping, logging and the callbacks, in a folder that goes away."""
     settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
     kept = [each for each in settings["trainer"]["callbacks"] if each["class_path"].endswith((".EMA", ".Checkpoints"))]
     for each in kept:
         each["init_args"].pop("monitor", None)
-    settings["trainer"].update(callbacks=[*kept, callback], limit_val_batches=0, max_steps=steps)
-    shape = {"channels": SHAPES[config][1], "size": size or SHAPES[config][0]}
+    added = [{"class_path": each} for each in switches]
+    settings["trainer"].update(
+        callbacks=[*added, *kept, callback], precision=precision, limit_val_batches=0, max_steps=steps
+    )
+    arguments = network_arguments(config, size)
+    shape = {name: arguments[name] for name in ("channels", "size")}
     source = {"class_path": "lightning_ddpm.data.ImageFolder", "init_args": shape}
-    settings["model"]["init_args"]["network"]["init_args"]["attention"] = [shape["size"] // 2]  # as in both configs
+    settings["model"]["init_args"]["network"]["init_args"] = arguments
     settings["data"] = {"source": source, "root": str(pictures), "batch_size": batch_size, "workers": 0}
     with tempfile.TemporaryDirectory() as folder:
         settings["trainer"]["default_root_dir"] = str(Path(folder) / "run")
@@ -115,7 +132,10 @@ class Turns(Callback):
         assert isinstance(pl_module, DDPM)
         batches = batches_of(trainer.train_dataloader, pl_module.device)
         self.size = len(next(batches)[0])
-        self.others = {name: block_of(name, pl_module, batches, self.pictures, self.size) for name in self.names}
+        precision = str(trainer.precision)
+        self.others = {
+            name: block_of(name, pl_module, batches, self.pictures, self.size, precision) for name in self.names
+        }
         self.seconds: dict[str, list[float]] = {name: [] for name in (OURS, *self.others)}
         self.taken, self.flops = 0, flops(pl_module, self.size)
         synchronize()
@@ -132,15 +152,16 @@ class Turns(Callback):
         for name, block in forwards_and_back(self.others, len(self.seconds[OURS])):
             self.seconds[name].append(_timed(block, self.steps))
         if len(self.seconds[OURS]) == self.rounds + 1:
-            self._report(pl_module)
+            self._report(pl_module, str(trainer.precision))
             trainer.should_stop = True
         synchronize()
         self.began = time.perf_counter()
 
-    def _report(self, module: LightningModule) -> None:
+    def _report(self, module: LightningModule, precision: str) -> None:
         counted = {name: seconds[1:] for name, seconds in self.seconds.items()}
         best = min(counted[OURS])
-        peak = matrix_product_peak(module.device)
+        kind = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+        peak = matrix_product_peak(module.device, kind)
         settings = {
             "batch": self.size,
             "images": self.size,
@@ -148,7 +169,7 @@ class Turns(Callback):
             "rounds": self.rounds,
             "steps a round": self.steps,
             "GFLOP a step": round(self.flops / 1e9),
-            "GFLOP/s of a float32 matrix product": round(peak / 1e9),
+            f"GFLOP/s of a {str(kind).removeprefix('torch.')} matrix product": round(peak / 1e9),
             "share of it in fit's fastest round": f"{self.flops / best / peak:.2f}",
         }
         write(self.out, f"training_{self.name}", settings, counted, self.megabytes)
@@ -181,9 +202,10 @@ def flops(module: DDPM, n: int) -> int:
     return int(counter.get_total_flops())
 
 
-def matrix_product_peak(where: torch.device, size: int = 2048, times: int = 5) -> float:
-    """FLOP/s of a float32 product of two square matrices, the best of so many."""
-    a = torch.randn(size, size, device=where)
+def matrix_product_peak(where: torch.device, kind: torch.dtype, times: int = 5) -> float:
+    """FLOP/s of a product of two square matrices of that kind, the best of so many."""
+    size = 2048 if where.type == "cpu" else 8192  # a GPU takes more to fill
+    a = torch.randn(size, size, device=where).to(kind)
     seconds = []
     for _ in range(times + 1):
         synchronize()
@@ -195,17 +217,29 @@ def matrix_product_peak(where: torch.device, size: int = 2048, times: int = 5) -
 
 
 def block_of(
-    name: str, module: DDPM, batches: Iterator[tuple[Tensor, Tensor]], pictures: Path, batch_size: int
+    name: str,
+    module: DDPM,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    pictures: Path,
+    batch_size: int,
+    precision: str = "32-true",
 ) -> Block:
-    """Takes steps as the one of that name does, of a network like the module's."""
+    """Takes steps as the one of that name does, of a network like the module's; none but ``fit`` is compiled."""
     if name == FLOOR:
-        return bare(copy.deepcopy(module.network), module, batches)
+        network = copy.deepcopy(module.network).to(memory_format=torch.contiguous_format)  # a copy is not compiled
+        return bare(network, module, batches, precision)
     if name == DIFFUSERS:
-        return diffusers(module, batches)
-    return denoising_diffusion_pytorch(module, pictures, batch_size)
+        return diffusers(module, batches, precision)
+    return denoising_diffusion_pytorch(module, pictures, batch_size, precision)
 
 
-def bare(network: nn.Module, module: DDPM, batches: Iterator[tuple[Tensor, Tensor]], **of_the_optimizer: bool) -> Block:
+def bare(
+    network: nn.Module,
+    module: DDPM,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    precision: str = "32-true",
+    **of_the_optimizer: bool,
+) -> Block:
     """What must be done at least: Ho's algorithm 1 with Adam, clipping and EMA, by hand."""
     alpha_bar = module.schedule.alpha_bar.to(module.device, torch.float32)
     parameters = list(network.parameters())
@@ -217,7 +251,9 @@ def bare(network: nn.Module, module: DDPM, batches: Iterator[tuple[Tensor, Tenso
             x_0, _ = next(batches)
             t = torch.randint(1, T + 1, (len(x_0),), device=x_0.device)
             eps, signal = torch.randn_like(x_0), alpha_bar[t][:, None, None, None]
-            loss = functional.mse_loss(network(signal.sqrt() * x_0 + (1 - signal).sqrt() * eps, t), eps)
+            with autocast(precision):
+                output = network(signal.sqrt() * x_0 + (1 - signal).sqrt() * eps, t)
+            loss = functional.mse_loss(output.float(), eps)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -227,15 +263,12 @@ def bare(network: nn.Module, module: DDPM, batches: Iterator[tuple[Tensor, Tenso
     return block
 
 
-def diffusers(module: DDPM, batches: Iterator[tuple[Tensor, Tensor]]) -> Block:
+def diffusers(module: DDPM, batches: Iterator[tuple[Tensor, Tensor]], precision: str) -> Block:
     """The loop of diffusers' examples/unconditional_image_generation, without accelerate, the EMA being off there."""
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
 
-    assert isinstance(module.network, UNet)
-    model = UNet2DModel.from_config(unet_config(module.network))
-    model.load_state_dict(unet_weights(module.network))
-    model.to(module.device).train()
+    model = diffusers_unet(module).train()
     scheduler = DDPMScheduler(num_train_timesteps=module.schedule.T)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     rates = get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=500, num_training_steps=10**6)
@@ -247,7 +280,8 @@ def diffusers(module: DDPM, batches: Iterator[tuple[Tensor, Tensor]]) -> Block:
             timesteps = torch.randint(
                 0, scheduler.config.num_train_timesteps, (len(clean),), device=clean.device
             ).long()
-            output = model(scheduler.add_noise(clean, noise, timesteps), timesteps).sample
+            with autocast(precision):
+                output = model(scheduler.add_noise(clean, noise, timesteps), timesteps).sample
             functional.mse_loss(output.float(), noise.float()).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -257,7 +291,7 @@ def diffusers(module: DDPM, batches: Iterator[tuple[Tensor, Tensor]]) -> Block:
     return block
 
 
-def denoising_diffusion_pytorch(module: DDPM, pictures: Path, batch_size: int) -> Block:
+def denoising_diffusion_pytorch(module: DDPM, pictures: Path, batch_size: int, precision: str) -> Block:
     """Its own Trainer; its U-Net of the same width and depth, which is another network."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from denoising_diffusion_pytorch import Trainer as TheirTrainer
@@ -275,6 +309,8 @@ def denoising_diffusion_pytorch(module: DDPM, pictures: Path, batch_size: int) -
         calculate_fid=False,
         results_folder=str(pictures.parent / "results"),
         train_num_steps=0,
+        amp=precision == "bf16-mixed",
+        mixed_precision_type="bf16",
     )
 
     def block(steps: int) -> None:

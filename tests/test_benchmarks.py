@@ -72,3 +72,13 @@ def test_a_benchmark_runs(tmp_path: Path) -> None:
     assert values.keys() == {"fit", "bare loop", "diffusers"}
     assert all(min(each) > 0 and len(each) == 3 for each in values.values())
     assert report.PAGE.read_text() == page
+
+
+@pytest.mark.slow
+def test_drawing_is_measured_with_the_same_weights_in_diffusers(tmp_path: Path) -> None:
+    little = ["--config", "digits", "--evaluations", "10", "--batch_size", "4", "--rounds", "3", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "benchmarks", "sampling", *little], cwd=REPOSITORY, check=True)
+    (file,) = tmp_path.glob("sampling_digits_10-*.json")
+    values = json.loads(file.read_text())["values"]
+    assert values.keys() == {"network alone", "sampler", "diffusers"}
+    assert all(min(each) > 0 and len(each) == 3 for each in values.values())

@@ -1,0 +1,68 @@
+"""The configs' models, diffusers' with the same weights, and how they are run."""
+
+from argparse import Namespace
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from benchmarks.report import device
+from lightning_ddpm.checkpoint import load
+from lightning_ddpm.diffusers_format import unet_config, unet_weights
+from lightning_ddpm.diffusion import DDIM, Linear
+from lightning_ddpm.module import DDPM
+from lightning_ddpm.networks import UNet
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SHAPES = {"cifar10": (32, 3, 16), "digits": (8, 1, 64)}
+"""Of each config: the images' size and channels, and the batch that is taken here."""
+
+
+def network_arguments(config: str, size: int | None = None) -> dict[str, Any]:
+    """The config's U-Net for images of its size or another, with attention at half of it, as there."""
+    settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["model"]["init_args"]["network"]
+    own, channels, _ = SHAPES[config]
+    arguments: dict[str, Any] = settings["init_args"]
+    return arguments | {"channels": channels, "size": size or own, "attention": [(size or own) // 2]}
+
+
+def model_of(config: str, size: int | None = None) -> DDPM:
+    """The config's model, untrained, where things are measured."""
+    return DDPM(UNet(**network_arguments(config, size)), Linear(1000), DDIM(50)).to(device())
+
+
+def pretrained() -> DDPM:
+    """The shipped digits model, where things are measured."""
+    return load(CONFIGS.parent / "checkpoints" / "pretrained" / "digits.ckpt", DDPM).to(device())
+
+
+def diffusers_unet(module: DDPM) -> Any:
+    """UNet2DModel with the same weights on the same device."""
+    from diffusers import UNet2DModel
+
+    assert isinstance(module.network, UNet)
+    model: Any = UNet2DModel.from_config(unet_config(module.network))
+    model.load_state_dict(unet_weights(module.network))
+    return model.to(module.device)
+
+
+class ChannelsLast(Callback):
+    """Lays the network's weights out as torch.channels_last."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pl_module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def autocast(precision: str) -> AbstractContextManager[Any]:
+    """What Lightning's precision of that name has the network run in."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def variant(options: Namespace) -> str:
+    """What the options change, for the name of the result; nothing for nothing."""
+    changed = [options.precision] if options.precision != "32-true" else []
+    changed += [name for name in ("compile", "channels_last") if getattr(options, name)]
+    return "".join(f"_{each}" for each in changed)
