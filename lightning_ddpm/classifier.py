@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_ddpm.networks import ConvNet
+from lightning_ddpm.optimization import configured
 from lightning_ddpm.randomness import run_seed, seeded
 
 
@@ -24,7 +25,7 @@ class Classifier(LightningModule):
     def __init__(
         self,
         network: ConvNet,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, fused=True),
         lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1),
     ) -> None:
         super().__init__()
@@ -48,5 +49,4 @@ class Classifier(LightningModule):
         self.log("val/accuracy", accuracy, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        return configured(self, self.optimizer, self.lr_scheduler)

@@ -30,6 +30,7 @@ from lightning_ddpm.diffusion import (
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.images import to_uint8
 from lightning_ddpm.labels import in_proportion, in_turn
+from lightning_ddpm.optimization import configured, gradients
 from lightning_ddpm.randomness import ImageNoise, generator, run_seed, seeded
 
 
@@ -75,7 +76,7 @@ class DDPM(LightningModule):
         network: nn.Module,
         schedule: NoiseSchedule,
         sampler: Sampler,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=2e-4),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=2e-4, fused=True),
         lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.LinearLR(
             optimizer, start_factor=0.0002, total_iters=5000
         ),
@@ -267,11 +268,7 @@ class DDPM(LightningModule):
         return self.denoiser if label is None or not self.class_names else self.denoiser.given(label)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        return configured(self, self.optimizer, self.lr_scheduler)
 
     def configure_gradient_clipping(
         self,
@@ -281,6 +278,5 @@ class DDPM(LightningModule):
     ) -> None:
         """Clip as the Trainer asks, and log the gradient's norm before it."""
         if self._written:
-            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-            self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
+            self.log("train/gradient_norm", nn.utils.get_total_norm(gradients(optimizer)))
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

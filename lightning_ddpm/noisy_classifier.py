@@ -13,6 +13,7 @@ from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import QUARTERS, NoiseSchedule, by_quarter, evenly, q_sample
 from lightning_ddpm.errors import UserError
 from lightning_ddpm.networks import HalfUNet
+from lightning_ddpm.optimization import configured
 from lightning_ddpm.randomness import generator, run_seed, seeded
 
 
@@ -33,7 +34,7 @@ class NoisyClassifier(LightningModule):
         self,
         network: HalfUNet,
         schedule: NoiseSchedule,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, fused=True),
         lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1),
         class_names: Sequence[str] | None = None,
     ) -> None:
@@ -123,5 +124,4 @@ class NoisyClassifier(LightningModule):
         return q_sample(self.schedule, x_0, t, eps)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        return configured(self, self.optimizer, self.lr_scheduler)

@@ -25,12 +25,13 @@ class Poison(Callback):
     def __init__(self, steps: range, where: str, value: float = math.nan) -> None:
         self.steps, self.where, self.value = steps, where, value
         self.weights: list[dict[str, torch.Tensor]] = []
+        self.images: dict[int, int] = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.weights.append(weights(pl_module))
         if self.where == "loss" and trainer.global_step in self.steps:
             batch[0][3] = self.value
-            self.image = int(batch[1][3])
+            self.images[trainer.global_step + 1] = int(batch[1][3])
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.where == "gradient" and trainer.global_step in self.steps:
@@ -71,11 +72,40 @@ def test_too_many_steps_in_a_row_end_the_run_and_leave_a_good_checkpoint(tmp_pat
     said = str(ended.value)
     assert "3 steps in a row" in said
     assert "step 6 with learning rate 0.01" in said
-    assert f"on rank 0 of images {poison.image} at t=" in said
+    assert f"on rank 0 of images {poison.images[6]} at t=" in said
     assert said.count(" at t=") == 1, "one image was bad"
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for part in ("state_dict", "current_model_state"):
         assert all(value.isfinite().all() for value in last[part].values())
+
+
+@pytest.mark.parametrize(("step", "steps"), [(5, 9), (6, 6)], ids=["of an epoch", "of the run"])
+def test_the_last_step_is_told_with_its_images_too(tmp_path: Path, step: int, steps: int) -> None:
+    poison = Poison(range(step - 1, step), "loss")
+    with pytest.raises(UserError, match=f"last of them step {step} with") as ended:
+        fit(tmp_path, poison, NonFinite(1), steps=steps)
+    assert f"on rank 0 of images {poison.images[step]} at t=" in str(ended.value)
+
+
+def test_a_step_left_out_is_in_the_count_of_the_checkpoint_after_it(tmp_path: Path) -> None:
+    kept = Checkpoints(every_n_steps=4)
+    fit(tmp_path, Poison(range(3, 4), "loss"), NonFinite(), kept, steps=4, enable_checkpointing=True)
+    counted = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["NonFinite"]
+    assert counted == {"skipped": 1}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_that_cannot_leave_a_step_out_by_itself_is_given_no_gradients(tmp_path: Path, fused: bool) -> None:
+    """SGD with momentum, which goes on where it went wherever there is a gradient."""
+    poison = Poison(range(2, 3), "gradient")
+    model = tiny_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, fused=fused))
+    trainer = quiet_trainer(tmp_path, callbacks=[poison, NonFinite()], max_steps=4)
+    trainer.fit(model, datamodule=ImageDataModule(NumberedDigits(40), batch_size=8))
+    assert same(poison.weights[2], poison.weights[3])
+    assert not same(poison.weights[1], poison.weights[2])
+    assert all(each.isfinite().all() for each in weights(model).values())
+    (group,) = trainer.optimizers[0].param_groups
+    assert hasattr(trainer.optimizers[0], "found_inf") is bool(group["fused"])
 
 
 def test_a_gradient_alone_names_the_images_of_the_batch(tmp_path: Path) -> None:
@@ -101,7 +131,7 @@ def test_a_batch_among_several_of_a_step_spoils_it_and_is_named(tmp_path: Path) 
     poison = Once(range(1), "loss")
     with pytest.raises(UserError) as ended:
         fit(tmp_path, poison, NonFinite(1), accumulate_grad_batches=3)
-    assert f"of images {poison.image} at t=" in str(ended.value)
+    assert f"of images {poison.images[1]} at t=" in str(ended.value)
 
 
 def half(scale: float) -> MixedPrecision:

@@ -46,6 +46,7 @@ def train(precision, accelerator, folder, steps=1):
         devices=1,
         precision=precision,
         max_steps=steps,
+        gradient_clip_val=1.0,
         limit_val_batches=1,
         log_every_n_steps=1,
         callbacks=[EMA(0.9), evaluation, dtypes],

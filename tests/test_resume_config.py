@@ -54,6 +54,15 @@ def go_on(trained: Path, tmp_path: Path, command: Any) -> Any:
     return call
 
 
+def test_a_run_goes_on_with_an_optimizer_that_is_not_fused_any_more(go_on: Any) -> None:
+    status, out, err, folder = go_on("--model.optimizer.fused", "false")
+    assert status == 0, err
+    assert "changed: model.init_args.optimizer.init_args.fused was True, is False" in out
+    (optimizer,) = torch.load(folder / "run" / "last.ckpt", weights_only=True)["optimizer_states"]
+    assert optimizer["param_groups"][0]["fused"] is False
+    assert {int(state["step"]) for state in optimizer["state"].values()} == {7}
+
+
 def test_nothing_is_said_to_have_changed_where_nothing_has(go_on: Any) -> None:
     status, out, err, folder = go_on("--trainer.max_steps", "3")
     assert status == 0, err

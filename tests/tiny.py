@@ -29,7 +29,7 @@ def tiny_model(**arguments: Any) -> DDPM:
         "network": tiny_network(),
         "schedule": Cosine(steps=20),
         "sampler": DDIM(steps=2),
-        "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
+        "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=1e-2, fused=True),
         "lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
     }
     return DDPM(**(defaults | arguments))

@@ -21,6 +21,7 @@ from lightning_ddpm.console import say
 from lightning_ddpm.errors import UserError, first_line
 from lightning_ddpm.files import require_room, require_writable
 from lightning_ddpm.metrics.figures import greater_is_better
+from lightning_ddpm.optimization import Later
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What SLURM, torchrun and cloud machines send before they end a process."""
@@ -30,7 +31,8 @@ class Checkpoints(Checkpoint):
     """``last.ckpt``, every so many steps or minutes and at the end, and ``best.ckpt``, in the run's folder.
 
     The best is judged the moment its figure is logged, on the very weights that the figure is of; NaN is never best.
-    SIGTERM or SIGUSR1 to any rank makes all of them save after the step they are in, and exit with status 0.
+    SIGTERM or SIGUSR1 to any rank makes all of them save after the step they are in, or of several ranks the next, and
+    exit with status 0.
 
     Attributes:
         best: the figure of best.ckpt, in the checkpoint too; infinite before there is one.
@@ -81,6 +83,8 @@ class Checkpoints(Checkpoint):
             self.interval.start(trainer)
         self._step, self._saved, self._after_validation = trainer.global_step, -1, False
         self._saved_at = time.monotonic()
+        self._heard: Later | None = None
+        self._stopping = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,6 +96,7 @@ class Checkpoints(Checkpoint):
             return  # a part of a step whose gradients are accumulated
         self._step = trainer.global_step
         stop, late = self._agreed(trainer)
+        self._stopping = stop
         due = self.interval is not None and self.interval.after_batch(trainer)
         ends = trainer.should_stop or trainer.global_step == trainer.max_steps
         if not (stop or late or due or ends):
@@ -111,7 +116,7 @@ class Checkpoints(Checkpoint):
             if self._after_validation:
                 self._after_validation = False
                 self._save(trainer, "last")
-                if stop := self._agreed(trainer)[0]:
+                if stop := self._stopping or self._agreed(trainer)[0]:
                     self._stop(trainer, stop)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,7 +145,7 @@ class Checkpoints(Checkpoint):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{name}.ckpt", weights_only=False)
         if name == "last":
-            self._saved, self._saved_at = trainer.global_step, time.monotonic()
+            self._saved, self._saved_at, self._heard = trainer.global_step, time.monotonic(), None
 
     def _listen(self) -> None:
         """Take the signals over from Lightning, whose handlers talk to other ranks in the middle of a step."""
@@ -152,13 +157,18 @@ class Checkpoints(Checkpoint):
         self.signal = signal.Signals(number)
 
     def _agreed(self, trainer: Trainer) -> tuple[int, bool]:
-        """The signal that some rank has had, or 0; and whether the first rank's clock says that it is time to save."""
+        """The signal that some rank has had, or 0; and whether the first rank's clock says that it is time to save.
+
+        Of several ranks, as it was when this was last asked: so nothing waits until all have got here.
+        """
         late = trainer.is_global_zero and time.monotonic() - self._saved_at >= self.seconds
         if trainer.world_size == 1:
             return int(self.signal or 0), late
-        heard = torch.tensor([self.signal or 0, late], device=trainer.strategy.root_device)
+        mine = [torch.full((), int(each), device=trainer.strategy.root_device) for each in (self.signal or 0, late)]
+        heard = torch.stack(mine)
         torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
-        number, someone_late = heard.tolist()
+        before, self._heard = self._heard, Later(heard)
+        number, someone_late = before.read() if before else (0, 0)
         return number, bool(someone_late)
 
     def _require_saved(self, trainer: Trainer) -> None:

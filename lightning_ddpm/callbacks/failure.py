@@ -1,7 +1,7 @@
 """What a run does when its numbers, or one of its processes, break."""
 
-import math
 import subprocess
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,16 +12,34 @@ from torch.optim import Optimizer
 from lightning_ddpm.console import say
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.errors import UserError, first_line
+from lightning_ddpm.optimization import Later, gradients, leave_out
 
 LOST = ("gloo", "Application timeout caused pair closure")
 """What gloo's errors have in them when another process does not answer: mostly a path of its source, but not always."""
 
 
+@dataclass
+class Taken:
+    """An optimizer step, and what is said of it if its loss or gradient is not finite.
+
+    Attributes:
+        step: its number, from 1.
+        rates: learning rates.
+        batches: index, t and losses of each of its batches, on this rank.
+    """
+
+    step: int
+    rates: list[float]
+    batches: list[tuple[int, Tensor, Tensor]]
+
+
 class NonFinite(Callback):
     """Leaves out an optimizer step whose loss or gradient is not finite, and ends the run after too many in a row.
 
-    The weights are never touched by such a step, so that the checkpoints stay good. In half precision an infinite
-    gradient of a finite loss is the gradient scaler's to mend, until its scale is down at 1.
+    The weights are never touched by such a step, so that the checkpoints stay good. A fused optimizer leaves it out by
+    itself, on the device, and it is said one step later, when the device is busy with the next: nothing waits for it.
+    In half precision an infinite gradient of a finite loss is the gradient scaler's to mend, until its scale is down
+    at 1.
 
     Args:
         limit: steps left out in a row that end the run.
@@ -33,26 +51,26 @@ class NonFinite(Callback):
         self.limit = limit
         self.in_a_row = self.skipped = 0
         self._batches: list[tuple[int, Tensor, Tensor]] = []
+        self._before: tuple[Taken, Later] | None = None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        gradients = [each.grad for each in pl_module.parameters() if each.grad is not None]
-        if math.isfinite(nn.utils.get_total_norm(gradients)):
+        broken = nn.utils.get_total_norm(gradients(optimizer)).isfinite().logical_not()
+        self._remember(trainer, pl_module)
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        taken = Taken(trainer.global_step + 1, rates, self._batches)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is None and leave_out(optimizer, broken):
+            self._look_back(trainer)
+            self._before = taken, Later(broken)
+            return
+        if not broken:
             self.in_a_row = 0
             return
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self._remember(trainer, pl_module)
         if scaler is not None and scaler.get_scale() > 1 and not self._some_loss_is_not_finite(trainer):
             return
         if scaler is None:
             optimizer.zero_grad()  # without gradients an optimizer leaves weights and its own state alone
-        self.in_a_row, self.skipped = self.in_a_row + 1, self.skipped + 1
-        if self.in_a_row >= self.limit:
-            raise UserError(self._verdict(trainer, optimizer))
-        if trainer.is_global_zero:
-            say(
-                f"step {trainer.global_step + 1} is left out: its loss or gradient is not finite "
-                f"({self.in_a_row} in a row, {self.limit} end the run)"
-            )
+        self._count(trainer, taken)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,15 +78,42 @@ class NonFinite(Callback):
         if trainer.fit_loop._should_accumulate():
             self._remember(trainer, pl_module)
         else:
-            self._batches.clear()
+            self._batches = []
         if self.skipped:
             pl_module.log("train/steps_left_out", float(self.skipped))
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look_back(trainer)  # as long as the images are in this epoch's order
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._look_back(trainer)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped}
+        unsaid = self._before is not None and self._before[1].read()[0]
+        return {"skipped": self.skipped + int(unsaid)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
+
+    def _look_back(self, trainer: Trainer) -> None:
+        """Say of the step before whether it was left out; every rank has the same gradients and finds the same."""
+        if self._before is None:
+            return
+        (taken, broken), self._before = self._before, None
+        if broken.read()[0]:
+            self._count(trainer, taken)
+        else:
+            self.in_a_row = 0
+
+    def _count(self, trainer: Trainer, taken: Taken) -> None:
+        self.in_a_row, self.skipped = self.in_a_row + 1, self.skipped + 1
+        if self.in_a_row >= self.limit:
+            raise UserError(self._verdict(trainer, taken))
+        if trainer.is_global_zero:
+            say(
+                f"step {taken.step} is left out: its loss or gradient is not finite "
+                f"({self.in_a_row} in a row, {self.limit} end the run)"
+            )
 
     def _remember(self, trainer: Trainer, module: LightningModule) -> None:
         if (seen := getattr(module, "seen", None)) is not None:
@@ -79,14 +124,13 @@ class NonFinite(Callback):
         mine = any(not bool(losses.isfinite().all()) for _, _, losses in self._batches)
         return trainer.strategy.reduce_boolean_decision(mine, all=False)
 
-    def _verdict(self, trainer: Trainer, optimizer: Optimizer) -> str:
-        rates = ", ".join(f"{group['lr']:g}" for group in optimizer.param_groups)
+    def _verdict(self, trainer: Trainer, taken: Taken) -> str:
         said = (
             f"training has diverged: {self.in_a_row} steps in a row had a loss or gradient that is not finite, the "
-            f"last of them step {trainer.global_step + 1} with learning rate {rates}"
+            f"last of them step {taken.step} with learning rate {', '.join(f'{rate:g}' for rate in taken.rates)}"
         )
         data = trainer.datamodule  # type: ignore[attr-defined]
-        for batch, t, losses in self._batches:
+        for batch, t, losses in taken.batches:
             bad = ~losses.isfinite()
             which = (bad if bad.any() else torch.ones_like(bad)).nonzero().flatten().tolist()
             numbers = data.images_of(batch) if isinstance(data, ImageDataModule) else list(range(len(t)))

@@ -83,9 +83,17 @@ class ProgressLines(StepProgress):
 
 
 class ProgressRich(StepProgress):
-    """A bar for the whole run; what is printed meanwhile appears above it."""
+    """A bar for the whole run; what is printed meanwhile appears above it.
+
+    Args:
+        seconds: between looks at it.
+    """
 
     _bar: Progress | None = None
+
+    def __init__(self, seconds: float = 0.5) -> None:
+        super().__init__()
+        self.seconds, self._said = seconds, 0.0
 
     def start(self, step: int, total: int) -> None:
         self._bar = Progress(
@@ -102,8 +110,9 @@ class ProgressRich(StepProgress):
 
     def show(self, trainer: Trainer, module: LightningModule) -> None:
         assert self._bar is not None
-        step = trainer.global_step
-        if step % 10 == 0 or step == self._bar.tasks[0].total:  # reading figures waits for the device
+        now, step = time.monotonic(), trainer.global_step
+        if now - self._said >= self.seconds or step == self._bar.tasks[0].total:  # reading figures waits for the device
+            self._said = now
             self._bar.update(self._task, completed=step, figures=self.figures(trainer, module))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -79,8 +79,10 @@ class Resume(Callback):
             warnings.simplefilter("ignore")  # that the optimizer makes no steps meanwhile
             for _ in range(trainer.global_step):
                 scheduler.step()
-        for group, new in zip(trainer.optimizers[0].param_groups, fresh["optimizer"].param_groups, strict=True):
+        optimizer = trainer.optimizers[0]
+        for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
             group.update({name: value for name, value in new.items() if name != "params"})
+        optimizer.load_state_dict(optimizer.state_dict())  # a fused one has its counters on the weights' device
         trainer.lr_scheduler_configs[0].scheduler.load_state_dict(scheduler.state_dict())
 
 
