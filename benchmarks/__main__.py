@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import evaluation, growth, images, memory, report, sampling, start, switches, training
+from benchmarks import curve, evaluation, growth, images, memory, report, sampling, start, switches, training
 
 RESULTS = Path(__file__).parent / "results"
 WHATS = {
@@ -15,11 +15,15 @@ WHATS = {
     "sampling": (sampling.run, "an image by the sampler beside diffusers' pipeline and the network alone"),
     "input": (images.run, "images that each source gives a second beside those that training takes"),
     "evaluation": (evaluation.run, "drawing, features, statistics and the distance, each alone"),
+    "curve": (curve.run, "how good images are after so many were seen, for so many minutes"),
     "memory": (memory.run, "the memory of fit over 10,000 steps"),
     "start": (start.run, "--help, and the first step"),
     "compiled": (start.compiled, "the first step under torch.compile, the first time and again"),
     "growth": (growth.run, "time and memory by batch, size, T, images drawn, data set"),
-    "switches": (switches.run, "channels_last, a fused optimizer, torch.compile: what each changes of a bare step"),
+    "switches": (
+        switches.run,
+        "channels_last, an optimizer that is not fused, torch.compile: what each changes of a bare step",
+    ),
 }
 
 
@@ -32,7 +36,7 @@ def main() -> None:
         "--config",
         default="cifar10",
         choices=["cifar10", "digits"],
-        help="of training, sampling, growth, switches: which model",
+        help="of training, sampling, growth, switches, curve: which model",
     )
     parser.add_argument(
         "--precision",
@@ -50,8 +54,16 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, help="images at a time; default: by the model")
     parser.add_argument("--rounds", type=int, default=11, help="how often each is measured, in turn with the others")
     parser.add_argument(
-        "--weights_path", type=Path, help="of evaluation: Inception's weights; without, its features are left out"
+        "--weights_path",
+        type=Path,
+        help="of evaluation, curve: Inception's weights; without, evaluation leaves its features out",
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="of curve: the folder of its data set; of input: one that may have CIFAR-10 and MNIST",
+    )
+    parser.add_argument("--minutes", type=float, default=25.0, help="of curve: how long it trains and evaluates")
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of the results; another leaves the page alone"
     )

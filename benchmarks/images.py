@@ -7,39 +7,76 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
+import lmdb
 import torch
+from PIL import Image
 
 from benchmarks.models import model_of
 from benchmarks.report import in_turn, write
 from benchmarks.training import bare, make_up
-from lightning_ddpm.data import Digits, ImageDataModule, ImageFolder, ImageSource, decoded
+from lightning_ddpm.data import CIFAR10, LSUN, MNIST, Digits, ImageDataModule, ImageFolder, ImageSource, decoded
 from lightning_ddpm.data.decoded import MEMORY
 
 BATCH, IMAGES = 64, 1280
+Opener = Callable[[int], ImageDataModule]
+"""Opens a source's training images with so many workers."""
 
 
 def run(options: Namespace) -> None:
-    """The digits, and pictures of CIFAR-10's size decoded once, into memory or a file, or at every reading; with 0, 1
-    and 2 workers.
+    """The digits; pictures of CIFAR-10's size decoded once, into memory or a file, or at every reading; photographs in
+    a folder and in LSUN's database; CIFAR-10 and MNIST where --data has them. Each with 0, 1 and 2 workers.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = make_up(Path(folder), IMAGES, 3, 32)
-        _measure(options, "digits", {"in memory": _opener(Digits(), pictures)})
-        small = ImageFolder(size=32, channels=3)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _measure(options, "digits", {"Digits": _opener(Digits(), folder)})
+        pictures, small = make_up(folder, IMAGES, 3, 32), ImageFolder(size=32, channels=3)
+        photographs, large = _photographs(folder, IMAGES // 4), ImageFolder(size=256, channels=3)
         kept = {
-            "in memory": _opener(small, pictures),
-            "in a mapped file": _opener(small, pictures, 0, f"{folder}/decoded"),
-            "from files": _opener(small, pictures, 0),
+            "ImageFolder, in memory": _opener(small, pictures),
+            "ImageFolder, in a mapped file": _opener(small, pictures, 0, f"{folder}/decoded"),
+            "ImageFolder, from PNG files": _opener(small, pictures, 0),
+            "ImageFolder, 256 x 256 from JPEG files": _opener(large, photographs, 0),
+            "LSUN, 256 x 256": _opener(LSUN("church_outdoor", 256), _lsun(folder, photographs), 0),
         }
+        for source, part in ((CIFAR10(), "cifar-10-batches-py"), (MNIST(), "MNIST")):
+            if options.data and (options.data / part).is_dir():
+                kept[type(source).__name__] = _opener(source, options.data)
         _measure(options, "cifar10", kept)
 
 
-def _opener(
-    source: ImageSource, root: Path, memory: int = MEMORY, folder: str | None = None
-) -> Callable[[int], ImageDataModule]:
-    """Opens the source's training images with so many workers, as if the memory were so large."""
+def _photographs(folder: Path, n: int) -> Path:
+    """A folder of n JPEG files of 320 x 256 pixels, as coarse as noise blown up."""
+    photographs = folder / "photographs"
+    photographs.mkdir()
+    for index in range(n):
+        noise = torch.randint(0, 256, (32, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
+        Image.fromarray(noise.numpy()).resize((320, 256), Image.Resampling.BICUBIC).save(photographs / f"{index}.jpg")
+    return photographs
+
+
+def _lsun(folder: Path, photographs: Path) -> Path:
+    """The photographs in databases as LSUN's are."""
+    for split in ("train", "val"):
+        with (
+            lmdb.open(str(folder / f"church_outdoor_{split}_lmdb"), map_size=2**30) as base,
+            base.begin(write=True) as to,
+        ):
+            for path in photographs.iterdir():
+                to.put(path.stem.encode(), _webp(path))
+    return folder
+
+
+def _webp(path: Path) -> bytes:
+    file = BytesIO()
+    Image.open(path).save(file, "WEBP")
+    return file.getvalue()
+
+
+def _opener(source: ImageSource, root: Path, memory: int = MEMORY, folder: str | None = None) -> Opener:
+    """Of a source, as if the memory were so large."""
 
     def opened(workers: int) -> ImageDataModule:
         decoded.MEMORY = memory
@@ -51,23 +88,22 @@ def _opener(
     return opened
 
 
-def _measure(options: Namespace, config: str, kept: dict[str, Callable[[int], ImageDataModule]]) -> None:
-    contenders: dict[str, Callable[[], object]] = {}
-    for where, opened in kept.items():
-        for workers in (0, 1, 2):
-            data = opened(workers)
-            contenders[f"{where}, {workers} workers"] = partial(_read, data)
+def _measure(options: Namespace, config: str, kept: dict[str, Opener]) -> None:
     module = model_of(config)
     x = torch.randn(BATCH, *module.image_shape, device=module.device)
     step = bare(module.network, module, itertools.repeat((x, x)))
-    seconds = in_turn({"training step": partial(step, 1)} | contenders, options.rounds)
-    per = {
-        name: [each / (BATCH if name == "training step" else len(data.train)) for each in found]
-        for name, found in seconds.items()
-    }
+    contenders: dict[str, Callable[[], object]] = {"training step": partial(step, 1)}
+    images = {"training step": BATCH}
+    for (what, opened), workers in itertools.product(kept.items(), (0, 1, 2)):
+        data, name = opened(workers), f"{what}, {workers} worker{'' if workers == 1 else 's'}"
+        images[name] = min(len(data.train), 10 * IMAGES)
+        contenders[name] = partial(_read, data, images[name])
+    seconds = in_turn(contenders, options.rounds)
+    per = {name: [each / images[name] for each in found] for name, found in seconds.items()}
     settings = {"batch": BATCH, "per": "image", "images": 1, "rounds": options.rounds}
     if Path("/proc/self/smaps_rollup").exists():  # on Linux
-        settings["MB of a worker's own"] = round(_own_memory(kept["in memory"](1)))
+        own = {what: f"{_own_memory(opened(1)):.0f}" for what, opened in kept.items()}
+        settings["MB of a worker's own"] = "; ".join(f"{what} {own[what]}" for what in kept)
     write(options.out, f"input_{config}", settings, per)
 
 
@@ -80,7 +116,7 @@ def _own_memory(data: ImageDataModule) -> float:
     return sum(int(each) for each in re.findall(r"Private_\w+: *(\d+) kB", said)) * 1024 / 1e6
 
 
-def _read(data: ImageDataModule) -> None:
-    """All training images, as training gets them; the workers' start is in it."""
-    for batch in data.train_dataloader():
+def _read(data: ImageDataModule, n: int) -> None:
+    """The first n training images of an epoch, as training gets them; the workers' start is in it."""
+    for batch in itertools.islice(data.train_dataloader(), -(-n // BATCH)):
         data.on_after_batch_transfer(batch, 0)

@@ -52,9 +52,10 @@ class Memory(Callback):
             return
         note = self.megabytes.setdefault
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        note("resident", []).append(pages * resource.getpagesize() / 1e6)
+        note("resident, MB", []).append(pages * resource.getpagesize() / 1e6)
         if torch.cuda.is_available():
-            note("GPU, at most", []).append(torch.cuda.max_memory_allocated() / 1e6)
+            note("GPU, at most, MB", []).append(torch.cuda.max_memory_allocated() / 1e6)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        write(self.out, "memory", {"steps": STEPS, "every": EVERY, "unit": "MB"}, self.megabytes)
+        columns = [f"{step:,}" for step in range(EVERY, STEPS + 1, EVERY)]
+        write(self.out, "memory", {"unit": "steps", "columns": columns}, self.megabytes)

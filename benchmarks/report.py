@@ -1,6 +1,7 @@
 """What was measured, where, and the tables that are made of it."""
 
 import json
+import math
 import platform
 import re
 import resource
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-OF_THE_TABLE = ("per", "unit", "images")
+OF_THE_TABLE = ("per", "unit", "columns", "images")
 """Settings that shape the table, rather than stand above it."""
 
 Work = TypeVar("Work")
@@ -86,7 +87,7 @@ def write(
     out: Path,
     what: str,
     settings: Mapping[str, Any],
-    values: Mapping[str, list[float]],
+    values: Mapping[str, list[Any]],
     megabytes: Mapping[str, list[float]] = MappingProxyType({}),
 ) -> None:
     """Write one benchmark's seconds, by who took them, and print them.
@@ -95,7 +96,8 @@ def write(
         out: folder of the results.
         what: the benchmark.
         settings: what was measured; "per" names what takes the seconds, "images" is how many images that makes.
-        values: seconds of each contender, of each round; or what the setting "unit" says.
+        values: seconds of each contender, of each round; or, where a setting "unit" says what changes from one value to
+            the next, whatever each is called, with the setting "columns" for what stands above them.
         megabytes: what each takes of memory at most, where that was measured.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -121,24 +123,30 @@ def _version(name: str) -> str | None:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """Markdown: median and quartiles of each, and the quartiles of its ratio to the first in the same round; of memory
-    as "unit", all values in the order of time.
+    """Markdown: median and quartiles of each, and the quartiles of its ratio to the first in the same round; under a
+    "unit", all values in their order.
     """
-    if found["settings"].get("unit") == "MB":
-        lines = ["| memory, MB | " + " | ".join(str(index + 1) for index in range(len(_first(found)))) + " |"]
-        lines.append("|---|" + "---|" * len(_first(found)))
-        return lines + [f"| {n} | {' | '.join(f'{each:.0f}' for each in v)} |" for n, v in found["values"].items()]
     settings, megabytes = found["settings"], found.get("megabytes", {})
+    if unit := settings.get("unit"):
+        lines = [f"| {unit} | {' | '.join(settings['columns'])} |", "|---|" + "---|" * len(settings["columns"])]
+        rows = {
+            name: ["" if each is None else rounded(each, 4) for each in row] for name, row in found["values"].items()
+        }
+        return lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     images, first = settings.get("images"), _first(found)
     heads = [f"ms per {settings.get('per', 'step')}, median (quartiles)", "ratio to the first, median (quartiles)"]
+    known = median_interval(first) is not None
+    heads += ["95 % of its median"] if known else []
     heads += ["images/s"] if images else []
     heads += ["MB at most"] if megabytes else []
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for name, seconds in found["values"].items():
         ratios = [one / other for one, other in zip(seconds, first, strict=True)]
         cells = [_quartiles([1000 * each for each in seconds]), _quartiles(ratios)]
+        if interval := median_interval(ratios):
+            cells.append(" to ".join(map(rounded, interval)))
         if images:
-            cells.append(_three(images / statistics.median(seconds)))
+            cells.append(rounded(images / statistics.median(seconds)))
         if megabytes:
             cells.append(f"{statistics.median(megabytes[name]):.0f}" if name in megabytes else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -152,12 +160,27 @@ def _first(found: Mapping[str, Any]) -> list[float]:
 
 def _quartiles(values: list[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{_three(middle)} ({_three(low)} to {_three(high)})"
+    return f"{rounded(middle)} ({rounded(low)} to {rounded(high)})"
 
 
-def _three(value: float) -> str:
-    """Three figures, and thousands rather than a power of ten."""
-    return f"{float(f'{value:.3g}'):,g}"
+def median_interval(values: list[float]) -> tuple[float, float] | None:
+    """Where the median of what the values are drawn from lies with at least 95 per cent, whatever that is: between two
+    of the values, as many from either end (the sign test turned round); ``None`` of fewer than six.
+    """
+    n, inside = len(values), 1.0
+    for left_out in range(n // 2):
+        inside -= 2 * math.comb(n, left_out) / 2**n
+        if inside < 0.95:
+            break
+    else:
+        left_out = n // 2
+    ordered = sorted(values)
+    return (ordered[left_out - 1], ordered[n - left_out]) if left_out else None
+
+
+def rounded(value: float, figures: int = 3) -> str:
+    """So many figures, and thousands rather than a power of ten."""
+    return f"{float(f'{value:.{figures}g}'):,g}"
 
 
 def write_tables(page: Path, out: Path) -> None:
@@ -172,7 +195,7 @@ def write_tables(page: Path, out: Path) -> None:
         lines: list[str] = []
         for found in (each for each in results if each["what"] == what):
             settings = ", ".join(
-                f"{name} {value}" for name, value in found["settings"].items() if name not in ("per", "unit", "images")
+                f"{name} {value}" for name, value in found["settings"].items() if name not in OF_THE_TABLE
             )
             versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items() if value)
             lines += [f"{found['hardware']}; {settings}; {found['finished'][:10]}; {versions}.", "", *table(found), ""]

@@ -1,4 +1,4 @@
-"""What could make a training step faster: the bare loop as it is, and with one thing changed."""
+"""What makes a training step faster, or could: the bare loop as it is, and with one thing changed."""
 
 import copy
 import itertools
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from benchmarks.models import SHAPES, model_of, variant
@@ -24,9 +25,9 @@ def run(options: Namespace) -> None:
     module = model_of(options.config).train()
     x = torch.randn(n, *module.image_shape, device=module.device)
 
-    def block(network: nn.Module, x: Tensor = x, **of_the_optimizer: bool) -> Block:
+    def block(network: nn.Module, x: Tensor = x, optimizer: OptimizerCallable | None = None) -> Block:
         batches: Iterator[tuple[Tensor, Tensor]] = itertools.repeat((x, x))
-        return bare(network, module, batches, options.precision, **of_the_optimizer)
+        return bare(network, module, batches, options.precision, optimizer)
 
     def fresh(mode: str | None = None, compiled: bool = False) -> nn.Module:
         network = copy.deepcopy(module.network)
@@ -37,14 +38,14 @@ def run(options: Namespace) -> None:
     blocks = {
         "as it is": block(fresh()),
         "channels_last": block(fresh().to(memory_format=LAST), x.to(memory_format=LAST)),
-        "fused Adam": block(fresh(), fused=True),
+        "Adam, not fused": block(fresh(), optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-4)),
         "torch.compile": block(fresh(compiled=True)),
     }
     if module.device.type == "cuda":
         blocks["torch.compile, graphs"] = block(fresh("reduce-overhead", compiled=True))
         every = fresh(compiled=True).to(memory_format=LAST)
-        blocks["channels_last, fused, compiled"] = block(every, x.to(memory_format=LAST), fused=True)
-    steps = 1 if options.config == "cifar10" else 10
+        blocks["channels_last, compiled"] = block(every, x.to(memory_format=LAST))
+    steps = 1 if options.config == "cifar10" else 3
     contenders: dict[str, Callable[[], object]] = {name: partial(block, steps) for name, block in blocks.items()}
     seconds = in_turn(contenders, options.rounds)
     per = {name: [each / steps for each in found] for name, found in seconds.items()}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,7 +37,7 @@ def run(options: Namespace) -> None:
     """Fit with :class:`Turns` among the callbacks; before that the memory of each, in a process of its own."""
     size, channels, default = SHAPES[options.config]
     batch_size = options.batch_size or default
-    steps = 1 if options.config == "cifar10" else 10
+    steps = 1 if options.config == "cifar10" else 3
     with tempfile.TemporaryDirectory() as folder:
         pictures = make_up(Path(folder), IMAGES, channels, size)
         others = [FLOOR, DIFFUSERS, *([PYTORCH] if batch_size >= 16 else [])]  # it takes no fewer
@@ -238,13 +239,13 @@ def bare(
     module: DDPM,
     batches: Iterator[tuple[Tensor, Tensor]],
     precision: str = "32-true",
-    **of_the_optimizer: bool,
+    optimizer: OptimizerCallable | None = None,
 ) -> Block:
-    """What must be done at least: Ho's algorithm 1 with Adam, clipping and EMA, by hand."""
+    """What must be done at least: Ho's algorithm 1 with the module's optimizer or another, clipping, EMA, by hand."""
     alpha_bar = module.schedule.alpha_bar.to(module.device, torch.float32)
     parameters = list(network.parameters())
     average = [each.detach().clone() for each in parameters]
-    optimizer, T = torch.optim.Adam(parameters, lr=2e-4, **of_the_optimizer), module.schedule.T
+    adam, T = (optimizer or module.optimizer)(parameters), module.schedule.T
 
     def block(steps: int) -> None:
         for _ in range(steps):
@@ -256,8 +257,8 @@ def bare(
             loss = functional.mse_loss(output.float(), eps)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            adam.step()
+            adam.zero_grad()
             torch._foreach_lerp_(average, [each.detach() for each in parameters], 1e-4)
 
     return block

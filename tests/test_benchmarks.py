@@ -9,7 +9,9 @@ import pytest
 from command_line import REPOSITORY
 
 pytest.importorskip("diffusers")
-from benchmarks import report
+from torch.utils.tensorboard import SummaryWriter
+
+from benchmarks import curve, report
 
 MEASURED = {"fit": [0.2, 0.1, 0.3, 0.2], "bare loop": [0.1, 0.1, 0.15, 0.3]}
 
@@ -20,8 +22,28 @@ def test_a_table_has_medians_quartiles_and_ratios_within_rounds() -> None:
     assert second == "| bare loop | 125 (100 to 188) | 0.75 (0.5 to 1.12) |"
 
 
+def test_of_six_rounds_and_more_a_table_says_where_the_median_lies() -> None:
+    seconds = [float(each) for each in range(1, 16)]
+    head, _, _, second = report.table({"settings": {}, "values": {"a": [1.0] * 15, "b": seconds}})
+    assert head.endswith("| 95 % of its median |")
+    assert second.endswith("| 4 to 12 |"), "the sign test's table, n = 15"
+    assert report.median_interval(seconds[:5]) is None
+    assert report.median_interval(seconds[:6]) == (1, 6)
+
+
+def test_what_changes_from_one_value_to_the_next_stands_above_them() -> None:
+    settings = {"unit": "steps", "columns": ["1,000", "2,000"]}
+    lines = report.table({"settings": settings, "values": {"resident, MB": [968.24, 1012.0], "other": [None, 0.5]}})
+    assert lines == [
+        "| steps | 1,000 | 2,000 |",
+        "|---|---|---|",
+        "| resident, MB | 968.2 | 1,012 |",
+        "| other |  | 0.5 |",
+    ]
+
+
 def test_three_figures_and_no_powers_of_ten() -> None:
-    assert [report._three(each) for each in (15316.0, 8249.6, 41.23, 0.9244, 12.0)] == [
+    assert [report.rounded(each) for each in (15316.0, 8249.6, 41.23, 0.9244, 12.0)] == [
         "15,300",
         "8,250",
         "41.2",
@@ -60,6 +82,22 @@ def test_rounds_are_taken_forwards_and_back_and_the_first_does_not_count() -> No
     found = report.in_turn({name: lambda name=name: order.append(name) for name in "ab"}, 3)
     assert "".join(order) == "abbaabba"
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
+
+
+def test_a_curve_has_the_figures_of_a_run_and_the_published_ones_at_as_many_images(tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step, value in ((100, 80.0), (200, 40.0)):
+            writer.add_scalar("val/fid", value, step, walltime=1000.0 + 60 * step)
+            writer.add_scalar("val/loss", 1.0, step)
+        writer.add_scalar("final/fid", 30.0, 200)
+    found = curve.figures(tmp_path)
+    assert found["step"] == [100, 200]
+    assert found["figures"] == {"val/fid": [80, 40]}
+    assert found["final"] == {"final/fid": 30}
+    assert found["minutes"][1] - found["minutes"][0] == 100
+    assert curve.published(5_990_400) == pytest.approx(9.16)
+    assert curve.published(int((5_990_400 * 11_980_800) ** 0.5)) == pytest.approx((9.16 * 5.78) ** 0.5, rel=1e-4)
+    assert curve.published(1_000_000) is None
 
 
 @pytest.mark.slow
