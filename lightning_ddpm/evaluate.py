@@ -42,12 +42,12 @@ from lightning_ddpm.model_options import (
     add_devices,
     add_model,
     conditions,
-    count_evaluations,
     described,
     known,
     launched,
     model_of,
     parse,
+    placed,
 )
 
 BOUND = "bpd"
@@ -72,6 +72,7 @@ def run(arguments: Sequence[str]) -> None:
     extractors = _extractors(parser, options, judged) if metrics - {BOUND} or options.save_stats else []
 
     fabric = launched(options)
+    evaluations = placed(judged.model, options, fabric) if judged.model else []
     first = fabric.is_global_zero
     asked_of = _classes(judged, options.seed, asked)
     scores = [Figures(each, fabric.device, metrics - {BOUND}, judged.n, asked_of) for each in extractors]
@@ -85,7 +86,9 @@ def run(arguments: Sequence[str]) -> None:
             )
             if first:
                 say(f"reference: {said}")
-    spent = _judge(scores, judged, options, fabric, asked) if scores else 0
+    if scores:
+        _judge(scores, judged, options, fabric, asked)
+    spent = int(_sum(fabric, torch.tensor(sum(evaluations), device=fabric.device)))
 
     found: dict[str, dict[str, Any]] = {}
     if options.save_stats:
@@ -218,14 +221,11 @@ def _announce(judged: Judged, extractors: list[FeatureExtractor], options: Names
         )
 
 
-def _judge(scores: list[Figures], judged: Judged, options: Namespace, fabric: Fabric, asked: Conditions) -> int:
-    """Show this rank's images to every network; how many network evaluations drawing them took on all ranks."""
+def _judge(scores: list[Figures], judged: Judged, options: Namespace, fabric: Fabric, asked: Conditions) -> None:
+    """Show this rank's images to every network."""
     rank, world = fabric.global_rank, fabric.world_size
-    spent: list[int] = []
     batches: Iterator[tuple[int, tuple[int, Tensor]]]
     if judged.model:
-        judged.model.to(fabric.device)
-        spent = count_evaluations(judged.model)
         drawn = generate(
             *(judged.model, judged.n, options.seed, options.batch_size, rank, world),
             context=fabric.autocast,
@@ -241,7 +241,6 @@ def _judge(scores: list[Figures], judged: Judged, options: Namespace, fabric: Fa
     for start, pixels in progress(batches, -(-judged.n // world), "judging", fabric.is_global_zero):
         for each in scores:
             each.update(start, pixels)
-    return int(_sum(fabric, torch.tensor(sum(spent), device=fabric.device)))
 
 
 def _bound(
@@ -253,7 +252,6 @@ def _bound(
     reference.data.setup("test")
     given = Namespace(variance=options.variance)  # type: ignore[no-untyped-call]
     variance = parser.instantiate(given).variance or FixedLarge()
-    judged.model.to(fabric.device)
     held_out = reference.data.held_out
     likelihoods = bits_per_dim(
         *(judged.model, held_out, len(held_out), variance, options.seed, options.batch_size),

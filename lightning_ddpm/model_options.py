@@ -8,12 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ddpm.checkpoint import load
+from lightning_ddpm.compilation import compile_in_place
 from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, Sampler
 from lightning_ddpm.errors import UserError, first_line
 from lightning_ddpm.guides import Autoguidance, ClassifierGuidance
@@ -73,6 +75,7 @@ def add_devices(parser: ArgumentParser) -> None:
     add("--num_nodes", type=int, default=1, help="how many nodes; start each by torchrun or SLURM")
     add("--strategy", help="as the Trainer's; default: ddp for more than one process")
     add("--precision", default="32-true", help="of the network: 32-true, bf16-mixed, 16-mixed")
+    add("--compile", action="store_true", help="the network by torch.compile: for many images, as it takes a minute")
 
 
 def parse(
@@ -193,10 +196,18 @@ def described(model: DDPM, n: int, raw: bool, conditions: Conditions) -> str:
     return f"{n} images with {'raw' if raw else 'EMA'} weights by {model.sampler}{of}: {cost}"
 
 
-def count_evaluations(model: DDPM) -> list[int]:
-    """A list that grows by the number of images at every call of the network."""
+def placed(model: DDPM, options: Namespace, fabric: Fabric) -> list[int]:
+    """Bring the model to where it draws, compiled if asked; a list that grows by the images at every network call."""
+    model.to(fabric.device)
     counts: list[int] = []
-    model.network.register_forward_pre_hook(lambda network, inputs: counts.append(len(inputs[0])))
+
+    def count(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        counts.append(len(inputs[0]))
+
+    if options.compile:
+        compile_in_place(model.network)
+        count = torch.compiler.disable(count)  # type: ignore[no-untyped-call]
+    model.network.register_forward_pre_hook(count)
     return counts
 
 

@@ -37,10 +37,10 @@ from lightning_ddpm.model_options import (
     add_devices,
     add_model,
     conditions,
-    count_evaluations,
     launched,
     model_of,
     parse,
+    placed,
 )
 from lightning_ddpm.module import DDPM
 from lightning_ddpm.randomness import ImageNoise
@@ -221,9 +221,8 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"{options.out} holds images already; empty it or choose another folder")
 
     fabric = launched(options)
-    model.to(fabric.device)
     n, first = len(images), fabric.is_global_zero
-    spent = count_evaluations(model)
+    spent = placed(model, options, fabric)
     figures = torch.zeros(n, 4, dtype=torch.float64, device=fabric.device)
     rows: list[Tensor] = []
 

@@ -23,11 +23,11 @@ from lightning_ddpm.model_options import (
     add_devices,
     add_model,
     conditions,
-    count_evaluations,
     described,
     launched,
     model_of,
     parse,
+    placed,
 )
 from lightning_ddpm.module import DDPM
 
@@ -49,7 +49,6 @@ def run(arguments: Sequence[str]) -> None:
     there = _read_manifest(options.out)
 
     fabric = launched(options)
-    model.to(fabric.device)
     first = fabric.is_global_zero
     ours = {
         "checkpoint": sha256(options.ckpt),
@@ -60,6 +59,7 @@ def run(arguments: Sequence[str]) -> None:
         "device": fabric.device.type,  # its random numbers are its own
         "precision": options.precision,
     } | asked.said()
+    ours |= {"network": "compiled"} if options.compile else {}
     _refuse_another_set(options.out, there, ours)
     done = _done(options.out, options.n, options.batch_size)
     kept = sum(min(options.batch_size, options.n - start) for start in done)
@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> None:
         if kept:
             say(f"{kept} of them are in {options.out} already")
         _begin(options.out, ours)
-    spent = count_evaluations(model)
+    spent = placed(model, options, fabric)
     images = generate(
         *(model, options.n, options.seed, options.batch_size, fabric.global_rank, fabric.world_size),
         context=fabric.autocast,

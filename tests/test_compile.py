@@ -1,15 +1,26 @@
 """torch.compile as one switch: the same numbers, the same checkpoint, one program for all batch sizes."""
 
+import shutil
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from command_line import REPOSITORY, ddpm
+from PIL import Image
 from tiny import quiet_trainer, tiny_model
 from torch._dynamo.utils import counters
 
+from lightning_ddpm import model_options
 from lightning_ddpm.callbacks import EMA, Compile, SampleGrid
+from lightning_ddpm.compilation import compile_in_place
 from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.errors import UserError
+from lightning_ddpm.generation import generate
+
+CKPT = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
 
 
 def fit(folder: Path, compile_: Compile | None):
@@ -33,6 +44,48 @@ def test_each_use_is_compiled_once_for_all_batch_sizes_and_the_numbers_and_names
     assert compiled.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value)
+
+
+def test_network_calls_are_counted_without_another_program_for_each_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    monkeypatch.setattr(model_options, "compile_in_place", partial(compile_in_place, backend="eager"))
+    model = tiny_model()
+    options, fabric = Namespace(compile=True), Namespace(device=torch.device("cpu"))
+    spent = model_options.placed(model, options, fabric)  # type: ignore[arg-type]
+    images = [pixels for _, pixels in generate(model, 56, batch_size=20)]
+    assert spent == [20, 20, 20, 20, 16, 16]
+    assert counters["stats"]["unique_graphs"] == 1
+    plain = [pixels for _, pixels in generate(tiny_model(), 56, batch_size=20)]
+    assert (torch.cat(images).int() - torch.cat(plain).int()).abs().max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+def test_sample_draws_the_same_images_compiled(tmp_path: Path) -> None:
+    """By torch's own compiler."""
+    for name, options in (("plain", ()), ("compiled", ("--compile",))):
+        options = ("--n", 6, "--batch_size", 4, "--steps", 3, "--out", tmp_path / name, *options)
+        ended = ddpm("sample", "--ckpt", CKPT, *options, "--accelerator", "cpu")
+        assert ended.returncode == 0, ended.stderr
+        assert "3 network evaluations each" in ended.stdout
+    for index in range(6):
+        plain, compiled = (
+            np.asarray(Image.open(tmp_path / name / f"{index:06d}.png")) for name in ("plain", "compiled")
+        )
+        assert np.abs(plain.astype(int) - compiled).max() <= 1
+    ended = ddpm("sample", "--ckpt", CKPT, "--n", 6, "--batch_size", 4, "--steps", 3, "--out", tmp_path / "compiled")
+    assert ended.returncode == 2
+    assert "images of another set: their network is compiled, and None is asked for" in ended.stderr
+
+
+def test_a_machine_that_cannot_compile_is_told_what_is_missing(tmp_path: Path) -> None:
+    options = ("--n", 1, "--steps", 1, "--out", tmp_path / "samples", "--compile", "--accelerator", "cpu")
+    ended = ddpm("sample", "--ckpt", CKPT, *options, CXX=tmp_path / "g++", TORCHINDUCTOR_CACHE_DIR=tmp_path / "cache")
+    assert ended.returncode == 2
+    assert "error: torch.compile cannot compile the network here: InvalidCxxCompiler" in ended.stderr
+    assert "or go without" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_backend_that_there_is_not_is_refused() -> None:

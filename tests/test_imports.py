@@ -16,7 +16,7 @@ ROOT = Path(lightning_ddpm.__file__).parent
 # in a circle.
 LAYERS = [
     ["errors"],
-    ["randomness", "images", "console", "files", "optimization"],
+    ["randomness", "images", "console", "files", "optimization", "compilation"],
     ["diffusion"],
     ["networks"],
     ["diffusers_format"],

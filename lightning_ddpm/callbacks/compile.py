@@ -1,12 +1,9 @@
 """The network, compiled."""
 
-from typing import Any
-
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.compilation import as_before, check_backend, compile_in_place
 
 
 class Compile(Callback):
@@ -20,26 +17,17 @@ class Compile(Callback):
     """
 
     def __init__(self, backend: str = "inductor", mode: str | None = None) -> None:
-        known = torch.compiler.list_backends(exclude_tags=())
-        if backend not in known:
-            raise UserError(f"there is no backend {backend!r} of torch.compile; there are {', '.join(known)}")
+        check_backend(backend)
         self.backend, self.mode = backend, mode
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        network = pl_module.network
-        assert isinstance(network, nn.Module)
-        network.compile(backend=self.backend, mode=self.mode)
-        compiled: Any = network._compiled_call_impl
-
-        def call(*inputs: Tensor) -> Any:
-            laid_out = [each.contiguous() for each in inputs]  # samplers repeat one t without memory of its own
-            for each in laid_out:  # else another batch size would be another program
-                torch._dynamo.maybe_mark_dynamic(each, 0)
-            return compiled(*laid_out)
-
-        network._compiled_call_impl = call
+        compile_in_place(_network(pl_module), self.backend, self.mode)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        network = pl_module.network
-        assert isinstance(network, nn.Module)
-        network._compiled_call_impl = None
+        as_before(_network(pl_module))
+
+
+def _network(module: LightningModule) -> nn.Module:
+    network = module.network
+    assert isinstance(network, nn.Module)
+    return network
