@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
     batch = config["data"]["batch_size"] * max(1, torch.cuda.device_count())
     seen = [step * batch for step in found["step"]]
     settings = {"config": name, "batch": batch, "unit": "images seen", "columns": [f"{each:,}" for each in seen]}
-    settings |= {"of each": judges[0]["init_args"]["n"]} | {name: round(v, 2) for name, v in found["final"].items()}
+    settings |= {"images of each figure": judges[0]["init_args"]["n"]} | found["final"]
     rows = {"minutes": found["minutes"]} | found["figures"]
     if options.config == "cifar10":
         rows["tqch/ddpm-torch, FID of 50,000"] = [published(each) for each in seen]
@@ -52,7 +52,8 @@ def figures(run: Path) -> dict[str, Any]:
     """What a run's curves say of its images: at which steps, after how many minutes, and at the end."""
     events = EventAccumulator(str(run), {"scalars": 0})
     events.Reload()
-    names = [tag for tag in events.Tags()["scalars"] if tag.startswith(("val/fid", "val/fd_"))]
+    tags = events.Tags()["scalars"]
+    names = [tag for tag in tags if tag.startswith(("val/fid", "val/fd_"))]
     if not names:
         sys.exit("not one evaluation before the time was over; give --minutes more")
     points = events.Scalars(names[0])
@@ -61,7 +62,7 @@ def figures(run: Path) -> dict[str, Any]:
         "step": [each.step for each in points],
         "minutes": [(each.wall_time - began) / 60 for each in points],
         "figures": {name: [each.value for each in events.Scalars(name)] for name in names},
-        "final": {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"] if tag.startswith("final/")},
+        "final": {tag: round(events.Scalars(tag)[-1].value, 2) for tag in tags if tag.startswith("final/")},
     }
 
 
