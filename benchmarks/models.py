@@ -63,6 +63,7 @@ def autocast(precision: str) -> AbstractContextManager[Any]:
 
 def variant(options: Namespace) -> str:
     """What the options change, for the name of the result; nothing for nothing."""
-    changed = [options.precision] if options.precision != "32-true" else []
+    changed = [f"batch{options.batch_size}"] if options.batch_size else []
+    changed += [options.precision] if options.precision != "32-true" else []
     changed += [name for name in ("compile", "channels_last") if getattr(options, name)]
     return "".join(f"_{each}" for each in changed)

@@ -32,9 +32,10 @@ def compile_in_place(network: nn.Module, backend: str = "inductor", mode: str | 
         try:
             return compiled(*laid_out)
         except BackendCompilerFailed as error:
+            cause = first_line(error.inner_exception)
             raise UserError(
-                f"torch.compile cannot compile the network here: {first_line(error)}; on a processor it needs a C++ "
-                "compiler, such as Debian's g++: mend that, or go without"
+                f"torch.compile cannot compile the network here: {cause}; on a processor it needs a C++ compiler, such "
+                "as Debian's g++: mend that, or go without"
             ) from error
 
     network._compiled_call_impl = call

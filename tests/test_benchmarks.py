@@ -116,7 +116,7 @@ def test_a_benchmark_runs(tmp_path: Path) -> None:
 def test_drawing_is_measured_with_the_same_weights_in_diffusers(tmp_path: Path) -> None:
     little = ["--config", "digits", "--evaluations", "10", "--batch_size", "4", "--rounds", "3", "--out", str(tmp_path)]
     subprocess.run([sys.executable, "-m", "benchmarks", "sampling", *little], cwd=REPOSITORY, check=True)
-    (file,) = tmp_path.glob("sampling_digits_10-*.json")
+    (file,) = tmp_path.glob("sampling_digits_10_batch4-*.json")
     values = json.loads(file.read_text())["values"]
     assert values.keys() == {"network alone", "sampler", "diffusers"}
     assert all(min(each) > 0 and len(each) == 3 for each in values.values())
