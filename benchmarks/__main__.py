@@ -63,7 +63,12 @@ def main() -> None:
         type=Path,
         help="of curve: the folder of its data set; of input: one that may have CIFAR-10 and MNIST",
     )
-    parser.add_argument("--minutes", type=float, default=25.0, help="of curve: how long it trains and evaluates")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=25.0,
+        help="of curve: how long it trains; an evaluation at the end comes on top",
+    )
     parser.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of the results; another leaves the page alone"
     )

@@ -3,7 +3,6 @@
 import sys
 import tempfile
 from argparse import Namespace
-from datetime import timedelta
 from itertools import pairwise
 from math import exp, log
 from pathlib import Path
@@ -26,13 +25,14 @@ def run(options: Namespace) -> None:
     name = "cifar10_fast" if options.config == "cifar10" else options.config
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     judges = [each for each in config["trainer"]["callbacks"] if each["class_path"].endswith(".Evaluation")]
-    for each in judges if options.weights_path else []:
-        each["init_args"]["extractor"]["init_args"] = {"weights_path": str(options.weights_path)}
+    for extractor in (each["init_args"]["extractor"] for each in judges):
+        if options.weights_path and extractor["class_path"].endswith(".Inception"):
+            extractor["init_args"] = {"weights_path": str(options.weights_path)}
     if options.data:
         config["data"]["root"] = str(options.data)
     with tempfile.TemporaryDirectory() as folder:
         config["trainer"]["default_root_dir"] = str(Path(folder) / "run")
-        config["trainer"]["max_time"] = str(timedelta(minutes=options.minutes))
+        config["trainer"]["max_time"] = {"seconds": round(60 * options.minutes)}
         file = Path(folder) / "config.yaml"
         file.write_text(yaml.safe_dump(config))
         if status := main(["fit", "--config", str(file)]):

@@ -10,7 +10,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 
 from benchmarks.models import autocast, diffusers_unet, model_of, pretrained, variant
 from benchmarks.report import in_turn, write
-from lightning_ddpm.callbacks import Compile
+from lightning_ddpm.compilation import compile_in_place
 from lightning_ddpm.diffusion import DDIM, Ancestral, FixedLarge, Sampler
 from lightning_ddpm.generation import evaluating
 from lightning_ddpm.module import DDPM
@@ -27,7 +27,7 @@ def run(options: Namespace) -> None:
     if options.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.compile:
-        Compile().setup(None, model, "predict")  # type: ignore[arg-type]
+        compile_in_place(model.network)
     for evaluations in (10, 50, 1000):
         if evaluations not in options.evaluations:
             continue

@@ -18,8 +18,8 @@ LAST = torch.channels_last
 
 
 def run(options: Namespace) -> None:
-    """channels_last, a fused optimizer, torch.compile and, on a GPU, its graphs; each a network of its own with the
-    same weights.
+    """channels_last, an optimizer that is not fused, torch.compile and, on a GPU, its graphs; each a network of its own
+    with the same weights.
     """
     n = options.batch_size or SHAPES[options.config][2]
     module = model_of(options.config).train()

@@ -108,6 +108,7 @@ def run(arguments: Sequence[str]) -> None:
         say(f"wrote {options.save_stats}")
     if options.out:
         made = judged.origin | asked.said() | ({"evaluations": spent / judged.n} if spent else {})
+        made |= {"network": "compiled"} if options.compile else {}
         result = {
             "figures": found,
             "n": judged.n,
@@ -175,7 +176,7 @@ def _metrics(options: Namespace) -> set[str]:
     if options.images:
         given = [
             name
-            for name in ("steps", "sampler", "raw", *CONDITIONS)
+            for name in ("steps", "sampler", "raw", "compile", *CONDITIONS)
             if options[name] is not None and options[name] is not False
         ]
         if given:

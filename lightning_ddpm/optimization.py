@@ -8,8 +8,9 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
-"""torch's optimizers that have one kernel for a whole step."""
+LEAVES_OUT = (torch.optim.Adam, torch.optim.AdamW)
+"""torch's optimizers whose fused kernel can leave a step out, the first one too: SGD's momentum begins with what is in
+memory then."""
 
 
 def configured(
@@ -38,11 +39,22 @@ def leave_out(optimizer: Optimizer, where: Tensor) -> bool:
     Returns:
         Whether the optimizer can; if not, nothing is asked of it.
     """
-    if not isinstance(optimizer, FUSED) or not all(group.get("fused") for group in optimizer.param_groups):
+    fused = isinstance(optimizer, LEAVES_OUT) and all(group.get("fused") for group in optimizer.param_groups)
+    if not fused or where.device.type not in ("cpu", "cuda"):  # Apple's kernel does not look
         return False
     told: Any = optimizer
     told.found_inf = where.float()
     return True
+
+
+def bring_counters(optimizer: Optimizer) -> None:
+    """After a change of its arguments: a fused one counts its steps on the weights' device, another on the host."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            state = optimizer.state.get(weight, {})
+            if isinstance(state.get("step"), Tensor):
+                on_device = group.get("fused") or group.get("capturable")
+                state["step"] = state["step"].to(weight.device if on_device else "cpu")
 
 
 class Later:
@@ -51,7 +63,7 @@ class Later:
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._values = values.detach().to("cpu", non_blocking=True)
+        self._values = values.detach().to("cpu", non_blocking=values.is_cuda)
         self._there = torch.Event(values.device) if values.is_cuda else None
         if self._there is not None:
             self._there.record()

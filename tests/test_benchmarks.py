@@ -84,6 +84,15 @@ def test_rounds_are_taken_forwards_and_back_and_the_first_does_not_count() -> No
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
 
 
+def test_every_result_has_its_table_in_the_page() -> None:
+    """As the scripts write it: what is committed is what they would make of the results."""
+    results = sorted((REPOSITORY / "benchmarks" / "results").glob("*.json"))
+    assert results
+    page = report.PAGE.read_text()
+    for path in results:
+        assert "\n".join(report.table(json.loads(path.read_text()))) in page, path.name
+
+
 def test_a_curve_has_the_figures_of_a_run_and_the_published_ones_at_as_many_images(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         for step, value in ((100, 80.0), (200, 40.0)):

@@ -2,6 +2,8 @@
 
 import math
 import time
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from command_line import REPOSITORY, ddpm, tiny_digits, write_yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.precision import MixedPrecision
 from run_spies import NumberedDigits
 from tiny import quiet_trainer, same, tiny_model, weights
@@ -94,18 +97,53 @@ def test_a_step_left_out_is_in_the_count_of_the_checkpoint_after_it(tmp_path: Pa
     assert counted == {"skipped": 1}
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_an_optimizer_that_cannot_leave_a_step_out_by_itself_is_given_no_gradients(tmp_path: Path, fused: bool) -> None:
-    """SGD with momentum, which goes on where it went wherever there is a gradient."""
-    poison = Poison(range(2, 3), "gradient")
-    model = tiny_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, fused=fused))
-    trainer = quiet_trainer(tmp_path, callbacks=[poison, NonFinite()], max_steps=4)
+@pytest.mark.parametrize(
+    ("optimizer", "by_itself"),
+    [
+        (partial(torch.optim.Adam, lr=1e-2, fused=True), True),
+        (partial(torch.optim.AdamW, lr=1e-2, fused=True), True),
+        (partial(torch.optim.Adam, lr=1e-2), False),
+        (partial(torch.optim.SGD, lr=1e-2, momentum=0.9), False),
+        (partial(torch.optim.SGD, lr=1e-2, momentum=0.9, fused=True), False),
+    ],
+    ids=["Adam, fused", "AdamW, fused", "Adam", "SGD", "SGD, fused"],
+)
+def test_the_first_step_and_a_later_one_are_left_out_by_every_optimizer(
+    tmp_path: Path, optimizer: Any, by_itself: bool
+) -> None:
+    """Those that cannot by themselves are given no gradients: momentum goes on wherever there is one."""
+    poison = Poison(range(0, 4, 3), "gradient")
+    model = tiny_model(optimizer=optimizer)
+    trainer = quiet_trainer(tmp_path, callbacks=[poison, NonFinite()], max_steps=6)
     trainer.fit(model, datamodule=ImageDataModule(NumberedDigits(40), batch_size=8))
-    assert same(poison.weights[2], poison.weights[3])
-    assert not same(poison.weights[1], poison.weights[2])
+    seen = [*poison.weights, weights(model)]
+    assert [same(before, after) for before, after in pairwise(seen)] == [True, False, False, True, False, False]
     assert all(each.isfinite().all() for each in weights(model).values())
-    (group,) = trainer.optimizers[0].param_groups
-    assert hasattr(trainer.optimizers[0], "found_inf") is bool(group["fused"])
+    assert hasattr(trainer.optimizers[0], "found_inf") is by_itself
+
+
+def test_a_last_step_that_is_left_out_is_in_the_curves(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    fit(tmp_path, Poison(range(5, 6), "loss"), NonFinite(), logger=logger)
+    logger.save()
+    rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    (column,) = (i for i, name in enumerate(rows[0].split(",")) if name == "train/steps_left_out")
+    assert float(rows[-1].split(",")[column]) == 1
+
+
+def test_a_step_left_out_is_said_by_a_run_that_a_signal_stops_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stops(Callback):
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            if trainer.global_step == 3:
+                raise SystemExit(0)
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path, Poison(range(2, 3), "loss"), NonFinite(1), Stops())
+    assert "step 3 is left out" in capsys.readouterr().out
 
 
 def test_a_gradient_alone_names_the_images_of_the_batch(tmp_path: Path) -> None:

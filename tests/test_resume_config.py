@@ -10,6 +10,7 @@ from command_line import tiny_digits, write_yaml
 from run_spies import diary
 
 from lightning_ddpm.checkpoint import previous, read
+from lightning_ddpm.optimization import bring_counters
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,18 @@ def test_a_run_goes_on_with_an_optimizer_that_is_not_fused_any_more(go_on: Any) 
     (optimizer,) = torch.load(folder / "run" / "last.ckpt", weights_only=True)["optimizer_states"]
     assert optimizer["param_groups"][0]["fused"] is False
     assert {int(state["step"]) for state in optimizer["state"].values()} == {7}
+
+
+def test_counters_go_to_the_weights_device_where_an_optimizer_is_fused_now() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    optimizer = torch.optim.Adam([weight], lr=1e-3)
+    optimizer.state[weight] = {"step": torch.tensor(3.0)}
+    bring_counters(optimizer)
+    assert optimizer.state[weight]["step"] == 3
+    assert optimizer.state[weight]["step"].device.type == "cpu"
+    optimizer.param_groups[0]["fused"] = True
+    bring_counters(optimizer)
+    assert optimizer.state[weight]["step"].device.type == "meta"
 
 
 def test_nothing_is_said_to_have_changed_where_nothing_has(go_on: Any) -> None:

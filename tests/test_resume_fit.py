@@ -35,9 +35,11 @@ def config(folder: Path, two: bool = False, **spy: Any) -> Any:
     return made
 
 
-def fit(folder: Path, *options: object, two: bool = False, spy: Any = None, **arguments: Any) -> Any:
-    """Run ``fit`` in processes of its own."""
-    file = write_yaml(folder / "config.yaml", config(folder, two, **(spy or {})))
+def fit(folder: Path, *options: object, two: bool = False, spy: Any = None, every: int = 3, **arguments: Any) -> Any:
+    """Run ``fit`` in processes of its own, with a checkpoint every so many steps."""
+    made = config(folder, two, **(spy or {}))
+    callback(made, "Checkpoints").update(every_n_steps=every)
+    file = write_yaml(folder / "config.yaml", made)
     words = ("fit", "--config", file, *(TWO if two else ()), *options)
     return ddpm(*words, PYTHONPATH=f"{REPOSITORY}:{Path(__file__).parent}", **arguments)
 
@@ -158,18 +160,20 @@ def test_a_run_with_accumulated_gradients_and_workers_goes_on_likewise(tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_of_two_ranks_stops_both_after_the_step_and_they_go_on(tmp_path: Path, rank: int) -> None:
+@pytest.mark.parametrize(("rank", "every"), [(0, 3), (1, 1)])
+def test_a_signal_to_one_of_two_ranks_stops_both_after_the_next_step_and_they_go_on(
+    tmp_path: Path, rank: int, every: int
+) -> None:
     whole = fit(tmp_path / "whole", two=True)
     assert whole.returncode == 0, whole.stderr
     name = ("SIGUSR1", "SIGTERM")[rank]
-    stopped = fit(tmp_path / "stopped", two=True, spy={"kill_at": 7, "signal_name": name, "rank": rank})
+    stopped = fit(tmp_path / "stopped", two=True, spy={"kill_at": 7, "signal_name": name, "rank": rank}, every=every)
     assert stopped.returncode == 0, stopped.stderr
-    assert f"{name}: stopped after step 7; go on with --ckpt_path last" in stopped.stdout
+    assert f"{name}: stopped after step 8; go on with --ckpt_path last" in stopped.stdout
     assert stopped.stdout.count("stopped after step") == 1
     resumed = fit(tmp_path / "stopped", "--ckpt_path", "last", two=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on after step 7, " in resumed.stdout
+    assert "going on after step 8, " in resumed.stdout
     assert_same_run(tmp_path / "whole", tmp_path / "stopped", ranks=2)
     assert first_epoch(*(steps(tmp_path / "stopped", rank) for rank in (0, 1))) == list(range(40))
 

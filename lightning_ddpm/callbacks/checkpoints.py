@@ -83,7 +83,7 @@ class Checkpoints(Checkpoint):
             self.interval.start(trainer)
         self._step, self._saved, self._after_validation = trainer.global_step, -1, False
         self._saved_at = time.monotonic()
-        self._heard: Later | None = None
+        self._heard: tuple[int, Later] | None = None
         self._stopping = 0
 
     def on_train_batch_end(
@@ -145,7 +145,7 @@ class Checkpoints(Checkpoint):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{name}.ckpt", weights_only=False)
         if name == "last":
-            self._saved, self._saved_at, self._heard = trainer.global_step, time.monotonic(), None
+            self._saved, self._saved_at = trainer.global_step, time.monotonic()
 
     def _listen(self) -> None:
         """Take the signals over from Lightning, whose handlers talk to other ranks in the middle of a step."""
@@ -167,9 +167,12 @@ class Checkpoints(Checkpoint):
         mine = [torch.full((), int(each), device=trainer.strategy.root_device) for each in (self.signal or 0, late)]
         heard = torch.stack(mine)
         torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
-        before, self._heard = self._heard, Later(heard)
-        number, someone_late = before.read() if before else (0, 0)
-        return number, bool(someone_late)
+        before, self._heard = self._heard, (trainer.global_step, Later(heard))
+        if before is None:
+            return 0, False
+        step, answer = before
+        number, was_late = answer.read()
+        return number, bool(was_late) and self._saved < step
 
     def _require_saved(self, trainer: Trainer) -> None:
         io = trainer.strategy.checkpoint_io

@@ -53,6 +53,9 @@ class NonFinite(Callback):
         self._batches: list[tuple[int, Tensor, Tensor]] = []
         self._before: tuple[Taken, Later] | None = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.in_a_row, self._batches, self._before = 0, [], None
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         broken = nn.utils.get_total_norm(gradients(optimizer)).isfinite().logical_not()
         self._remember(trainer, pl_module)
@@ -83,10 +86,17 @@ class NonFinite(Callback):
             pl_module.log("train/steps_left_out", float(self.skipped))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look_back(trainer)  # as long as the images are in this epoch's order
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look back as long as the images are in this epoch's order; this is the last there is of a run, too."""
+        before = self.skipped
         self._look_back(trainer)
+        for logger in trainer.loggers if self.skipped > before else ():
+            logger.log_metrics({"train/steps_left_out": float(self.skipped)}, step=trainer.global_step - 1)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SystemExit) and self._before is not None:  # stopped by a signal
+            (taken, broken), self._before = self._before, None
+            if broken.read()[0]:
+                self._say(trainer, taken, self.in_a_row + 1)
 
     def state_dict(self) -> dict[str, Any]:
         unsaid = self._before is not None and self._before[1].read()[0]
@@ -109,10 +119,13 @@ class NonFinite(Callback):
         self.in_a_row, self.skipped = self.in_a_row + 1, self.skipped + 1
         if self.in_a_row >= self.limit:
             raise UserError(self._verdict(trainer, taken))
+        self._say(trainer, taken, self.in_a_row)
+
+    def _say(self, trainer: Trainer, taken: Taken, in_a_row: int) -> None:
         if trainer.is_global_zero:
             say(
                 f"step {taken.step} is left out: its loss or gradient is not finite "
-                f"({self.in_a_row} in a row, {self.limit} end the run)"
+                f"({in_a_row} in a row, {self.limit} end the run)"
             )
 
     def _remember(self, trainer: Trainer, module: LightningModule) -> None:
