@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import yaml
-from pytorch_lightning import Callback, LightningModule, Trainer
 
 from benchmarks.report import device
 from lightning_ddpm.checkpoint import load
@@ -47,13 +46,6 @@ def diffusers_unet(module: DDPM) -> Any:
     model: Any = UNet2DModel.from_config(unet_config(module.network))
     model.load_state_dict(unet_weights(module.network))
     return model.to(module.device)
-
-
-class ChannelsLast(Callback):
-    """Lays the network's weights out as torch.channels_last."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pl_module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def autocast(precision: str) -> AbstractContextManager[Any]:

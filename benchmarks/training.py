@@ -53,7 +53,7 @@ def run(options: Namespace) -> None:
 def switches(options: Namespace) -> list[str]:
     """The callbacks that the options ask for."""
     asked = {
-        "benchmarks.models.ChannelsLast": options.channels_last,
+        "lightning_ddpm.callbacks.ChannelsLast": options.channels_last,
         "lightning_ddpm.callbacks.Compile": options.compile,
     }
     return [name for name, on in asked.items() if on]

@@ -152,8 +152,8 @@ class DDPM(LightningModule):
         loss = (weights * losses).mean()
         # A loss that is not finite has gradients that are not, on every rank: all leave the step out.
         loss = loss * torch.where(loss.isfinite(), 1.0, torch.nan)
-        self.log("train/loss", loss)
         if self._written:
+            self.log("train/loss", loss)
             sums, counts = by_quarter(losses.detach(), t, self.schedule.T)
             for quarter in counts.nonzero().flatten().tolist():
                 self.log(f"train/loss_quarter{quarter + 1}", sums[quarter] / counts[quarter])

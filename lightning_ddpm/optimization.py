@@ -1,6 +1,6 @@
 """What every step of an optimizer needs, whatever is trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ def configured(
     """
     built: Any = optimizer(module.parameters())
     built._step_supports_amp_scaling = False
+    built.register_load_state_dict_post_hook(settle)
     return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}
 
 
@@ -47,14 +48,28 @@ def leave_out(optimizer: Optimizer, where: Tensor) -> bool:
     return True
 
 
-def bring_counters(optimizer: Optimizer) -> None:
-    """After a change of its arguments: a fused one counts its steps on the weights' device, another on the host."""
+def settle(optimizer: Optimizer) -> None:
+    """Have its state as its weights and arguments want it, after either has changed or the state was loaded.
+
+    A fused kernel goes through memory, whatever lies there: moments of weights in another layout would be others'. It
+    counts steps on the weights' device, where another optimizer counts on the host.
+    """
     for group in optimizer.param_groups:
         for weight in group["params"]:
             state = optimizer.state.get(weight, {})
-            if isinstance(state.get("step"), Tensor):
-                on_device = group.get("fused") or group.get("capturable")
-                state["step"] = state["step"].to(weight.device if on_device else "cpu")
+            for name, value in state.items():
+                if name == "step" and isinstance(value, Tensor):
+                    on_device = group.get("fused") or group.get("capturable")
+                    state[name] = value.to(weight.device if on_device else "cpu")
+                elif isinstance(value, Tensor) and value.shape == weight.shape:
+                    lay_out([value], [weight])
+
+
+def lay_out(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> None:
+    """Bring tensors into the memory layout of others of the same shapes, in place."""
+    for mine, theirs in zip(tensors, like, strict=True):
+        if mine.stride() != theirs.stride():
+            mine.data = torch.empty_like(theirs, dtype=mine.dtype, requires_grad=False).copy_(mine.data)
 
 
 class Later:

@@ -10,7 +10,7 @@ from command_line import tiny_digits, write_yaml
 from run_spies import diary
 
 from lightning_ddpm.checkpoint import previous, read
-from lightning_ddpm.optimization import bring_counters
+from lightning_ddpm.optimization import settle
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,11 @@ def test_counters_go_to_the_weights_device_where_an_optimizer_is_fused_now() -> 
     weight = torch.nn.Parameter(torch.zeros(2, device="meta"))
     optimizer = torch.optim.Adam([weight], lr=1e-3)
     optimizer.state[weight] = {"step": torch.tensor(3.0)}
-    bring_counters(optimizer)
+    settle(optimizer)
     assert optimizer.state[weight]["step"] == 3
     assert optimizer.state[weight]["step"].device.type == "cpu"
     optimizer.param_groups[0]["fused"] = True
-    bring_counters(optimizer)
+    settle(optimizer)
     assert optimizer.state[weight]["step"].device.type == "meta"
 
 

@@ -1,5 +1,6 @@
 """What happens beside training."""
 
+from lightning_ddpm.callbacks.channels_last import ChannelsLast
 from lightning_ddpm.callbacks.checkpoints import Checkpoints
 from lightning_ddpm.callbacks.compile import Compile
 from lightning_ddpm.callbacks.ema import EMA
@@ -16,6 +17,7 @@ from lightning_ddpm.callbacks.tensorboard import RunLogger
 __all__ = [
     "EMA",
     "BitsPerDim",
+    "ChannelsLast",
     "Checkpoints",
     "Compile",
     "EndTogether",

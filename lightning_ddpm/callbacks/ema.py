@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
 from lightning_ddpm.errors import UserError
+from lightning_ddpm.optimization import lay_out
 
 
 class EMA(WeightAveraging):
@@ -68,6 +69,7 @@ class EMA(WeightAveraging):
         model.n_averaged = model.n_averaged.cpu()  # to read it waits for no device
         self._averages: list[Tensor] = list(average.parameters())
         self._weights: list[Tensor] = list(pl_module.parameters())
+        lay_out(self._averages, self._weights)
         self._kept: list[Tensor] = list(average.buffers())
         self._buffers: list[Tensor] = list(pl_module.buffers())
 

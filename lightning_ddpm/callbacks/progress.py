@@ -15,6 +15,9 @@ from lightning_ddpm.console import duration, say
 class StepProgress(ProgressBar, ABC):
     """Counts optimizer steps, not epochs, from the first to the last of the run."""
 
+    outputs: Any
+    """What the last training step has returned."""
+
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
@@ -33,6 +36,7 @@ class StepProgress(ProgressBar, ABC):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._enabled:
+            self.outputs = outputs
             self.show(trainer, pl_module)
 
     @abstractmethod
@@ -49,8 +53,8 @@ class StepProgress(ProgressBar, ABC):
         What training logs for the progress bar itself, Lightning would read from the device after every step.
         """
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        loss = trainer.callback_metrics.get("train/loss")
-        shown: dict[str, Any] = {} if loss is None else {"train/loss": float(loss)}
+        # Lightning has divided the loss, so that those of a step's batches add up to their mean.
+        shown: dict[str, Any] = {"train/loss": float(self.outputs["loss"]) * trainer.accumulate_grad_batches}
         shown |= self.get_metrics(trainer, module)
         for each in callbacks:
             if isinstance(each, Evaluation):

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from lightning_ddpm.console import say
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.errors import UserError
-from lightning_ddpm.optimization import bring_counters
+from lightning_ddpm.optimization import settle
 
 COMPARED = ("seed_everything", "trainer", "model", "data")
 FIXED = ("class_path", "network", "schedule", "prediction", "optimizer.class_path", "lr_scheduler.class_path")
@@ -83,7 +83,7 @@ class Resume(Callback):
         optimizer = trainer.optimizers[0]
         for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
             group.update({name: value for name, value in new.items() if name != "params"})
-        bring_counters(optimizer)
+        settle(optimizer)
         trainer.lr_scheduler_configs[0].scheduler.load_state_dict(scheduler.state_dict())
 
 
