@@ -20,6 +20,7 @@ WHATS = {
     "start": (start.run, "--help, and the first step"),
     "compiled": (start.compiled, "the first step under torch.compile, the first time and again"),
     "growth": (growth.run, "time and memory by batch, size, T, images drawn, data set"),
+    "optimizer": (switches.optimizers, "Adam's step alone, fused and not"),
     "switches": (
         switches.run,
         "channels_last, an optimizer that is not fused, torch.compile: what each changes of a bare step",
@@ -36,7 +37,7 @@ def main() -> None:
         "--config",
         default="cifar10",
         choices=["cifar10", "digits"],
-        help="of training, sampling, growth, switches, curve: which model",
+        help="of training, sampling, growth, switches, optimizer, curve: which model",
     )
     parser.add_argument(
         "--precision",

@@ -198,6 +198,7 @@ def write_tables(page: Path, out: Path) -> None:
                 f"{name} {value}" for name, value in found["settings"].items() if name not in OF_THE_TABLE
             )
             versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items() if value)
-            lines += [f"{found['hardware']}; {settings}; {found['finished'][:10]}; {versions}.", "", *table(found), ""]
+            above = [each for each in (found["hardware"], settings, found["finished"][:10], versions) if each]
+            lines += [f"{'; '.join(above)}.", "", *table(found), ""]
         text = "".join([before, mark, *(f"{line}\n" for line in lines), end, after])
     page.write_text(text)

@@ -15,6 +15,7 @@ from benchmarks.report import in_turn, write
 from benchmarks.training import Block, bare
 
 LAST = torch.channels_last
+PLAIN = partial(torch.optim.Adam, lr=2e-4)
 
 
 def run(options: Namespace) -> None:
@@ -38,7 +39,7 @@ def run(options: Namespace) -> None:
     blocks = {
         "as it is": block(fresh()),
         "channels_last": block(fresh().to(memory_format=LAST), x.to(memory_format=LAST)),
-        "Adam, not fused": block(fresh(), optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-4)),
+        "Adam, not fused": block(fresh(), optimizer=PLAIN),
         "torch.compile": block(fresh(compiled=True)),
     }
     if module.device.type == "cuda":
@@ -51,3 +52,15 @@ def run(options: Namespace) -> None:
     per = {name: [each / steps for each in found] for name, found in seconds.items()}
     settings = {"batch": n, "images": n, "rounds": options.rounds}
     write(options.out, f"switches_{options.config}{variant(options)}", settings, per)
+
+
+def optimizers(options: Namespace) -> None:
+    """Adam's step alone, of gradients that are there, fused and not."""
+    contenders: dict[str, Callable[[], object]] = {}
+    for name, make in {"Adam, fused": partial(PLAIN, fused=True), "Adam": PLAIN}.items():
+        parameters = list(model_of(options.config).network.parameters())
+        for each in parameters:
+            each.grad = torch.randn_like(each)
+        contenders[name] = make(parameters).step
+    settings = {"parameters": f"{sum(each.numel() for each in parameters):,}", "rounds": options.rounds}
+    write(options.out, f"optimizer_{options.config}", settings, in_turn(contenders, options.rounds))
