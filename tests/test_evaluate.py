@@ -337,6 +337,7 @@ def test_images_are_not_drawn_and_have_no_bound(refused, folders):
     for options, message in (
         (("--steps", "5"), "--steps says how images are drawn"),
         (("--raw",), "--raw says how images are drawn"),
+        (("--compile",), "--compile says how images are drawn"),
         (("--metrics", "bpd"), "bpd is a figure of a model"),
         (("--n", "121"), "has 120 images and --n asks for 121"),
     ):
