@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import curve, evaluation, growth, images, memory, report, sampling, start, switches, training
+from benchmarks import curve, evaluation, growth, images, memory, recipes, report, sampling, start, switches, training
 
 RESULTS = Path(__file__).parent / "results"
 WHATS = {
@@ -16,6 +16,7 @@ WHATS = {
     "input": (images.run, "images that each source gives a second beside those that training takes"),
     "evaluation": (evaluation.run, "drawing, features, statistics and the distance, each alone"),
     "curve": (curve.run, "how good images are after so many were seen, for so many minutes"),
+    "recipes": (recipes.run, "what each change from Ho's recipe to a fast one does to the images"),
     "memory": (memory.run, "the memory of fit over 10,000 steps"),
     "start": (start.run, "--help, and the first step"),
     "compiled": (start.compiled, "the first step under torch.compile, the first time and again"),
@@ -62,7 +63,8 @@ def main() -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        help="of curve: the folder of its data set; of input: one that may have CIFAR-10 and MNIST",
+        help="of curve: the folder of its data set, CIFAR-10 as torchvision has it or as pictures; of input: one that "
+        "may have CIFAR-10 and MNIST",
     )
     parser.add_argument(
         "--minutes",

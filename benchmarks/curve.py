@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.models import CONFIGS
+from benchmarks.models import fit, read
 from benchmarks.report import write
-from lightning_ddpm.cli import main
 
 TQCH = {5_990_400: 9.16, 11_980_800: 5.78, 23_936_000: 4.08, 53_888_000: 3.31, 101_888_000: 3.19}
 """FID on CIFAR-10 by images seen, of 50,000 images by 1000 steps: github.com/tqch/ddpm-torch, batches of 128."""
@@ -23,21 +21,18 @@ TQCH = {5_990_400: 9.16, 11_980_800: 5.78, 23_936_000: 4.08, 53_888_000: 3.31, 1
 def run(options: Namespace) -> None:
     """configs/cifar10_fast.yaml, or digits.yaml, stopped by the clock."""
     name = "cifar10_fast" if options.config == "cifar10" else options.config
-    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    config = read(name)
     judges = [each for each in config["trainer"]["callbacks"] if each["class_path"].endswith(".Evaluation")]
     for extractor in (each["init_args"]["extractor"] for each in judges):
         if options.weights_path and extractor["class_path"].endswith(".Inception"):
             extractor["init_args"] = {"weights_path": str(options.weights_path)}
     if options.data:
         config["data"]["root"] = str(options.data)
+        if name == "cifar10_fast" and not (options.data / "cifar-10-batches-py").is_dir():
+            config["data"]["source"] = {"class_path": "lightning_ddpm.data.ImageFolder", "init_args": {"size": 32}}
+    config["trainer"]["max_time"] = {"seconds": round(60 * options.minutes)}
     with tempfile.TemporaryDirectory() as folder:
-        config["trainer"]["default_root_dir"] = str(Path(folder) / "run")
-        config["trainer"]["max_time"] = {"seconds": round(60 * options.minutes)}
-        file = Path(folder) / "config.yaml"
-        file.write_text(yaml.safe_dump(config))
-        if status := main(["fit", "--config", str(file)]):
-            sys.exit(status)
-        found = figures(Path(folder) / "run")
+        found = figures(fit(config, Path(folder)))
     batch = config["data"]["batch_size"] * max(1, torch.cuda.device_count())
     seen = [step * batch for step in found["step"]]
     settings = {"config": name, "batch": batch, "unit": "images seen", "columns": [f"{each:,}" for each in seen]}

@@ -1,38 +1,32 @@
 """The memory of a long run: resident set, and the GPU's, every thousand steps of `fit`."""
 
 import resource
-import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from benchmarks.models import CONFIGS
+from benchmarks.models import fit, read
 from benchmarks.report import write
-from lightning_ddpm.cli import main
 
 STEPS, EVERY = 10_000, 1000
 
 
 def run(options: Namespace) -> None:
     """configs/digits.yaml with a narrow network, validation, pictures and an evaluation every thousand steps."""
-    config = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+    config = read("digits")
     config["model"]["init_args"]["network"]["init_args"].update(width=8, groups=4)
     for each in config["trainer"]["callbacks"]:
         each["init_args"] = {name: EVERY if "every" in name else value for name, value in each["init_args"].items()}
     config["trainer"]["callbacks"].append(
         {"class_path": "benchmarks.memory.Memory", "init_args": {"out": str(options.out)}}
     )
+    config["trainer"].update(max_steps=STEPS, val_check_interval=EVERY)
     with tempfile.TemporaryDirectory() as folder:
-        config["trainer"].update(default_root_dir=str(Path(folder) / "run"), max_steps=STEPS, val_check_interval=EVERY)
-        file = Path(folder) / "config.yaml"
-        file.write_text(yaml.safe_dump(config))
-        if status := main(["fit", "--config", str(file)]):
-            sys.exit(status)
+        fit(config, Path(folder))
 
 
 class Memory(Callback):

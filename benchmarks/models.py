@@ -1,5 +1,6 @@
-"""The configs' models, diffusers' with the same weights, and how they are run."""
+"""The configs, their models, diffusers' with the same weights, and how they are run."""
 
+import sys
 from argparse import Namespace
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 
 from benchmarks.report import device
 from lightning_ddpm.checkpoint import load
+from lightning_ddpm.cli import main
 from lightning_ddpm.diffusers_format import unet_config, unet_weights
 from lightning_ddpm.diffusion import DDIM, Linear
 from lightning_ddpm.module import DDPM
@@ -20,9 +22,29 @@ SHAPES = {"cifar10": (32, 3, 16), "digits": (8, 1, 64)}
 """Of each config: the images' size and channels, and the batch that is taken here."""
 
 
+def read(config: str) -> dict[str, Any]:
+    """What the config of that name says."""
+    settings: dict[str, Any] = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    return settings
+
+
+def fit(settings: dict[str, Any], folder: Path) -> Path:
+    """The whole program's fit of such settings; the folder of the run, in that one.
+
+    Raises:
+        SystemExit: it has failed, and has said why.
+    """
+    run, file = folder / "run", folder / "config.yaml"
+    settings["trainer"]["default_root_dir"] = str(run)
+    file.write_text(yaml.safe_dump(settings))
+    if status := main(["fit", "--config", str(file)]):
+        sys.exit(status)
+    return run
+
+
 def network_arguments(config: str, size: int | None = None) -> dict[str, Any]:
     """The config's U-Net for images of its size or another, with attention at half of it, as there."""
-    settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["model"]["init_args"]["network"]
+    settings = read(config)["model"]["init_args"]["network"]
     own, channels, _ = SHAPES[config]
     arguments: dict[str, Any] = settings["init_args"]
     return arguments | {"channels": channels, "size": size or own, "attention": [(size or own) // 2]}

@@ -67,10 +67,18 @@ def alone(module: str, **settings: Any) -> dict[str, float]:
 
 
 def megabytes_at_most(of_the_process: bool = False) -> float:
-    """The most memory that was taken since the start: the GPU's, or, without one or if asked, this process's."""
+    """The most memory that was taken since the start: the GPU's, or, without one or if asked, this process's.
+
+    On Linux not by getrusage, which has the process that started this one in it.
+    """
     if torch.cuda.is_available() and not of_the_process:
         return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():
+        (kilobytes,) = re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())
+        return int(kilobytes) * 1024 / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def hardware() -> str:
@@ -124,14 +132,12 @@ def _version(name: str) -> str | None:
 
 def table(found: Mapping[str, Any]) -> list[str]:
     """Markdown: median and quartiles of each, and the quartiles of its ratio to the first in the same round; under a
-    "unit", all values in their order.
+    "unit", all values in their order, several of one place as their median and their range.
     """
     settings, megabytes = found["settings"], found.get("megabytes", {})
     if unit := settings.get("unit"):
         lines = [f"| {unit} | {' | '.join(settings['columns'])} |", "|---|" + "---|" * len(settings["columns"])]
-        rows = {
-            name: ["" if each is None else rounded(each, 4) for each in row] for name, row in found["values"].items()
-        }
+        rows = {name: [_place(each) for each in row] for name, row in found["values"].items()}
         return lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     images, first = settings.get("images"), _first(found)
     heads = [f"ms per {settings.get('per', 'step')}, median (quartiles)", "ratio to the first, median (quartiles)"]
@@ -151,6 +157,12 @@ def table(found: Mapping[str, Any]) -> list[str]:
             cells.append(f"{statistics.median(megabytes[name]):.0f}" if name in megabytes else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _place(value: float | list[float] | None) -> str:
+    if isinstance(value, list):
+        return f"{rounded(statistics.median(value))} ({rounded(min(value))} to {rounded(max(value))})"
+    return "" if value is None else rounded(value, 4)
 
 
 def _first(found: Mapping[str, Any]) -> list[float]:

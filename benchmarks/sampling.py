@@ -40,9 +40,9 @@ def run(options: Namespace) -> None:
             "diffusers": partial(pipeline, batch_size=batch, num_inference_steps=evaluations, output_type="np"),
         }
         with evaluating(model), autocast(options.precision):
-            seconds = in_turn(contenders, options.rounds if evaluations < 1000 else 3)
+            seconds = in_turn(contenders, options.rounds)
         per = {name: [each / evaluations for each in found] for name, found in seconds.items()}
-        settings = {"evaluations": evaluations, "batch": batch, "per": "evaluation", "rounds": len(per["sampler"])}
+        settings = {"evaluations": evaluations, "batch": batch, "per": "evaluation", "rounds": options.rounds}
         settings["images"] = batch / evaluations
         write(options.out, f"sampling_{options.config}_{evaluations}{variant(options)}", settings, per)
 

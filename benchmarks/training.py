@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import CONFIGS, SHAPES, autocast, diffusers_unet, network_arguments, variant
+from benchmarks import models
+from benchmarks.models import SHAPES, autocast, diffusers_unet, network_arguments, variant
 from benchmarks.report import alone, forwards_and_back, synchronize, write
-from lightning_ddpm.cli import main
 from lightning_ddpm.images import save, to_float
 from lightning_ddpm.module import DDPM
 
@@ -70,7 +69,7 @@ def fit(
     switches: Sequence[str] = (),
 ) -> None:
     """The program's own fit, with EMA, clipping, logging and the callbacks, in a folder that goes away."""
-    settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    settings = models.read(config)
     kept = [each for each in settings["trainer"]["callbacks"] if each["class_path"].endswith((".EMA", ".Checkpoints"))]
     for each in kept:
         each["init_args"].pop("monitor", None)
@@ -84,11 +83,7 @@ def fit(
     settings["model"]["init_args"]["network"]["init_args"] = arguments
     settings["data"] = {"source": source, "root": str(pictures), "batch_size": batch_size, "workers": 0}
     with tempfile.TemporaryDirectory() as folder:
-        settings["trainer"]["default_root_dir"] = str(Path(folder) / "run")
-        file = Path(folder) / "config.yaml"
-        file.write_text(yaml.safe_dump(settings))
-        if status := main(["fit", "--config", str(file)]):
-            raise SystemExit(status)
+        models.fit(settings, Path(folder))
 
 
 def make_up(folder: Path, n: int, channels: int, size: int) -> Path:

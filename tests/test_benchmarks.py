@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from command_line import REPOSITORY
 pytest.importorskip("diffusers")
 from torch.utils.tensorboard import SummaryWriter
 
-from benchmarks import curve, report
+from benchmarks import curve, recipes, report
+from benchmarks.models import read
 
 MEASURED = {"fit": [0.2, 0.1, 0.3, 0.2], "bare loop": [0.1, 0.1, 0.15, 0.3]}
 
@@ -33,12 +35,14 @@ def test_of_six_rounds_and_more_a_table_says_where_the_median_lies() -> None:
 
 def test_what_changes_from_one_value_to_the_next_stands_above_them() -> None:
     settings = {"unit": "steps", "columns": ["1,000", "2,000"]}
-    lines = report.table({"settings": settings, "values": {"resident, MB": [968.24, 1012.0], "other": [None, 0.5]}})
+    lines = report.table(
+        {"settings": settings, "values": {"resident, MB": [968.24, 1012.0], "other": [None, [3, 1.25, 2]]}}
+    )
     assert lines == [
         "| steps | 1,000 | 2,000 |",
         "|---|---|---|",
         "| resident, MB | 968.2 | 1,012 |",
-        "| other |  | 0.5 |",
+        "| other |  | 2 (1.25 to 3) |",
     ]
 
 
@@ -107,6 +111,56 @@ def test_a_curve_has_the_figures_of_a_run_and_the_published_ones_at_as_many_imag
     assert curve.published(5_990_400) == pytest.approx(9.16)
     assert curve.published(int((5_990_400 * 11_980_800) ** 0.5)) == pytest.approx((9.16 * 5.78) ** 0.5, rel=1e-4)
     assert curve.published(1_000_000) is None
+
+
+def test_a_curve_is_trained_on_cifar10_as_torchvision_has_it_or_as_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(curve, "fit", lambda settings, folder: asked.append(settings) or sys.exit())
+    options = Namespace(config="cifar10", weights_path=Path("inception.pth"), data=tmp_path, minutes=25.0)
+    for folder in ("train", "cifar-10-batches-py"):
+        (tmp_path / folder).mkdir()
+        with pytest.raises(SystemExit):
+            curve.run(options)
+    sources = [each["data"]["source"]["class_path"].rpartition(".")[2] for each in asked]
+    assert sources == ["ImageFolder", "CIFAR10"]
+    for settings in asked:
+        assert settings["data"]["root"] == str(tmp_path)
+        assert settings["trainer"]["max_time"] == {"seconds": 1500}
+        assert str(settings).count("'weights_path': 'inception.pth'") == 2
+
+
+def test_recipes_lead_from_hos_config_to_the_fast_one_and_see_as_many_images() -> None:
+    made = list(recipes.recipes().values())
+    first, last, ho, fast = made[0], made[-1], read("cifar10"), read("cifar10_fast")
+    for mine, theirs in ((first, ho), (last, fast)):
+        mine, theirs = mine["model"]["init_args"], theirs["model"]["init_args"]
+        assert mine["schedule"]["class_path"] == theirs["schedule"]["class_path"]
+        for part in ("prediction", "objective"):
+            assert mine.get(part) == theirs.get(part)
+    for each in (
+        lambda it: it["data"]["batch_size"],
+        lambda it: it["model"]["init_args"]["optimizer"]["init_args"]["lr"],
+    ):
+        assert each(last) / each(first) == each(fast) / each(ho)
+    for config in made:
+        trainer, n = config["trainer"], config["data"]["batch_size"]
+        assert (n * trainer["val_check_interval"], n * trainer["max_steps"]) == (recipes.SEEN[0], recipes.SEEN[-1])
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
+    """Which getrusage says of it on Linux, for a child begins with what its parent takes."""
+    program = "from benchmarks.report import megabytes_at_most; print(megabytes_at_most(of_the_process=True))"
+    words = [sys.executable, "-c", program]
+    found = []
+    for megabytes in (1, 1500):
+        held = bytearray(10**6 * megabytes)
+        found.append(float(subprocess.run(words, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE).stdout))
+        del held
+    assert found[1] < 1.1 * found[0]
+    assert found[0] > 100, "torch's import"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """torch.compile as one switch: the same numbers, the same checkpoint, one program for all batch sizes."""
 
+import json
 import shutil
 from argparse import Namespace
 from functools import partial
@@ -77,6 +78,21 @@ def test_sample_draws_the_same_images_compiled(tmp_path: Path) -> None:
     ended = ddpm("sample", "--ckpt", CKPT, "--n", 6, "--batch_size", 4, "--steps", 3, "--out", tmp_path / "compiled")
     assert ended.returncode == 2
     assert "images of another set: their network is compiled, and None is asked for" in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+def test_evaluate_says_whether_its_images_network_was_compiled_and_has_the_same_figure(tmp_path: Path) -> None:
+    found = {}
+    for name, options in (("plain", ()), ("compiled", ("--compile",))):
+        judge = ("--extractor", "DigitsFeatures", "--reference", "Digits", "--accelerator", "cpu")
+        options = ("--n", 32, "--batch_size", 20, "--steps", 3, "--out", tmp_path / f"{name}.json", *options)
+        ended = ddpm("evaluate", "--ckpt", CKPT, *judge, *options)
+        assert ended.returncode == 0, ended.stderr
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["compiled"]["images"] == found["plain"]["images"] | {"network": "compiled"}
+    plain, compiled = (found[name]["figures"]["fd_digits"]["value"] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=0.01)
 
 
 def test_a_machine_that_cannot_compile_is_told_what_is_missing(tmp_path: Path) -> None:
