@@ -24,7 +24,7 @@ def run(options: Namespace) -> None:
     for name, config in recipes().items():
         found = [_figures(config, seed) for seed in SEEDS]
         values[name] = [list(each) for each in zip(*found, strict=True)]
-    settings = {"unit": "images seen", "columns": [f"{each:,}" for each in SEEN]}
+    settings: dict[str, Any] = {"unit": "images seen", "columns": [f"{each:,}" for each in SEEN]}
     settings |= {"figure": "val/fd_digits", "images of each figure": DRAWN, "runs of each": len(SEEDS)}
     write(options.out, "recipes", settings, values)
 
