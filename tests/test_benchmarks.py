@@ -147,6 +147,9 @@ def test_recipes_lead_from_hos_config_to_the_fast_one_and_see_as_many_images() -
     for config in made:
         trainer, n = config["trainer"], config["data"]["batch_size"]
         assert (n * trainer["val_check_interval"], n * trainer["max_steps"]) == (recipes.SEEN[0], recipes.SEEN[-1])
+        average = next(each for each in trainer["callbacks"] if each["class_path"].endswith(".EMA"))["init_args"]
+        warm_up = config["model"]["init_args"]["lr_scheduler"]["init_args"]["total_iters"]
+        assert (warm_up * n, average["decay"] ** (1 / n)) == (200 * 64, pytest.approx(0.995 ** (1 / 64), abs=1e-9))
 
 
 @pytest.mark.slow
