@@ -4,7 +4,20 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import curve, evaluation, growth, images, memory, recipes, report, sampling, start, switches, training
+from benchmarks import (
+    curve,
+    evaluation,
+    growth,
+    images,
+    memory,
+    recipes,
+    report,
+    sampling,
+    start,
+    switches,
+    training,
+    weights,
+)
 
 RESULTS = Path(__file__).parent / "results"
 WHATS = {
@@ -21,7 +34,8 @@ WHATS = {
     "start": (start.run, "--help, and the first step"),
     "compiled": (start.compiled, "the first step under torch.compile, the first time and again"),
     "growth": (growth.run, "time and memory by batch, size, T, images drawn, data set"),
-    "optimizer": (switches.optimizers, "Adam's step alone, fused and not"),
+    "optimizer": (weights.optimizers, "Adam's step alone, fused and not"),
+    "average": (weights.averages, "the average of the weights alone, beside diffusers' and torch's"),
     "switches": (
         switches.run,
         "channels_last, an optimizer that is not fused, torch.compile: what each changes of a bare step",
@@ -38,7 +52,7 @@ def main() -> None:
         "--config",
         default="cifar10",
         choices=["cifar10", "digits"],
-        help="of training, sampling, growth, switches, optimizer, curve: which model",
+        help="of training, sampling, growth, switches, optimizer, average, curve: which model",
     )
     parser.add_argument(
         "--precision",

@@ -1,6 +1,7 @@
-"""The parts of an evaluation, each alone, and the distance's matrix square root."""
+"""The parts of an evaluation, each alone, the distance's matrix square root, and how much larger batches give."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from lightning_ddpm.data import Digits, MemoryDataset
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.generation import evaluating
 from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, Inception, ModuleFeatures, Statistics
+from lightning_ddpm.module import DDPM
 
 
 def run(options: Namespace) -> None:
-    """A batch of images is drawn, judged, and counted in; then what is done once a figure."""
+    """A batch of images is drawn, judged, and counted in; what is done once a figure; then an image's time by how many
+    are drawn and judged at a time.
+    """
     n = options.batch_size or 64
     model = pretrained()
     digits, wide = DigitsFeatures().to(device()), ModuleFeatures(torch.nn.Flatten(), 2048, "wide").to(device())
@@ -34,14 +38,30 @@ def run(options: Namespace) -> None:
         "the distance of 2048 features, with its matrix square root": partial(_distance, whole, features),
         "reference statistics of 1024 digits": partial(_reference, digits, sources),
     }
+    judges: dict[str, tuple[int, Callable[[int], object]]] = {"digits": (1024, partial(_draw_and_judge, model, digits))}
     if options.weights_path:
         inception = Inception(str(options.weights_path)).to(device())
         inception.load()
         inception.to(device())
         contenders[f"Inception's features of {n}"] = partial(inception, pixels)
+        judges["inception"] = (n, lambda size: inception(pixels[:size]))
     with evaluating(model):
         seconds = in_turn(contenders, options.rounds)
-    write(options.out, "evaluation", {"per": "call", "rounds": options.rounds}, seconds)
+        write(options.out, "evaluation", {"per": "call", "rounds": options.rounds}, seconds)
+        for name, (most, work) in judges.items():
+            _by_batch(options, name, most, work)
+
+
+def _by_batch(options: Namespace, name: str, most: int, work: Callable[[int], object]) -> None:
+    """An image's time, of so many at a time."""
+    sizes = {f"{size} at a time": size for size in (max(1, most // part) for part in (64, 16, 4, 1))}
+    seconds = in_turn({size: partial(work, each) for size, each in sizes.items()}, options.rounds)
+    per = {size: [each / sizes[size] for each in found] for size, found in seconds.items()}
+    write(options.out, f"evaluation_batches_{name}", {"per": "image", "images": 1, "rounds": options.rounds}, per)
+
+
+def _draw_and_judge(model: DDPM, extractor: DigitsFeatures, n: int) -> None:
+    extractor(model.generate((0, 0, n), DDIM(20)))
 
 
 def _distance(distance: FrechetDistance, features: torch.Tensor) -> float:

@@ -9,16 +9,20 @@ from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from benchmarks.models import model_of
-from benchmarks.report import in_turn, write
+from benchmarks.report import device, in_turn, write
 from benchmarks.training import bare, make_up
 from lightning_ddpm.data import CIFAR10, LSUN, MNIST, Digits, ImageDataModule, ImageFolder, ImageSource, decoded
+from lightning_ddpm.data.datasets import Batch
 from lightning_ddpm.data.decoded import MEMORY
+from lightning_ddpm.images import to_float
 
 BATCH, IMAGES = 64, 1280
 Opener = Callable[[int], ImageDataModule]
@@ -26,8 +30,9 @@ Opener = Callable[[int], ImageDataModule]
 
 
 def run(options: Namespace) -> None:
-    """The digits; pictures of CIFAR-10's size decoded once, into memory or a file, or at every reading; photographs in
-    a folder and in LSUN's database; CIFAR-10 and MNIST where --data has them. Each with 0, 1 and 2 workers.
+    """The digits; pictures of CIFAR-10's size decoded once, into memory or a file, or at every reading, and made floats
+    before they are sent rather than afterwards; photographs in a folder and in LSUN's database; CIFAR-10 and MNIST
+    where --data has them. Each with 0, 1 and 2 workers.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -36,6 +41,7 @@ def run(options: Namespace) -> None:
         photographs, large = _photographs(folder, IMAGES // 4), ImageFolder(size=256, channels=3)
         kept = {
             "ImageFolder, in memory": _opener(small, pictures),
+            "ImageFolder, in memory, sent as floats": _opener(small, pictures, module=SentAsFloats),
             "ImageFolder, in a mapped file": _opener(small, pictures, 0, f"{folder}/decoded"),
             "ImageFolder, from PNG files": _opener(small, pictures, 0),
             "ImageFolder, 256 x 256 from JPEG files": _opener(large, photographs, 0),
@@ -75,12 +81,37 @@ def _webp(path: Path) -> bytes:
     return file.getvalue()
 
 
-def _opener(source: ImageSource, root: Path, memory: int = MEMORY, folder: str | None = None) -> Opener:
+class SentAsFloats(ImageDataModule):
+    """Where images become floats as most programs have it: in the worker, on the way to the device four times as
+    large.
+    """
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        loader = super().train_dataloader()
+        loader.collate_fn = _floats
+        return loader
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
+def _floats(batch: Batch) -> Batch:
+    images, labels = batch
+    return to_float(images), labels
+
+
+def _opener(
+    source: ImageSource,
+    root: Path,
+    memory: int = MEMORY,
+    folder: str | None = None,
+    module: type[ImageDataModule] = ImageDataModule,
+) -> Opener:
     """Of a source, as if the memory were so large."""
 
     def opened(workers: int) -> ImageDataModule:
         decoded.MEMORY = memory
-        data = ImageDataModule(source, root=str(root), batch_size=BATCH, workers=workers, decoded=folder)
+        data = module(source, root=str(root), batch_size=BATCH, workers=workers, decoded=folder)
         data.prepare_data()
         data.setup("fit")
         return data
@@ -119,4 +150,4 @@ def _own_memory(data: ImageDataModule) -> float:
 def _read(data: ImageDataModule, n: int) -> None:
     """The first n training images of an epoch, as training gets them; the workers' start is in it."""
     for batch in itertools.islice(data.train_dataloader(), -(-n // BATCH)):
-        data.on_after_batch_transfer(batch, 0)
+        data.on_after_batch_transfer(data.transfer_batch_to_device(batch, device(), 0), 0)

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
+from greenlet import getcurrent, greenlet
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 OF_THE_TABLE = ("per", "unit", "columns", "images")
@@ -39,17 +41,30 @@ def synchronize() -> None:
 
 def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each, one after the other, forwards in one round and backwards in the next, so that who comes after
-    whom is not for or against any; before that one round that does not count.
+    whom is not for or against any; before that one round that does not count. Work that is so long that the machine
+    changes meanwhile calls :func:`pause` in between.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
-        for name, work in forwards_and_back(contenders, turn):
-            synchronize()
-            started = time.perf_counter()
-            work()
-            synchronize()
-            seconds[name].append(time.perf_counter() - started)
+        for found in seconds.values():
+            found.append(0.0)
+        running, laps = {name: greenlet(work) for name, work in contenders.items()}, count(turn)
+        while running:
+            for name, work in forwards_and_back(running, next(laps)):
+                synchronize()
+                started = time.perf_counter()
+                work.switch()
+                synchronize()
+                seconds[name][-1] += time.perf_counter() - started
+            running = {name: work for name, work in running.items() if not work.dead}
     return {name: found[1:] for name, found in seconds.items()}
+
+
+def pause() -> None:
+    """Inside what :func:`in_turn` measures, let the others come as far; elsewhere nothing."""
+    others = getcurrent().parent
+    if others is not None:
+        others.switch()
 
 
 def forwards_and_back(contenders: Mapping[str, Work], turn: int) -> list[tuple[str, Work]]:

@@ -52,15 +52,3 @@ def run(options: Namespace) -> None:
     per = {name: [each / steps for each in found] for name, found in seconds.items()}
     settings = {"batch": n, "images": n, "rounds": options.rounds}
     write(options.out, f"switches_{options.config}{variant(options)}", settings, per)
-
-
-def optimizers(options: Namespace) -> None:
-    """Adam's step alone, of gradients that are there, fused and not."""
-    contenders: dict[str, Callable[[], object]] = {}
-    for name, make in {"Adam, fused": partial(PLAIN, fused=True), "Adam": PLAIN}.items():
-        parameters = list(model_of(options.config).network.parameters())
-        for each in parameters:
-            each.grad = torch.randn_like(each)
-        contenders[name] = make(parameters).step
-    settings = {"parameters": f"{sum(each.numel() for each in parameters):,}", "rounds": options.rounds}
-    write(options.out, f"optimizer_{options.config}", settings, in_turn(contenders, options.rounds))

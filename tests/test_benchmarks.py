@@ -10,6 +10,7 @@ import pytest
 from command_line import REPOSITORY
 
 pytest.importorskip("diffusers")
+pytest.importorskip("greenlet")
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks import curve, recipes, report
@@ -86,6 +87,24 @@ def test_rounds_are_taken_forwards_and_back_and_the_first_does_not_count() -> No
     found = report.in_turn({name: lambda name=name: order.append(name) for name in "ab"}, 3)
     assert "".join(order) == "abbaabba"
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
+
+
+def test_what_pauses_is_taken_in_turn_and_each_has_its_own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    clock = 0.0
+    monkeypatch.setattr(report.time, "perf_counter", lambda: clock)
+
+    def work(name: str, seconds: float, laps: int) -> None:
+        nonlocal clock
+        for _ in range(laps):
+            order.append(name)
+            clock += seconds
+            report.pause()
+
+    found = report.in_turn({"a": lambda: work("a", 1.0, 3), "b": lambda: work("b", 10.0, 2)}, 3)
+    assert "".join(order) == "abbaa" + "baaba" + "abbaa" + "baaba"
+    assert found == {"a": [3.0] * 3, "b": [20.0] * 3}
+    work("alone, a pause is none", 1.0, 1)
 
 
 def test_every_result_has_its_table_in_the_page() -> None:
@@ -176,6 +195,16 @@ def test_a_benchmark_runs(tmp_path: Path) -> None:
     assert values.keys() == {"fit", "bare loop", "diffusers"}
     assert all(min(each) > 0 and len(each) == 3 for each in values.values())
     assert report.PAGE.read_text() == page
+
+
+@pytest.mark.slow
+def test_the_average_is_measured_beside_diffusers_and_torchs(tmp_path: Path) -> None:
+    little = ["--config", "digits", "--rounds", "3", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "benchmarks", "average", *little], cwd=REPOSITORY, check=True)
+    (file,) = tmp_path.glob("average_digits-*.json")
+    values = json.loads(file.read_text())["values"]
+    assert [*values][:2] == ["EMA", "diffusers' EMAModel"]
+    assert all(min(each) > 0 and len(each) == 3 for each in values.values())
 
 
 @pytest.mark.slow
