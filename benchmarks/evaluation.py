@@ -44,7 +44,8 @@ def run(options: Namespace) -> None:
         inception.load()
         inception.to(device())
         contenders[f"Inception's features of {n}"] = partial(inception, pixels)
-        judges["inception"] = (n, lambda size: inception(pixels[:size]))
+        contenders[f"torch-fidelity's features of {n}"] = partial(inception.network, pixels)
+        judges["inception"] = (n, lambda size: _together(inception, pixels[:size]))
     with evaluating(model):
         seconds = in_turn(contenders, options.rounds)
         write(options.out, "evaluation", {"per": "call", "rounds": options.rounds}, seconds)
@@ -62,6 +63,11 @@ def _by_batch(options: Namespace, name: str, most: int, work: Callable[[int], ob
 
 def _draw_and_judge(model: DDPM, extractor: DigitsFeatures, n: int) -> None:
     extractor(model.generate((0, 0, n), DDIM(20)))
+
+
+def _together(inception: Inception, pixels: torch.Tensor) -> None:
+    inception.at_a_time = len(pixels)
+    inception(pixels)
 
 
 def _distance(distance: FrechetDistance, features: torch.Tensor) -> float:

@@ -423,6 +423,14 @@ def test_inception_s_features_are_torch_fidelity_s_own(inception: Inception, cha
     assert torch.equal(features, own(pixels.repeat(1, 3 // channels, 1, 1))[0])
 
 
+def test_inception_s_features_come_in_the_images_order_however_many_go_together(inception: Inception) -> None:
+    pixels = torch.randint(0, 256, (inception.at_a_time + 1, 3, 32, 32), dtype=torch.uint8)
+    alone = torch.cat([inception(each[None]) for each in pixels])
+    torch.testing.assert_close(inception(pixels), alone, atol=1e-4, rtol=1e-4)
+    assert (alone[0] - alone[-1]).abs().max() > 1e-2
+    assert inception(pixels[:0]).shape == (0, inception.num_features)
+
+
 def low_rank_distance(first: np.ndarray, second: np.ndarray) -> float:
     """The formula for fewer images than features: tr (S_1 S_2)^(1/2) is the nuclear norm of X_1 X_2^T, X centred."""
     centred = [(each - each.mean(0)) / (len(each) - 1) ** 0.5 for each in (first, second)]
