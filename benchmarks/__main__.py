@@ -33,7 +33,7 @@ WHATS = {
     "memory": (memory.run, "the memory of fit over 10,000 steps"),
     "start": (start.run, "--help, and the first step"),
     "compiled": (start.compiled, "the first step under torch.compile, the first time and again"),
-    "growth": (growth.run, "time and memory by batch, size, T, images drawn, data set"),
+    "growth": (growth.run, "time and memory by batch, size, T, images drawn and judged, data set"),
     "optimizer": (weights.optimizers, "Adam's step alone, fused and not"),
     "average": (weights.averages, "the average of the weights alone, beside diffusers' and torch's"),
     "switches": (

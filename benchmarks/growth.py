@@ -1,14 +1,16 @@
-"""How time and memory grow: with the batch, the images' size and number, with T, with the images drawn."""
+"""How time and memory grow: with the batch, the images' size and number, with T, with the images drawn and judged."""
 
+import sys
 import tempfile
 import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import SHAPES, pretrained
+from benchmarks.models import PRETRAINED, SHAPES, pretrained
 from benchmarks.report import alone, device, megabytes_at_most, synchronize, write
 from benchmarks.training import OURS, make_up
+from lightning_ddpm.cli import main
 from lightning_ddpm.data import ImageDataModule, ImageFolder
 from lightning_ddpm.diffusion import Ancestral, FixedLarge, Linear
 from lightning_ddpm.generation import generate
@@ -28,6 +30,9 @@ def run(options: Namespace) -> None:
             f"{n} images, T = {T}": draw | {"n": n, "T": T} for n, T in ((64, 100), (64, 200), (64, 400), (512, 100))
         }
         _measure(options, "growth_draw", "call", drawn)
+        judge = {"module": "growth", "what": "evaluate"}
+        judged = {f"{n} images": judge | {"n": n} for n in (256, 1024, 4096)}
+        _measure(options, "growth_evaluate", "evaluation", judged)
         data: dict[str, dict[str, Any]] = {}
         for n in (1000, 4000, 16000):
             root = make_up(Path(folder) / str(n), n, 3, 32)
@@ -54,6 +59,13 @@ def draw(n: int, T: int) -> None:
         pass
 
 
+def evaluate(n: int) -> None:
+    """The whole command: n digits drawn, judged and compared with the data set's."""
+    words = ["evaluate", "--ckpt", str(PRETRAINED), "--n", str(n), "--steps", "20", "--reference", "Digits"]
+    if status := main([*words, "--extractor", "DigitsFeatures", "--devices", "1"]):
+        sys.exit(status)
+
+
 def data(root: str) -> None:
     """A folder of pictures, ready for training: listed, read, decoded."""
     module = ImageDataModule(ImageFolder(size=32, channels=3), root=root, batch_size=64, workers=0)
@@ -66,7 +78,7 @@ def measure(what: str, **settings: Any) -> dict[str, float]:
     """Seconds, and the memory taken at most beside what the imports take, MB; of data always the process's."""
     before = megabytes_at_most(what == "data")
     started = time.perf_counter()
-    {"draw": draw, "data": data}[what](**settings)
+    {"draw": draw, "evaluate": evaluate, "data": data}[what](**settings)
     synchronize()
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "megabytes": megabytes_at_most(what == "data") - before}

@@ -18,6 +18,7 @@ from lightning_ddpm.module import DDPM
 from lightning_ddpm.networks import UNet
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+PRETRAINED = CONFIGS.parent / "checkpoints" / "pretrained" / "digits.ckpt"
 SHAPES = {"cifar10": (32, 3, 16), "digits": (8, 1, 64)}
 """Of each config: the images' size and channels, and the batch that is taken here."""
 
@@ -57,7 +58,7 @@ def model_of(config: str, size: int | None = None) -> DDPM:
 
 def pretrained() -> DDPM:
     """The shipped digits model, where things are measured."""
-    return load(CONFIGS.parent / "checkpoints" / "pretrained" / "digits.ckpt", DDPM).to(device())
+    return load(PRETRAINED, DDPM).to(device())
 
 
 def diffusers_unet(module: DDPM) -> Any:

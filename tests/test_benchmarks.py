@@ -215,3 +215,9 @@ def test_drawing_is_measured_with_the_same_weights_in_diffusers(tmp_path: Path) 
     values = json.loads(file.read_text())["values"]
     assert values.keys() == {"network alone", "sampler", "diffusers"}
     assert all(min(each) > 0 and len(each) == 3 for each in values.values())
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_more_images_takes_no_more_memory() -> None:
+    few, many = (report.alone("growth", what="evaluate", n=n) for n in (256, 1024))
+    assert 0 < many["megabytes"] < few["megabytes"] + 20
