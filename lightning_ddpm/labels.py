@@ -31,7 +31,8 @@ def in_proportion(counts: Tensor, seed: int, start: int, stop: int) -> Tensor:
     Returns:
         (stop - start,) int64, on the CPU, whose random numbers are the same everywhere.
     """
-    shares = counts.cpu().double() if counts.any() else torch.ones(len(counts), dtype=torch.float64)
+    counts = counts.cpu()
+    shares = counts.double() if counts.any() else torch.ones(len(counts), dtype=torch.float64)
     ends = (shares / shares.sum()).cumsum(0)[:-1]
     offset = torch.rand((), dtype=torch.float64, generator=generator("cpu", "label", seed))
     return torch.bucketize((offset + torch.arange(start, stop, dtype=torch.float64) * GOLDEN) % 1, ends, right=True)

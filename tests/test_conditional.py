@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_guidance import CONDITIONAL, PARTS, SCHEDULE
 from test_sampling import randn
-from tiny import quiet_trainer, same, tiny_model, weights
+from tiny import TINY, quiet_trainer, same, tiny_model, tiny_network, weights
 from torch import Tensor, nn
 
 from lightning_ddpm import guides
@@ -31,19 +31,8 @@ from lightning_ddpm.networks import HalfUNet, UNet
 from lightning_ddpm.noisy_classifier import NoisyClassifier
 from lightning_ddpm.randomness import generator
 
-TINY = {"channels": 1, "size": 8, "width": 8, "multipliers": (1, 2), "attention": (4,), "blocks": 1, "groups": 4}
 TEN = list("0123456789")
 SHIPPED = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
-
-
-def conditional_network(classes: int = 10) -> UNet:
-    """As tests' tiny network, with classes; the same weights every time, none near zero."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = UNet(**TINY, classes=classes)
-        for parameter in network.parameters():
-            parameter.data += 0.05 * torch.randn(parameter.shape)
-    return network
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -64,7 +53,7 @@ def test_a_network_without_classes_has_the_weights_and_the_keys_that_it_had() ->
 
 
 def test_no_label_is_the_label_of_no_class_and_a_class_is_another() -> None:
-    network, (x_t, t) = conditional_network().eval(), batch()
+    network, (x_t, t) = tiny_network(classes=10).eval(), batch()
     nothing = network(x_t, t)
     assert torch.equal(network(x_t, t, torch.full((5,), -1)), nothing)
     answers = [network(x_t, t, torch.full((5,), label)) for label in (0, 9)]
@@ -144,7 +133,7 @@ def test_two_ranks_train_where_no_image_has_its_label_left(tmp_path) -> None:
 
 def test_data_without_the_models_classes_is_refused(tmp_path) -> None:
     for names, found in ((list("abcdefghij"), "a, b, c, d, e, f, g, h, i, j"), (None, "0, 1, 2")):
-        network = conditional_network(len(names) if names else 3)
+        network = tiny_network(classes=len(names) if names else 3)
         model = tiny_model(network=network, class_names=names)
         with pytest.raises(UserError, match=f"the model has the classes {found} and the data has 0, 1, 2, 3"):
             quiet_trainer(tmp_path, max_steps=1).fit(model, datamodule=ImageDataModule(Digits()))
@@ -158,9 +147,9 @@ def test_what_cannot_be_is_said() -> None:
     with pytest.raises(UserError, match="the data set must have labels; give classes=0"):
         UNet(**TINY, classes=None)
     with pytest.raises(UserError, match=r"and this one has label_dropout=0; take scale 1"):
-        ClassifierFree(2.0).check(tiny_model(network=conditional_network(), label_dropout=0.0))
+        ClassifierFree(2.0).check(tiny_model(network=tiny_network(classes=10), label_dropout=0.0))
     with pytest.raises(UserError, match="up to t=30, and T is 20"):
-        ClassifierFree(2.0, (1, 30)).check(tiny_model(network=conditional_network()))
+        ClassifierFree(2.0, (1, 30)).check(tiny_model(network=tiny_network(classes=10)))
 
 
 # which classes are drawn
@@ -186,7 +175,7 @@ def test_a_class_is_asked_for_by_number_or_by_name() -> None:
 
 
 def test_generating_tells_the_network_each_images_class_and_guidance_0_none() -> None:
-    model = tiny_model(network=conditional_network()).eval()
+    model = tiny_model(network=tiny_network(classes=10)).eval()
     with torch.no_grad():
         for guidance in (None, ClassifierFree(1.0)):
             made = model.generate((0, 0, 4), guidance=guidance, labels=[7, 3])
@@ -234,7 +223,7 @@ def test_a_classifier_is_asked_inside_its_interval_alone_and_never_with_scale_0(
 
 
 def test_guidance_away_from_a_weaker_model_extrapolates(monkeypatch) -> None:
-    strong, weak = tiny_model(network=conditional_network()), tiny_model(network=conditional_network())
+    strong, weak = tiny_model(network=tiny_network(classes=10)), tiny_model(network=tiny_network(classes=10))
     for parameter in weak.parameters():
         parameter.data *= 0.9
     strong.eval(), weak.eval()

@@ -1,27 +1,70 @@
 """What a step reads back from the device, where the program would wait for it.
 
-Counted on the CPU, by the operations that would wait on a GPU: a value taken to Python, a size that depends on values,
-a number that is copied to the device.
+In training it is counted on the CPU, by the operations that would wait on a GPU: a value taken to Python, a size that
+depends on values, a number that is copied to the device. All else runs on a GPU that is not there: its tensors have
+devices and shapes but no values, so that whoever asks for one, or mixes it with the host's, is found out.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from tiny import quiet_trainer, tiny_model
+from tiny import quiet_trainer, real_data, tiny_model, tiny_network
 from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ddpm.callbacks import EMA, Checkpoints, NonFinite, ProgressLines
 from lightning_ddpm.data import Digits, ImageDataModule
-from lightning_ddpm.diffusion import DDIM, Ancestral, DPMSolverPP, FixedLarge, Heun, Sampler
-from lightning_ddpm.generation import evaluating
+from lightning_ddpm.diffusion import (
+    DDIM,
+    P2,
+    VLB,
+    Ancestral,
+    ClassifierFree,
+    Cosine,
+    Data,
+    DPMSolverPP,
+    Epsilon,
+    EulerMaruyama,
+    FixedLarge,
+    FixedSmall,
+    Guidance,
+    Heun,
+    Hybrid,
+    LearnedRange,
+    LossAware,
+    MinSNR,
+    Objective,
+    PosteriorMean,
+    Prediction,
+    PredictorCorrector,
+    ReverseVariance,
+    Sampler,
+    Simple,
+    SimpleWeighted,
+    TruncatedSNR,
+    Variation,
+    Velocity,
+    bounds,
+    invert,
+)
+from lightning_ddpm.metrics import DigitsFeatures, FeatureExtractor, Inception
+from lightning_ddpm.metrics.likelihood import BoundSums
+from lightning_ddpm.metrics.memorisation import Nearest
 
 WAITS = {
     *(torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default),
     *(torch.ops.aten.equal.default, torch.ops.aten.masked_select.default, torch.ops.aten._unique2.default),
+    torch.ops.aten.bincount.default,
 }
 
 
@@ -85,7 +128,17 @@ class ReadsOfSteps(Callback):
         self.looked_back += sum(each.data_ptr() in sent for each in self.reads.tensors)
 
 
-def test_a_training_step_reads_back_nothing_but_whether_the_one_before_was_finite(tmp_path: Path) -> None:
+VARIANCE = {"objective": Hybrid(), "times": LossAware(history=1)}
+
+
+@pytest.mark.parametrize(
+    ("network", "more"),
+    [({}, {}), ({"outputs": 2}, VARIANCE), ({"classes": 10}, {"objective": SimpleWeighted(MinSNR())})],
+    ids=["Ho's", "learned variance", "classes"],
+)
+def test_a_training_step_reads_back_nothing_but_whether_the_one_before_was_finite(
+    network: dict[str, Any], more: dict[str, Any], tmp_path: Path
+) -> None:
     reads = ReadsOfSteps()
     callbacks = [reads, EMA(), NonFinite(), Checkpoints(every_n_steps=1000), ProgressLines(1000)]
     settings = {
@@ -95,17 +148,116 @@ def test_a_training_step_reads_back_nothing_but_whether_the_one_before_was_finit
         "enable_progress_bar": True,
     }
     trainer = quiet_trainer(tmp_path, callbacks=callbacks, max_steps=6, **settings)
-    trainer.fit(tiny_model(), datamodule=ImageDataModule(Digits(), batch_size=16))
+    trainer.fit(
+        tiny_model(network=tiny_network(**network), **more), datamodule=ImageDataModule(Digits(), batch_size=16)
+    )
     reads.end(trainer)
     assert reads.found[1:5] == [0, 0, 0, 0]  # the first is logged, and the last saved
     assert reads.looked_back == 5, "in every step but the first"
 
 
-@pytest.mark.parametrize(
-    "sampler", [Ancestral(FixedLarge()), DDIM(5), DDIM(5, eta=1.0), DPMSolverPP(5), Heun(5)], ids=str
-)
-def test_drawing_reads_nothing_back(sampler: Sampler) -> None:
+class OfTheHost(torch.Generator):
+    """A generator of a GPU that is not there; what it draws has no values anyway."""
+
+    def __new__(cls, device: object = "cpu") -> "OfTheHost":
+        return super().__new__(cls, "cpu")
+
+
+GPU = torch.device("cuda", 0)
+
+
+@contextmanager
+def pretended_gpu() -> Iterator[None]:
+    """Inside there is a GPU; what is made outside has values, and moves there without them."""
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
+        patch.setattr(torch, "Generator", OfTheHost)
+        patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+        yield
+
+
+def test_a_gpu_that_is_not_there_finds_waiting_and_mixing() -> None:
+    table = torch.arange(5.0)
+    with pretended_gpu():
+        there = torch.ones(3, dtype=torch.long, device=GPU)
+        for broken in (lambda: there.sum().item(), lambda: table.to(GPU)[there[0]], lambda: there.bincount()):
+            with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+                broken()
+        with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
+            there + torch.ones(3)
+
+
+SAMPLERS = [
+    *(Ancestral(FixedLarge()), Ancestral(FixedSmall(), 5), Ancestral(LearnedRange()), DDIM(5), DDIM(5, eta=1.0)),
+    *(DPMSolverPP(5), DPMSolverPP(5, eta=1.0), Heun(5), EulerMaruyama(), PredictorCorrector(EulerMaruyama())),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_drawing_waits_for_nothing(sampler: Sampler) -> None:
+    model = tiny_model(network=tiny_network(outputs=2))
+    with pretended_gpu():
+        drawn = model.to(GPU).generate((0, 3, 7), sampler)
+    assert (drawn.shape, drawn.dtype, drawn.device) == ((4, 1, 8, 8), torch.uint8, GPU)
+
+
+@pytest.mark.parametrize("guidance", [None, ClassifierFree(0.0), ClassifierFree(2.0)], ids=repr)
+def test_drawing_a_class_waits_for_nothing(guidance: Guidance | None) -> None:
+    model = tiny_model(network=tiny_network(classes=10))
+    with pretended_gpu():
+        assert model.to(GPU).generate((0, 3, 7), DDIM(5), guidance, [1, 2]).device == GPU
+
+
+PREDICTIONS = [Epsilon(), Velocity(), Data(), PosteriorMean()]
+OBJECTIVES = [
+    *(Simple(), Hybrid(), VLB(FixedLarge()), VLB(FixedSmall()), VLB(LearnedRange())),
+    *(SimpleWeighted(weight) for weight in (MinSNR(), P2(), TruncatedSNR())),
+]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=repr)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_a_loss_waits_for_nothing(objective: Objective, prediction: Prediction) -> None:
+    network = tiny_network(outputs=2, classes=10)
+    model = tiny_model(network=network, objective=objective, prediction=prediction)
+    with pretended_gpu():
+        x_0, t = torch.zeros(4, 1, 8, 8, device=GPU), torch.ones(4, dtype=torch.long, device=GPU)
+        losses = model.to(GPU).loss(x_0, t, torch.zeros_like(x_0), t)
+    assert (losses.shape, losses.dtype, losses.device) == ((4,), torch.float32, GPU)
+
+
+@pytest.mark.parametrize("variance", [FixedLarge(), FixedSmall(), LearnedRange()], ids=repr)
+def test_the_bound_and_its_sums_wait_for_nothing(variance: ReverseVariance) -> None:
+    model = tiny_model(network=tiny_network(outputs=2), schedule=Cosine(steps=4))
+    with pretended_gpu():
+        sums, x_0 = BoundSums(4, GPU), torch.zeros(4, 1, 8, 8, device=GPU)
+        model.to(GPU)
+        for bound in bounds([model.denoiser, model.denoiser.unclipped()], variance, x_0):
+            sums.update(bound)
+    assert sums.sums.device == GPU
+
+
+def test_finding_the_nearest_images_waits_for_nothing() -> None:
+    with pretended_gpu():
+        nearest = Nearest(torch.zeros(3, 64, device=GPU), 2)
+        for start in (0, 9):
+            nearest.update(start, torch.zeros(9, 64, device=GPU))
+    assert nearest.indices.device == GPU
+
+
+def test_what_is_changed_waits_for_nothing() -> None:
     model = tiny_model()
-    with evaluating(model), Reads() as reads:
-        model.generate((0, 0, 4), sampler)
-    assert reads.tensors == []
+    with pretended_gpu():
+        denoise, x = model.to(GPU).denoiser, torch.zeros(4, 1, 8, 8, device=GPU)
+        assert invert(denoise, x, 5).device == GPU
+        assert Variation(DDIM(5), x, 0.5).sample(denoise, x).device == GPU
+
+
+@pytest.mark.parametrize("judge", [DigitsFeatures(), Inception()], ids=lambda judge: type(judge).__name__)
+def test_judging_waits_for_nothing(judge: FeatureExtractor) -> None:
+    if isinstance(judge, Inception):
+        judge = Inception(str(real_data("fid-inception-2015-12-05.pth")))
+    judge.load()
+    channels, size = (3, 32) if isinstance(judge, Inception) else (1, 8)
+    with pretended_gpu():
+        features = judge.to(GPU)(torch.zeros(6, channels, size, size, dtype=torch.uint8, device=GPU))
+    assert (features.shape, features.device) == ((6, judge.num_features), GPU)

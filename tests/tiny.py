@@ -12,12 +12,23 @@ from lightning_ddpm.diffusion import DDIM, Cosine
 from lightning_ddpm.module import DDPM
 from lightning_ddpm.networks import UNet
 
+TINY: dict[str, Any] = {
+    "channels": 1,
+    "size": 8,
+    "width": 8,
+    "multipliers": (1, 2),
+    "attention": (4,),
+    "blocks": 1,
+    "groups": 4,
+}
+"""The arguments of a U-Net for 8x8 digits."""
 
-def tiny_network() -> UNet:
+
+def tiny_network(**more: Any) -> UNet:
     """A U-Net for 8x8 digits; every call gives the same weights, none of them near zero."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = UNet(channels=1, size=8, width=8, multipliers=(1, 2), attention=(4,), blocks=1, groups=4)
+        network = UNet(**TINY, **more)
         for parameter in network.parameters():
             parameter.data += 0.05 * torch.randn(parameter.shape)
     return network

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.prediction import Denoised, Epsilon, Prediction
-from lightning_ddpm.diffusion.process import x_0_to_eps
+from lightning_ddpm.diffusion.process import steps_of, x_0_to_eps
 from lightning_ddpm.diffusion.schedule import NoiseSchedule, Step
 from lightning_ddpm.errors import UserError
 
@@ -67,8 +66,7 @@ class Denoiser:
 
         Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1: v is -1 at beta~ and 1 at beta, and left unbounded.
         """
-        times = t.expand(len(x_t)) if isinstance(t, Tensor) else torch.full((len(x_t),), t, device=x_t.device)
-        output = self.network(x_t, times).to(x_t.dtype)
+        output = self.network(x_t, steps_of(t, x_t)).to(x_t.dtype)
         if output.shape == x_t.shape:
             return output, None
         if output.shape[1] != 2 * x_t.shape[1]:

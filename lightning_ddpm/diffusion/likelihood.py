@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.prediction import Denoised
-from lightning_ddpm.diffusion.process import broadcast, posterior_coefficients, q_sample, scale
+from lightning_ddpm.diffusion.process import broadcast, posterior_coefficients, q_sample, scale, steps_of
 from lightning_ddpm.diffusion.schedule import NoiseSchedule, Step
 from lightning_ddpm.diffusion.variance import ReverseVariance, posterior_log_variance
 
@@ -84,7 +84,7 @@ def bound_term(schedule: NoiseSchedule, variance: ReverseVariance, x_0: Tensor, 
     Returns:
         (b,) bits/dim.
     """
-    t = torch.as_tensor(t, device=x_0.device)
+    t = steps_of(t, x_0)
     of_x_0, _ = posterior_coefficients(schedule, t - 1, t)
     log_variance = broadcast(variance.log_variance(schedule, t, denoised), x_0)
     # Both means have the same share of x_t.

@@ -70,7 +70,7 @@ class Prediction(ABC):
             return
         if float(self.x_0_factor(schedule, schedule.T)) < torch.finfo(torch.float32).tiny:
             raise UserError(
-                f"under zero terminal SNR, or next to it (alpha_bar_T={float(schedule.alpha_bar[-1]):.3g}), x_T is "
+                f"under zero terminal SNR, or next to it (alpha_bar_T={schedule.alpha_bar_T:.3g}), x_T is "
                 f"nothing but noise, and {self} says nothing about x_0 there; predict Velocity or Data instead"
             )
         schedule.checked.add(type(self))

@@ -8,6 +8,7 @@ that stop between steps.
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.schedule import NoiseSchedule, Step
@@ -101,6 +102,11 @@ def reverse_mean(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, s: Step, sig
     """
     direction = (1 - schedule.alpha_bar[s] - sigma**2).clamp(min=0).sqrt()
     return scale(schedule.signal[s], x_0) + scale(direction, eps)
+
+
+def steps_of(t: Step, image: Tensor) -> Tensor:
+    """The step of each image, (b,); a number is made one on the device, without a copy to wait for."""
+    return t.expand(len(image)) if isinstance(t, Tensor) else torch.full((len(image),), t, device=image.device)
 
 
 def broadcast(coefficient: Tensor, image: Tensor) -> Tensor:

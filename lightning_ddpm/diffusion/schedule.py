@@ -32,7 +32,8 @@ class NoiseSchedule(nn.Module, ABC):
         noise: sqrt(1 - alpha_bar_t), the factor of eps in x_t.
         angle: phi_t = atan(noise / signal), from 0 at the data up to pi/2, where no signal is left.
 
-    And ``checked``: what predictions go with it, so that the tables need not be read back from a GPU to know again.
+    And what need not be read back from a GPU to be known: ``alpha_bar_T``, a float, and ``checked``, what predictions
+    go with it.
 
     The tables are float64 wherever the device has it (Apple's MPS does not: float32 there), whatever precision the
     network runs in: in bfloat16 ``1 - alpha_bar`` would lose all its digits. Never saved, never averaged.
@@ -77,6 +78,7 @@ class NoiseSchedule(nn.Module, ABC):
                 f"alpha_bar does not fall in float64 at t={t} of {steps}: beta_{t}={beta[t].item():g} is too small; "
                 "give betas of 1e-15 and more"
             )
+        self.alpha_bar_T = float(alpha_bar[-1])
         self.checked: set[type] = set()
         self.register_buffer("beta", beta, persistent=False)
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
@@ -124,7 +126,7 @@ class NoiseSchedule(nn.Module, ABC):
         return super()._apply(lambda table: table.to(device, dtype), recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def extra_repr(self) -> str:
-        return f"T={self.T}, alpha_bar_T={float(self.alpha_bar[-1]):.3g}"
+        return f"T={self.T}, alpha_bar_T={self.alpha_bar_T:.3g}"
 
 
 class Linear(NoiseSchedule):

@@ -6,6 +6,7 @@ to s is log(alpha_bar_s / alpha_bar_t), whatever the path of beta(t) between the
 
 from typing import final
 
+import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
@@ -32,9 +33,12 @@ class EulerMaruyama(MarkovSampler):
 
     def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
         schedule = denoise.schedule
+        if t == schedule.T and schedule.alpha_bar_T < torch.finfo(torch.float32).tiny:
+            raise UserError(
+                "the reverse SDE has no start where alpha_bar_T is 0, or next to it, got "
+                f"{schedule.alpha_bar_T:.3g} at T={t}; sample with DDIM or Ancestral"
+            )
         beta = (schedule.alpha_bar[s] / schedule.alpha_bar[t]).log()
-        if not beta.isfinite():
-            raise UserError(f"the reverse SDE has no start where alpha_bar_{t} is 0; sample with DDIM or Ancestral")
         drift = x_t / 2 + score(schedule, denoise(x_t, t).eps, t)
         x_s = x_t + scale(beta, drift)
         return x_s + scale(beta.sqrt(), noise(x_t)) if s > 0 else x_s
