@@ -19,7 +19,18 @@ from torch.utils.data import DataLoader
 from benchmarks.models import model_of
 from benchmarks.report import device, in_turn, write
 from benchmarks.training import bare, make_up
-from lightning_ddpm.data import CIFAR10, LSUN, MNIST, Digits, ImageDataModule, ImageFolder, ImageSource, decoded
+from lightning_ddpm.data import (
+    CIFAR10,
+    LSUN,
+    MNIST,
+    CelebA,
+    Digits,
+    FashionMNIST,
+    ImageDataModule,
+    ImageFolder,
+    ImageSource,
+    decoded,
+)
 from lightning_ddpm.data.datasets import Batch
 from lightning_ddpm.data.decoded import MEMORY
 from lightning_ddpm.images import to_float
@@ -31,8 +42,8 @@ Opener = Callable[[int], ImageDataModule]
 
 def run(options: Namespace) -> None:
     """The digits; pictures of CIFAR-10's size decoded once, into memory or a file, or at every reading, and made floats
-    before they are sent rather than afterwards; photographs in a folder and in LSUN's database; CIFAR-10 and MNIST
-    where --data has them. Each with 0, 1 and 2 workers.
+    before they are sent rather than afterwards; photographs in a folder and in LSUN's database; CIFAR-10, MNIST,
+    Fashion-MNIST and CelebA where --data has them. Each with 0, 1 and 2 workers.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -47,7 +58,13 @@ def run(options: Namespace) -> None:
             "ImageFolder, 256 x 256 from JPEG files": _opener(large, photographs, 0),
             "LSUN, 256 x 256": _opener(LSUN("church_outdoor", 256), _lsun(folder, photographs), 0),
         }
-        for source, part in ((CIFAR10(), "cifar-10-batches-py"), (MNIST(), "MNIST")):
+        theirs = {
+            "cifar-10-batches-py": CIFAR10(),
+            "MNIST": MNIST(),
+            "FashionMNIST": FashionMNIST(),
+            "celeba": CelebA(),
+        }
+        for part, source in theirs.items():
             if options.data and (options.data / part).is_dir():
                 kept[type(source).__name__] = _opener(source, options.data)
         _measure(options, "cifar10", kept)

@@ -18,13 +18,21 @@ from sklearn.datasets import load_digits
 from tiny import real_data
 
 from lightning_ddpm.data import CIFAR10, LSUN, MNIST, CelebA, Digits, FashionMNIST, ImageFolder
-from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset
 from lightning_ddpm.data.sources import ImageSource
 from lightning_ddpm.errors import UserError
 
 
 def everything(data: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
     return data.__getitems__(range(len(data)))
+
+
+def test_images_in_memory_have_one_layout_whatever_they_came_in() -> None:
+    rows_of_pixels = torch.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3).to(torch.uint8)
+    images = rows_of_pixels.permute(0, 3, 1, 2)
+    batch, _ = everything(MemoryDataset(images, torch.zeros(2)))
+    assert torch.equal(batch, images)
+    assert batch.is_contiguous(), "the network's activations would have the other layout, too"
 
 
 def picture(path: Path, colour: Any = 128, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:

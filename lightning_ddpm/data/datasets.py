@@ -46,13 +46,13 @@ class MemoryDataset(ImageDataset):
     """A decoded set in memory.
 
     Args:
-        images: (n, c, h, w) uint8.
+        images: (n, c, h, w) uint8, in any layout; kept in one, as a batch's would be the network's.
         labels: (n,) int64.
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels.long()
-        self.fingerprint = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:16]
+        self.images, self.labels = images.contiguous(), labels.long()
+        self.fingerprint = hashlib.sha256(self.images.numpy().tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.images)
