@@ -46,7 +46,7 @@ class MemoryDataset(ImageDataset):
     """A decoded set in memory.
 
     Args:
-        images: (n, c, h, w) uint8, in any layout; kept in one, as a batch's would be the network's.
+        images: (n, c, h, w) uint8, in any layout; kept contiguous, for activations would take over a batch's layout.
         labels: (n,) int64.
     """
 
