@@ -185,7 +185,7 @@ def test_a_gpu_that_is_not_there_finds_waiting_and_mixing() -> None:
         for broken in (lambda: there.sum().item(), lambda: table.to(GPU)[there[0]], lambda: there.bincount()):
             with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
                 broken()
-        with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
+        with pytest.raises(RuntimeError, match=r"two (different )?devices,? cuda:0"):
             there + torch.ones(3)
 
 
