@@ -123,7 +123,7 @@ from test_memorisation import Big, pixels_as_they_are
 from lightning_ddpm.metrics import proximity
 images = torch.zeros(8, 3 * 64 * 64)
 peaks = []
-for n in (3200, 12800):
+for n in (3200, 6400):
     proximity(pixels_as_they_are(3 * 64 * 64), images, 4, Big(n), Big(8), lambda part: part, 0, 1,
               lambda batches, total: (batch for _, batch in batches))
     peaks.append(megabytes_at_most(of_the_process=True))
@@ -133,10 +133,14 @@ print(peaks[1] - peaks[0])
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_training_set() -> None:
-    ended = run(sys.executable, "-c", FLAT_MEMORY, PYTHONPATH=f"{Path(__file__).parent}:{Path(__file__).parent.parent}")
+    # Left to choose what it keeps of memory that was given back, glibc takes up to 20 MB more, now sooner, now later.
+    environment = {
+        "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parent.parent}",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }
+    ended = run(sys.executable, "-c", FLAT_MEMORY, **environment)
     assert ended.returncode == 0, ended.stderr
-    # glibc's allocator takes up to 20 MB more, one time in twenty more than 15
-    assert float(ended.stdout) < 50, "9,600 more images are 118 MB and their features 472 MB"
+    assert float(ended.stdout) < 15  # MB; 3,200 more images are 39 MB and their features 157
 
 
 def test_the_share_is_that_of_images_within_the_held_out_ones_quantile() -> None:
