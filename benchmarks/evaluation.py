@@ -11,9 +11,9 @@ from benchmarks.models import pretrained
 from benchmarks.report import device, in_turn, write
 from lightning_ddpm.data import Digits, MemoryDataset
 from lightning_ddpm.diffusion import DDIM
-from lightning_ddpm.generation import evaluating
 from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, Inception, ModuleFeatures, Statistics
-from lightning_ddpm.module import DDPM
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.generate import evaluation_mode
 
 
 def run(options: Namespace) -> None:
@@ -29,12 +29,12 @@ def run(options: Namespace) -> None:
     counted, whole = FrechetDistance(wide, device()), FrechetDistance(wide, device())
     covariance = features.T.cov().double().cpu().numpy()
     for each in (counted, whole):
-        each.compare_with(Statistics(features.mean(0).double().cpu().numpy(), covariance, len(features)), 0)
+        each.set_reference_statistics(Statistics(features.mean(0).double().cpu().numpy(), covariance, len(features)), 0)
     sources = MemoryDataset(*Digits().open(Path(), "train").__getitems__(range(1024)))
     contenders = {
         f"draw {n} digits, DDIM 20": partial(model.generate, (0, 0, n), DDIM(20)),
         f"digits' features of {n}": partial(digits, pixels[:, :1, :8, :8].contiguous()),
-        f"count {n} x 2048 features in": partial(counted.take, features[:n]),
+        f"count {n} x 2048 features in": partial(counted.update_features, features[:n]),
         "the distance of 2048 features, with its matrix square root": partial(_distance, whole, features),
         "reference statistics of 1024 digits": partial(_reference, digits, sources),
     }
@@ -46,7 +46,7 @@ def run(options: Namespace) -> None:
         contenders[f"Inception's features of {n}"] = partial(inception, pixels)
         contenders[f"torch-fidelity's features of {n}"] = partial(inception.network, pixels)
         judges["inception"] = (n, lambda size: _together(inception, pixels[:size]))
-    with evaluating(model):
+    with evaluation_mode(model):
         seconds = in_turn(contenders, options.rounds)
         write(options.out, "evaluation", {"per": "call", "rounds": options.rounds}, seconds)
         for name, (most, work) in judges.items():
@@ -71,7 +71,7 @@ def _together(inception: Inception, pixels: torch.Tensor) -> None:
 
 
 def _distance(distance: FrechetDistance, features: torch.Tensor) -> float:
-    distance.take(features)
+    distance.update_features(features)
     return distance.compute()
 
 

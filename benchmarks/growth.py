@@ -10,10 +10,10 @@ from typing import Any
 from benchmarks.models import PRETRAINED, SHAPES, pretrained
 from benchmarks.report import alone, device, megabytes_at_most, synchronize, write
 from benchmarks.training import OURS, make_up
-from lightning_ddpm.cli import main
+from lightning_ddpm.commands.main import main
 from lightning_ddpm.data import ImageDataModule, ImageFolder
 from lightning_ddpm.diffusion import Ancestral, FixedLarge, Linear
-from lightning_ddpm.generation import generate
+from lightning_ddpm.models.generate import generate_batches
 
 
 def run(options: Namespace) -> None:
@@ -55,7 +55,7 @@ def draw(n: int, T: int) -> None:
     """n digits, 64 at a time, by all steps of a schedule of T."""
     model = pretrained()
     model.schedule = Linear(T).to(device())
-    for _ in generate(model, n, sampler=Ancestral(FixedLarge())):
+    for _ in generate_batches(model, n, sampler=Ancestral(FixedLarge())):
         pass
 
 
@@ -68,7 +68,7 @@ def evaluate(n: int) -> None:
 
 def data(root: str) -> None:
     """A folder of pictures, ready for training: listed, read, decoded."""
-    module = ImageDataModule(ImageFolder(size=32, channels=3), root=root, batch_size=64, workers=0)
+    module = ImageDataModule(ImageFolder(size=32, channels=3), root=root, batch_size=64, num_workers=0)
     module.prepare_data()
     module.setup("fit")
     next(iter(module.train_dataloader()))

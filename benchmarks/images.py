@@ -32,8 +32,8 @@ from lightning_ddpm.data import (
     decoded,
 )
 from lightning_ddpm.data.datasets import Batch
-from lightning_ddpm.data.decoded import MEMORY
-from lightning_ddpm.images import to_float
+from lightning_ddpm.data.decode_cache import MAX_BYTES_IN_MEMORY
+from lightning_ddpm.data.image_io import to_float
 
 BATCH, IMAGES = 64, 1280
 Opener = Callable[[int], ImageDataModule]
@@ -120,7 +120,7 @@ def _floats(batch: Batch) -> Batch:
 def _opener(
     source: ImageSource,
     root: Path,
-    memory: int = MEMORY,
+    memory: int = MAX_BYTES_IN_MEMORY,
     folder: str | None = None,
     module: type[ImageDataModule] = ImageDataModule,
 ) -> Opener:
@@ -128,7 +128,7 @@ def _opener(
 
     def opened(workers: int) -> ImageDataModule:
         decoded.MEMORY = memory
-        data = module(source, root=str(root), batch_size=BATCH, workers=workers, decoded=folder)
+        data = module(source, root=str(root), batch_size=BATCH, num_workers=workers, decode_cache=folder)
         data.prepare_data()
         data.setup("fit")
         return data

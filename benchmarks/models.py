@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from benchmarks.report import device
-from lightning_ddpm.checkpoint import load
-from lightning_ddpm.cli import main
-from lightning_ddpm.diffusers_format import unet_config, unet_weights
+from lightning_ddpm.commands.main import main
 from lightning_ddpm.diffusion import DDIM, Linear
-from lightning_ddpm.module import DDPM
+from lightning_ddpm.interop.diffusers import unet_config, unet_weights
+from lightning_ddpm.models.checkpoint import load
+from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet
 
 CONFIGS = Path(__file__).parent.parent / "configs"

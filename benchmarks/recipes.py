@@ -68,7 +68,7 @@ def _cosine(config: Config) -> None:
 def _velocity(config: Config) -> None:
     weight = {"class_path": "lightning_ddpm.diffusion.MinSNR", "init_args": {"gamma": 5.0}}
     config["model"]["init_args"] |= {
-        "prediction": {"class_path": "lightning_ddpm.diffusion.Velocity"},
+        "parameterization": {"class_path": "lightning_ddpm.diffusion.Velocity"},
         "objective": {"class_path": "lightning_ddpm.diffusion.SimpleWeighted", "init_args": {"weight": weight}},
     }
 

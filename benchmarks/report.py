@@ -61,7 +61,7 @@ def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
 
 
 def pause() -> None:
-    """Inside what :func:`in_turn` measures, let the others come as far; elsewhere nothing."""
+    """Inside what :func:`cycle_labels` measures, let the others come as far; elsewhere nothing."""
     others = getcurrent().parent
     if others is not None:
         others.switch()

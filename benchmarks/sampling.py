@@ -12,10 +12,10 @@ from torch import nn
 
 from benchmarks.models import autocast, diffusers_unet, model_of, pretrained, variant
 from benchmarks.report import in_turn, pause, write
-from lightning_ddpm.compilation import compile_in_place
 from lightning_ddpm.diffusion import DDIM, Ancestral, FixedLarge, Sampler
-from lightning_ddpm.generation import evaluating
-from lightning_ddpm.module import DDPM
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.generate import evaluation_mode
+from lightning_ddpm.utils.compile import compile_in_place
 
 LAP = 10
 """Evaluations that each makes before the next has its turn."""
@@ -46,7 +46,7 @@ def run(options: Namespace) -> None:
             "sampler": partial(model.generate, (0, 0, batch), sampler),
             "diffusers": partial(pipeline, batch_size=batch, num_inference_steps=evaluations, output_type="np"),
         }
-        with evaluating(model), autocast(options.precision):
+        with evaluation_mode(model), autocast(options.precision):
             seconds = in_turn(contenders, options.rounds)
         per = {name: [each / evaluations for each in found] for name, found in seconds.items()}
         settings = {"evaluations": evaluations, "batch": batch, "per": "evaluation", "rounds": options.rounds}

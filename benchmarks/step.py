@@ -61,7 +61,7 @@ def _steps(who: str, config: str, pictures: Path, batch_size: int, size: int | N
     module = model_of(config, size).train()
     module.save_hyperparameters({"network": {"init_args": network_arguments(config, size)}}, logger=False)
     channels, side, _ = module.image_shape
-    data = ImageDataModule(ImageFolder(channels, side), root=str(pictures), batch_size=batch_size, workers=0)
+    data = ImageDataModule(ImageFolder(channels, side), root=str(pictures), batch_size=batch_size, num_workers=0)
     data.prepare_data()
     data.setup("fit")
     block = block_of(who, module, batches_of(data.train_dataloader(), module.device), pictures, batch_size, precision)

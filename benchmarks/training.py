@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import models
 from benchmarks.models import SHAPES, autocast, diffusers_unet, network_arguments, variant
 from benchmarks.report import alone, forwards_and_back, synchronize, write
-from lightning_ddpm.images import save, to_float
-from lightning_ddpm.module import DDPM
+from lightning_ddpm.data.image_io import save_image, to_float
+from lightning_ddpm.models.ddpm import DDPM
 
 IMAGES = 2048
 OURS, FLOOR, DIFFUSERS, PYTORCH = "fit", "bare loop", "diffusers", "denoising-diffusion-pytorch"
@@ -92,7 +92,7 @@ def make_up(folder: Path, n: int, channels: int, size: int) -> Path:
     pictures.mkdir(parents=True)
     for index in range(n):
         noise = torch.Generator().manual_seed(index)
-        save(
+        save_image(
             torch.randint(0, 256, (channels, size, size), dtype=torch.uint8, generator=noise), pictures / f"{index}.png"
         )
     return pictures

@@ -14,7 +14,7 @@ from benchmarks.models import model_of
 from benchmarks.report import in_turn, write
 from benchmarks.switches import PLAIN
 from lightning_ddpm.callbacks import EMA
-from lightning_ddpm.module import DDPM
+from lightning_ddpm.models.ddpm import DDPM
 
 
 def optimizers(options: Namespace) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from lightning_ddpm.checkpoint import read
-from lightning_ddpm.files import sha256
+from lightning_ddpm.models.checkpoint import read_checkpoint
+from lightning_ddpm.utils.files import hash_file
 
 
 def main() -> None:
@@ -19,14 +19,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--network", action="store_true", help="the network's weights alone")
     options = parser.parse_args()
-    checkpoint = read(options.run)
+    checkpoint = read_checkpoint(options.run)
     kept = {
         key: checkpoint[key] for key in ("state_dict", "hyper_parameters", "global_step", "pytorch-lightning_version")
     }
     if options.network:
         kept = {key.removeprefix("network."): value for key, value in checkpoint["state_dict"].items()}
     torch.save(kept, options.out)
-    print(f"{options.out}: {options.out.stat().st_size:,} bytes, sha256 {sha256(options.out)}")
+    print(f"{options.out}: {options.out.stat().st_size:,} bytes, sha256 {hash_file(options.out)}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import sys
 
-from lightning_ddpm.cli import main
+from lightning_ddpm.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

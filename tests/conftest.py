@@ -8,9 +8,9 @@ from typing import NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from command_line import ddpm, tiny_digits, write_yaml
+from helpers.command_line import ddpm, tiny_digits, write_yaml
 
-from lightning_ddpm.cli import main
+from lightning_ddpm.commands.main import main
 
 
 def pytest_collection_modifyitems(items):

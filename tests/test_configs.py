@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import CONFIGS, REPOSITORY, read_yaml, write_yaml
+from helpers.command_line import CONFIGS, REPOSITORY, read_yaml, write_yaml
 from PIL import Image
 
-from lightning_ddpm import callbacks, diffusion, trainer_cli
-from lightning_ddpm.classifier import Classifier
+from lightning_ddpm import callbacks, diffusion
+from lightning_ddpm.commands import fit as trainer_cli
 from lightning_ddpm.metrics import Inception
-from lightning_ddpm.module import DDPM
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.image_classifier import ImageClassifier
+from lightning_ddpm.models.noisy_classifier import NoisyClassifier
 from lightning_ddpm.networks import UNet
-from lightning_ddpm.noisy_classifier import NoisyClassifier
-from lightning_ddpm.randomness import generator
+from lightning_ddpm.utils.random import make_generator
 
 NAMES = [path.stem for path in CONFIGS]
 JUDGES, GUIDES = ("digits_features", "mnist_features"), ("digits_classifier", "mnist_classifier", "cifar10_classifier")
@@ -89,13 +90,13 @@ def test_a_config_builds_its_model_and_data_without_the_data(name, build, monkey
     cli = build(name)
     network = cli.model.network
     assert (network.channels, network.size) == (cli.datamodule.channels, cli.datamodule.size)
-    others = dict.fromkeys(JUDGES, Classifier) | dict.fromkeys(GUIDES, NoisyClassifier)
+    others = dict.fromkeys(JUDGES, ImageClassifier) | dict.fromkeys(GUIDES, NoisyClassifier)
     assert isinstance(cli.model, others.get(name, DDPM))
     assert getattr(network, "classes", 0) == (10 if name in others or name.endswith("_conditional") else 0)
     optimizer = cli.model.configure_optimizers()["optimizer"]
     assert optimizer.param_groups[0]["lr"] > 0
     if isinstance(cli.model, DDPM):
-        assert cli.model.sampler.evaluations(cli.model.schedule.T) <= cli.model.schedule.T
+        assert cli.model.sampler.nfe(cli.model.schedule.T) <= cli.model.schedule.T
         assert cli.model.schedule.alpha_bar[-1] < 1e-4  # hardly anything of x_0 is left in x_T
         assert any(isinstance(each, callbacks.EMA) for each in cli.trainer.callbacks)
 
@@ -128,7 +129,7 @@ def ho(cli, flips):
 
 def test_cifar10_ends_with_the_figure_that_is_published(build):
     cheap, full = (each for each in build("cifar10").trainer.callbacks if isinstance(each, callbacks.Evaluation))
-    assert (cheap.n, cheap.sampler.evaluations(1000), cheap.interval.steps) == (5000, 100, 20_000)
+    assert (cheap.n, cheap.sampler.nfe(1000), cheap.interval.steps) == (5000, 100, 20_000)
     assert (full.n, full.sampler, full.interval) == (50_000, None, None)
     assert all(isinstance(each.extractor, Inception) for each in (cheap, full))
 
@@ -197,7 +198,7 @@ def trains(command, path, folder, *options):
     content["trainer"].update(callbacks=kept, accelerator="cpu", log_every_n_steps=1, num_sanity_val_steps=1)
     content["trainer"].pop("limit_val_batches", None)
     run, changed = folder / "run", write_yaml(folder / "config.yaml", content)
-    tiny = ("--trainer.max_steps", "2", "--data.batch_size", "2", "--data.workers", "0")
+    tiny = ("--trainer.max_steps", "2", "--data.batch_size", "2", "--data.num_workers", "0")
     status, out, err = command("fit", "--config", changed, "--trainer.default_root_dir", run, *tiny, *options)
     assert status == 0, err
     assert "step 2 of 2: train/loss" in out
@@ -242,7 +243,9 @@ def test_the_laptops_configs_train(name, data, command, tmp_path):
 
 def test_a_folder_of_ones_own_images_trains(command, tmp_path):
     for index in range(8):
-        noise = torch.randint(0, 256, (40, 48, 3), generator=generator("cpu", "test", index=index), dtype=torch.uint8)
+        noise = torch.randint(
+            0, 256, (40, 48, 3), generator=make_generator("cpu", "test", index=index), dtype=torch.uint8
+        )
         folder = tmp_path / "images" / ("cats" if index % 2 else "dogs")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.numpy()).save(folder / f"{index}.png")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command_line import REPOSITORY
+from helpers.command_line import REPOSITORY
 from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from lightning_ddpm.data import Digits
-from lightning_ddpm.images import save
+from lightning_ddpm.data.image_io import save_image
 
 README = (REPOSITORY / "README.md").read_text() if (REPOSITORY / "README.md").is_file() else ""
 BLOCKS = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -128,7 +128,7 @@ def test_an_evaluation_is_run_or_understood(arguments, elsewhere, command):
 @pytest.mark.parametrize("arguments", [each for each in OURS if each[0] == "restore"], ids=" ".join)
 def test_a_folder_of_images_is_restored(arguments, elsewhere, command):
     (elsewhere / "DIR").mkdir()
-    save(Digits().open(elsewhere, "test").__getitems__([0])[0][0], elsewhere / "DIR" / "a.png")
+    save_image(Digits().open(elsewhere, "test").__getitems__([0])[0][0], elsewhere / "DIR" / "a.png")
     status, _, err = command(*arguments, "--steps", "4")
     assert status == 0, err
     assert (elsewhere / arguments[arguments.index("--out") + 1] / "side_by_side.png").is_file()

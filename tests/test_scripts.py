@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import REPOSITORY
+from helpers.command_line import REPOSITORY
 
 STAND_IN = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$TOLD"
@@ -57,11 +57,11 @@ def test_a_job_whose_time_is_up_saves_and_is_queued_again(machine: dict[str, str
 
 @pytest.mark.parametrize("status", ["0", "3"])
 def test_a_job_that_ends_by_itself_is_not_queued_again(machine: dict[str, str], tmp_path: Path, status: str) -> None:
-    assert start(machine, "train.sbatch", "c.yaml", tmp_path, "--data.workers", 4, STATUS=status).wait(30) == int(
+    assert start(machine, "train.sbatch", "c.yaml", tmp_path, "--data.num_workers", 4, STATUS=status).wait(30) == int(
         status
     )
     (step,) = told(machine)
-    assert step.endswith("--data.workers 4")
+    assert step.endswith("--data.num_workers 4")
 
 
 @pytest.mark.parametrize("there", ["last.ckpt", "last-previous.ckpt", None])

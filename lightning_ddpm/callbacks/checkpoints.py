@@ -15,13 +15,13 @@ from pytorch_lightning.callbacks import Checkpoint
 from lightning_ddpm.callbacks.ema import EMA
 from lightning_ddpm.callbacks.evaluation import Evaluation
 from lightning_ddpm.callbacks.interval import Interval
-from lightning_ddpm.callbacks.tensorboard import writers
-from lightning_ddpm.checkpoint_io import DurableCheckpointIO
-from lightning_ddpm.console import say
-from lightning_ddpm.errors import UserError, first_line
-from lightning_ddpm.files import require_room, require_writable
-from lightning_ddpm.metrics.figures import greater_is_better
-from lightning_ddpm.optimization import Later
+from lightning_ddpm.callbacks.run_logger import get_writers
+from lightning_ddpm.metrics.suite import is_higher_better
+from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
+from lightning_ddpm.models.optimizer import DeferredRead
+from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.files import check_free_space, check_writable
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What SLURM, torchrun and cloud machines send before they end a process."""
@@ -54,7 +54,7 @@ class Checkpoints(Checkpoint):
         self.interval = Interval(every_n_steps, None) if every_n_steps is not None else None
         self.seconds = math.inf if every_n_minutes is None else 60 * every_n_minutes
         self.monitor = monitor
-        self._sign = -1 if monitor and greater_is_better(monitor.rpartition("/")[2]) else 1
+        self._sign = -1 if monitor and is_higher_better(monitor.rpartition("/")[2]) else 1
         self.best = self._sign * math.inf
         self.signal: signal.Signals | None = None
 
@@ -63,7 +63,7 @@ class Checkpoints(Checkpoint):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir)
-        require_writable(folder)
+        check_writable(folder)
         for left in folder.glob(".*.ckpt.*"):  # by a process that was killed while it wrote
             left.unlink()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ class Checkpoints(Checkpoint):
         size = weights * (4 if any(isinstance(each, EMA) for each in callbacks) else 3)
         there = sum(each.stat().st_size for each in folder.glob("*.ckpt"))
         kept = 4 if self.monitor else 3  # the last two, the best, and the one that is being written
-        require_room(folder, size, max(kept * size - there, size))
+        check_free_space(folder, size, max(kept * size - there, size))
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen()
@@ -83,7 +83,7 @@ class Checkpoints(Checkpoint):
             self.interval.start(trainer)
         self._step, self._saved, self._after_validation = trainer.global_step, -1, False
         self._saved_at = time.monotonic()
-        self._heard: tuple[int, Later] | None = None
+        self._heard: tuple[int, DeferredRead] | None = None
         self._stopping = 0
 
     def on_train_batch_end(
@@ -140,7 +140,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "best")
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        for writer in writers(trainer):
+        for writer in get_writers(trainer):
             writer.flush()  # the curves up to here outlive the process, as the checkpoint does
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{name}.ckpt", weights_only=False)
@@ -167,7 +167,7 @@ class Checkpoints(Checkpoint):
         mine = [torch.full((), int(each), device=trainer.strategy.root_device) for each in (self.signal or 0, late)]
         heard = torch.stack(mine)
         torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
-        before, self._heard = self._heard, (trainer.global_step, Later(heard))
+        before, self._heard = self._heard, (trainer.global_step, DeferredRead(heard))
         if before is None:
             return 0, False
         step, answer = before
@@ -186,5 +186,5 @@ class Checkpoints(Checkpoint):
         self._require_saved(trainer)
         if trainer.is_global_zero:
             name = signal.Signals(number).name
-            say(f"{name}: stopped after step {trainer.global_step}; go on with --ckpt_path last")
+            report(f"{name}: stopped after step {trainer.global_step}; go on with --ckpt_path last")
         raise SystemExit(0)

@@ -3,7 +3,7 @@
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-from lightning_ddpm.compilation import as_before, check_backend, compile_in_place
+from lightning_ddpm.utils.compile import check_backend, compile_in_place, restore_eager
 
 
 class Compile(Callback):
@@ -24,7 +24,7 @@ class Compile(Callback):
         compile_in_place(_network(pl_module), self.backend, self.mode)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        as_before(_network(pl_module))
+        restore_eager(_network(pl_module))
 
 
 def _network(module: LightningModule) -> nn.Module:

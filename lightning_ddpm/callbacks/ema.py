@@ -12,15 +12,15 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
-from lightning_ddpm.errors import UserError
-from lightning_ddpm.optimization import lay_out
+from lightning_ddpm.models.optimizer import match_memory_format
+from lightning_ddpm.utils.errors import UserError
 
 
 class EMA(WeightAveraging):
     """After every optimizer step: average <- decay * average + (1 - decay) * weights. Parameters only.
 
     The decay warms up as (1 + n) / (10 + n) over the n steps so far, so that the random initial weights do not linger;
-    n is in the checkpoint. Validation sees the average, and so does whoever asks with :meth:`averaged`, wherever it
+    n is in the checkpoint. Validation sees the average, and so does whoever asks with :meth:`use_average`, wherever it
     stands in the list of callbacks. A checkpoint holds both weight sets; its ``state_dict`` is the average. After fit
     the module has the average.
 
@@ -36,7 +36,7 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=False)
 
     @contextmanager
-    def averaged(self, module: LightningModule) -> Iterator[None]:
+    def use_average(self, module: LightningModule) -> Iterator[None]:
         """Inside, the module has the averaged weights; afterwards its own again, also after an exception."""
         if self._average_model is None or self._swapped:
             yield
@@ -47,7 +47,7 @@ class EMA(WeightAveraging):
         finally:
             self._swap(module)
 
-    def catch_up(self, trainer: Trainer, module: LightningModule) -> None:
+    def update_if_due(self, trainer: Trainer, module: LightningModule) -> None:
         """Take in the last step's weights, if somebody asks before this callback has had its turn."""
         if self._average_model is not None and not self._swapped:
             self.on_train_batch_end(trainer, module, None, None, 0)
@@ -69,7 +69,7 @@ class EMA(WeightAveraging):
         model.n_averaged = model.n_averaged.cpu()  # to read it waits for no device
         self._averages: list[Tensor] = list(average.parameters())
         self._weights: list[Tensor] = list(pl_module.parameters())
-        lay_out(self._averages, self._weights)
+        match_memory_format(self._averages, self._weights)
         self._kept: list[Tensor] = list(average.buffers())
         self._buffers: list[Tensor] = list(pl_module.buffers())
 
@@ -109,7 +109,7 @@ class EMA(WeightAveraging):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._average_model is None:
             return
-        self.catch_up(trainer, pl_module)
+        self.update_if_due(trainer, pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._swapped:
             average, current = checkpoint["current_model_state"], checkpoint["state_dict"]
@@ -121,12 +121,12 @@ class EMA(WeightAveraging):
 
 
 @contextmanager
-def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+def use_averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Inside, the module has the weights that the trainer's EMA keeps, where it has one."""
     average = next((each for each in trainer.callbacks if isinstance(each, EMA)), None)  # type: ignore[attr-defined]
     if average is None:
         yield
         return
-    average.catch_up(trainer, module)
-    with average.averaged(module):
+    average.update_if_due(trainer, module)
+    with average.use_average(module):
         yield

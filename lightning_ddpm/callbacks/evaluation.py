@@ -11,17 +11,24 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_ddpm.callbacks.generating import after_training, ddpm, generated, image_data, make_ready, sum_over_ranks
 from lightning_ddpm.callbacks.interval import Interval
-from lightning_ddpm.callbacks.tensorboard import writers
-from lightning_ddpm.console import duration, progress, say
+from lightning_ddpm.callbacks.run_logger import get_writers
+from lightning_ddpm.callbacks.sampling import (
+    generate_images,
+    module_on_device,
+    prepare_evaluation,
+    require_ddpm,
+    require_image_data,
+    sum_over_ranks,
+)
 from lightning_ddpm.diffusion import Guidance, Sampler
-from lightning_ddpm.errors import UserError
-from lightning_ddpm.generation import evaluating
-from lightning_ddpm.metrics import Classes, FeatureExtractor, Figures, Measured
-from lightning_ddpm.metrics.figures import check_metrics, figure_names
+from lightning_ddpm.metrics import FeatureExtractor, MetricSuite, MetricValue, RequestedClasses
 from lightning_ddpm.metrics.frechet import BATCH
-from lightning_ddpm.module import DDPM
+from lightning_ddpm.metrics.suite import check_metrics, list_metric_names
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.generate import evaluation_mode
+from lightning_ddpm.utils.console import format_duration, report, show_progress
+from lightning_ddpm.utils.errors import UserError
 
 
 class Evaluation(Callback):
@@ -80,7 +87,7 @@ class Evaluation(Callback):
         self.interval = None if at_end else Interval(every_n_steps, every_n_epochs)
         self.max_share, self.batch_size, self.seed = max_share, batch_size, seed
         self.guidance = guidance
-        self.figures: Figures | None = None
+        self.suite: MetricSuite | None = None
         self.evaluated = -1
         self.found: dict[str, float] = {}
         self.seconds: list[float] = []
@@ -89,7 +96,7 @@ class Evaluation(Callback):
         """Load the extractor's weights, on the first rank first: what is missing is said before any work."""
         if stage == "predict" or (self.interval is None and stage != "fit"):
             return
-        make_ready(trainer, pl_module, self.extractor, self.sampler, self.guidance)
+        prepare_evaluation(trainer, pl_module, self.extractor, self.sampler, self.guidance)
         if "fid" in self.metrics and self.n < self.extractor.num_features and trainer.is_global_zero:
             warnings.warn(
                 f"{self.n} images do not fill the covariance of {self.extractor.num_features} features: "
@@ -100,9 +107,9 @@ class Evaluation(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began, self.seconds = time.monotonic(), []
         self._prepare(trainer, pl_module)
-        cost = self.cost(trainer, ddpm(pl_module))
+        cost = self.estimate_cost(trainer, require_ddpm(pl_module))
         if trainer.is_global_zero:
-            say(f"evaluation{'' if self.interval else ' at the end'}: {cost}")
+            report(f"evaluation{'' if self.interval else ' at the end'}: {cost}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.interval:
@@ -130,17 +137,17 @@ class Evaluation(Callback):
         """The one at the end; who is killed here resumes here, with no step left."""
         if self.interval or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        with after_training(trainer, pl_module):
+        with module_on_device(trainer, pl_module):
             found = self.evaluate(trainer, pl_module, "final")
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})
-        _to_loggers(trainer, found)
+        _log_now(trainer, found)
 
     def _log(self, trainer: Trainer, module: LightningModule, on_step: bool) -> None:
         if not self._affordable(trainer):
             return
         self.found = self.evaluate(trainer, module)
         module.log_dict(self.found, on_step=on_step, on_epoch=not on_step, logger=False)
-        _to_loggers(trainer, self.found)
+        _log_now(trainer, self.found)
 
     def _affordable(self, trainer: Trainer) -> bool:
         """Whether max_share has room for an evaluation now; the first rank's clock decides for all."""
@@ -150,8 +157,8 @@ class Evaluation(Callback):
         share = (sum(self.seconds) + expected) / (time.monotonic() - self._began + expected)
         affordable = trainer.strategy.broadcast(share <= self.max_share)
         if not affordable and trainer.is_global_zero:
-            say(
-                f"step {trainer.global_step}: evaluation left out: with another {duration(expected)}, evaluations "
+            report(
+                f"step {trainer.global_step}: evaluation left out: with another {format_duration(expected)}, evaluations "
                 f"would have {share:.2g} of the time, and max_share is {self.max_share:g}"
             )
         return affordable
@@ -160,7 +167,7 @@ class Evaluation(Callback):
         """The figures now, on all ranks, as ``stage/<figure>``; every rank must call."""
         started = time.monotonic()
         figures = self._prepare(trainer, module)
-        drawn = generated(
+        drawn = generate_images(
             *(trainer, module, self.n, self.seed, self.batch_size, self.sampler, "evaluation"), guidance=self.guidance
         )
         for start, pixels in drawn:
@@ -169,24 +176,24 @@ class Evaluation(Callback):
         self.evaluated = trainer.global_step
         self.seconds.append(time.monotonic() - started)
         if trainer.is_global_zero:
-            said = ", ".join(f"{stage}/{name} {_in_words(each)}" for name, each in found.items())
-            say(f"step {trainer.global_step}: {said} ({self.n} images)")
+            said = ", ".join(f"{stage}/{name} {_format_metric(each)}" for name, each in found.items())
+            report(f"step {trainer.global_step}: {said} ({self.n} images)")
         return {f"{stage}/{name}": each.value for name, each in found.items()}
 
-    def cost(self, trainer: Trainer, model: DDPM) -> str:
+    def estimate_cost(self, trainer: Trainer, model: DDPM) -> str:
         """What one evaluation takes, from one timed batch of images and one of features, in words."""
-        evaluations = (self.sampler or model.sampler).evaluations(model.schedule.T)
-        guided = self.guidance.evaluations if self.guidance else 1
+        evaluations = (self.sampler or model.sampler).nfe(model.schedule.T)
+        guided = self.guidance.nfe if self.guidance else 1
         size, judged = min(self.batch_size, self.n), min(BATCH, self.n)
         pixels = torch.zeros(judged, *model.image_shape, dtype=torch.uint8, device=model.device)
-        with evaluating(model):
+        with evaluation_mode(model):
             with trainer.precision_plugin.forward_context():
                 if evaluations is None:  # the images decide: a batch of them is drawn
-                    drawing = _timed(lambda: model.generate((self.seed, 0, size), self.sampler, self.guidance))
+                    drawing = _time_call(lambda: model.generate((self.seed, 0, size), self.sampler, self.guidance))
                 else:
-                    denoise, x, _ = model.beginning((self.seed, 0, size), self.guidance)
-                    drawing = evaluations * _timed(lambda: denoise(x, model.schedule.T // 2 + 1).x_0)
-            judging = _timed(lambda: self.extractor(pixels))
+                    denoise, x, _ = model.prepare_sampling((self.seed, 0, size), self.guidance)
+                    drawing = evaluations * _time_call(lambda: denoise(x, model.schedule.T // 2 + 1).x_0)
+            judging = _time_call(lambda: self.extractor(pixels))
         drawing, judging = (
             seconds * math.ceil(math.ceil(self.n / batch) / trainer.world_size)
             for seconds, batch in ((drawing, size), (judging, judged))
@@ -197,41 +204,43 @@ class Evaluation(Callback):
         else:
             count = f"{self.n} images x {evaluations * guided} network evaluations"
         return (
-            f"{count}, about {duration(self._estimate)}, {duration(judging)} of it for features; "
+            f"{count}, about {format_duration(self._estimate)}, {format_duration(judging)} of it for features; "
             f"{', '.join(self._logged())} by {self.extractor.protocol}; {self.reference}"
         )
 
     def _logged(self) -> list[str]:
         stage = "val" if self.interval else "final"
-        return [f"{stage}/{name}" for name in figure_names(self.extractor.metric, self.metrics)]
+        return [f"{stage}/{name}" for name in list_metric_names(self.extractor.metric, self.metrics)]
 
-    def _classes(self, model: DDPM) -> Classes | None:
-        labels = model.classes_of((self.seed, 0, self.n), self.guidance)
-        return None if labels is None else Classes(labels, model.names_under(self.guidance))
+    def _classes(self, model: DDPM) -> RequestedClasses | None:
+        labels = model.choose_labels((self.seed, 0, self.n), self.guidance)
+        return None if labels is None else RequestedClasses(labels, model.list_class_names(self.guidance))
 
-    def _prepare(self, trainer: Trainer, module: LightningModule) -> Figures:
-        if self.figures is None:
-            data = image_data(trainer, "Evaluation compares with an ImageDataModule's training set")
-            self.figures = Figures(self.extractor, module.device, self.metrics, self.n, self._classes(ddpm(module)))
-            show = partial(progress, what="reference", show=trainer.is_global_zero, bar=False)
+    def _prepare(self, trainer: Trainer, module: LightningModule) -> MetricSuite:
+        if self.suite is None:
+            data = require_image_data(trainer, "Evaluation compares with an ImageDataModule's training set")
+            self.suite = MetricSuite(
+                self.extractor, module.device, self.metrics, self.n, self._classes(require_ddpm(module))
+            )
+            show = partial(show_progress, what="reference", show=trainer.is_global_zero, bar=False)
             rank, world = trainer.global_rank, trainer.world_size
             reduce = sum_over_ranks(trainer)
-            self.reference = self.figures.set_reference(data.reference(), None, reduce, rank, world, show)
-            protocol = f"n={self.n}, sampler {self.sampler or ddpm(module).sampler}, seed={self.seed}"
+            self.reference = self.suite.set_reference(data.reference_images(), None, reduce, rank, world, show)
+            protocol = f"n={self.n}, sampler {self.sampler or require_ddpm(module).sampler}, seed={self.seed}"
             protocol += f", guidance {self.guidance}" if self.guidance else ""
-            for writer in writers(trainer):
+            for writer in get_writers(trainer):
                 for name in self._logged():
                     writer.add_text(f"{name}/protocol", f"{protocol}, {self.extractor.protocol}, {self.reference}")
-        return self.figures
+        return self.suite
 
 
-def _to_loggers(trainer: Trainer, found: Mapping[str, float]) -> None:
+def _log_now(trainer: Trainer, found: Mapping[str, float]) -> None:
     """At this very step, whatever log_every_n_steps is."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(found), step=trainer.global_step - 1)  # Lightning counts from 0
 
 
-def _timed(work: Callable[[], Tensor]) -> float:
+def _time_call(work: Callable[[], Tensor]) -> float:
     """Seconds that it takes the second time, with all the device does."""
     float(work().sum())  # waits for the device
     started = time.monotonic()
@@ -239,5 +248,5 @@ def _timed(work: Callable[[], Tensor]) -> float:
     return time.monotonic() - started
 
 
-def _in_words(each: Measured) -> str:
+def _format_metric(each: MetricValue) -> str:
     return f"{each.value:.4g}" + ("" if each.std is None else f" +- {each.std:.2g}")

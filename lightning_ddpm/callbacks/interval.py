@@ -2,7 +2,7 @@
 
 from pytorch_lightning import Trainer
 
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.utils.errors import UserError
 
 
 class Interval:

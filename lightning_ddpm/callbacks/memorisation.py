@@ -12,19 +12,26 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_ddpm.callbacks.figure import drawn, new_figure
-from lightning_ddpm.callbacks.generating import after_training, ddpm, generated, image_data, make_ready, sum_over_ranks
 from lightning_ddpm.callbacks.interval import Interval
-from lightning_ddpm.callbacks.tensorboard import writers
-from lightning_ddpm.console import progress, say
+from lightning_ddpm.callbacks.plots import create_figure, render_figure
+from lightning_ddpm.callbacks.run_logger import get_writers
+from lightning_ddpm.callbacks.sampling import (
+    generate_images,
+    module_on_device,
+    prepare_evaluation,
+    require_ddpm,
+    require_image_data,
+    sum_over_ranks,
+)
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.data.image_io import arrange_grid, save_image
 from lightning_ddpm.diffusion import Sampler
-from lightning_ddpm.errors import UserError
-from lightning_ddpm.images import grid, save
-from lightning_ddpm.metrics import FeatureExtractor, Proximity, embed, proximity
-from lightning_ddpm.metrics.figures import Rows, names
-from lightning_ddpm.metrics.memorisation import FEWEST, QUANTILE
+from lightning_ddpm.metrics import FeatureExtractor, NeighbourDistances, extract_features, find_nearest
+from lightning_ddpm.metrics.nearest_neighbours import MIN_HELD_OUT, QUANTILE
+from lightning_ddpm.metrics.suite import FeatureTable, map_metric_names
+from lightning_ddpm.utils.console import report, show_progress
+from lightning_ddpm.utils.errors import UserError
 
 GAP = 8
 """More white pixels between a sample and its nearest training images."""
@@ -82,14 +89,14 @@ class Memorisation(Callback):
         self.interval = None if at_the_end else Interval(every_n_steps, every_n_epochs)
         self.extractor, self.n, self.shown, self.neighbours = extractor, n, shown, neighbours
         self.sampler, self.batch_size, self.seed = sampler, batch_size, seed
-        self.proximity: Proximity | None = None
+        self.proximity: NeighbourDistances | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the extractor's weights; what cannot be measured is said before any work."""
         if stage not in ("fit", "test"):
             return
-        make_ready(trainer, pl_module, self.extractor, self.sampler)
-        training = self._data(trainer).reference()
+        prepare_evaluation(trainer, pl_module, self.extractor, self.sampler)
+        training = self._data(trainer).reference_images()
         if self.neighbours > len(training):
             raise UserError(
                 f"there are {len(training)} training images and the memorisation panel shows {self.neighbours} "
@@ -115,7 +122,7 @@ class Memorisation(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.interval and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            with after_training(trainer, pl_module):
+            with module_on_device(trainer, pl_module):
                 self._log(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,46 +147,46 @@ class Memorisation(Callback):
         Returns:
             What to log: nothing where too few images are held out.
         """
-        data, shape = self._data(trainer), ddpm(module).image_shape
+        data, shape = self._data(trainer), require_ddpm(module).image_shape
         reduce = sum_over_ranks(trainer)
-        first = Rows(self.shown, math.prod(shape))  # of pixels, whole numbers that float32 has
+        first = FeatureTable(self.shown, math.prod(shape))  # of pixels, whole numbers that float32 has
 
         def images() -> Iterator[tuple[int, Tensor]]:
             asked = self.n, self.seed, self.batch_size, self.sampler, "memorisation"
-            for start, pixels in generated(trainer, module, *asked):
+            for start, pixels in generate_images(trainer, module, *asked):
                 if start < self.shown:
                     first.put(start, pixels[: self.shown - start].flatten(1).float())
                 yield start, pixels
 
-        features = embed(self.extractor, module.device, self.n, images(), reduce)
-        show = partial(progress, what="training images", show=trainer.is_global_zero, bar=False)
-        training, rank, world = data.reference(), trainer.global_rank, trainer.world_size
+        features = extract_features(self.extractor, module.device, self.n, images(), reduce)
+        show = partial(show_progress, what="training images", show=trainer.is_global_zero, bar=False)
+        training, rank, world = data.reference_images(), trainer.global_rank, trainer.world_size
         sets = self.neighbours, training, data.held_out
-        found = proximity(self.extractor, features, *sets, reduce, rank, world, show)
+        found = find_nearest(self.extractor, features, *sets, reduce, rank, world, show)
         self.proximity = found
         samples = first.gather(reduce, module.device).to(torch.uint8).reshape(-1, *shape)
         if trainer.is_global_zero:
-            self._report(trainer, stage, panel(samples, training, found.indices[: self.shown]))
+            self._report(trainer, stage, build_panel(samples, training, found.indices[: self.shown]))
         return {} if found.share is None else {self._name(stage): found.share}
 
     def _name(self, stage: str) -> str:
-        return f"{stage}/{names(self.extractor.metric)['memorisation']}"
+        return f"{stage}/{map_metric_names(self.extractor.metric)['memorisation']}"
 
     def _data(self, trainer: Trainer) -> ImageDataModule:
-        return image_data(trainer, "Memorisation searches an ImageDataModule's training set")
+        return require_image_data(trainer, "Memorisation searches an ImageDataModule's training set")
 
     def _announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
         """Say what it takes, and what there will not be."""
-        data, model = self._data(trainer), ddpm(module)
-        evaluations = (self.sampler or model.sampler).evaluations(model.schedule.T)
+        data, model = self._data(trainer), require_ddpm(module)
+        evaluations = (self.sampler or model.sampler).nfe(model.schedule.T)
         if trainer.is_global_zero:
-            say(
+            report(
                 f"memorisation: {self.n} images x {evaluations or 'as many as they take'} network evaluations and one "
-                f"pass over {len(data.reference())} training images, {when}"
+                f"pass over {len(data.reference_images())} training images, {when}"
             )
-            if min(self.n, len(data.held_out)) < FEWEST:
-                say(
-                    f"memorisation: the nearest images alone, no share: that takes {FEWEST} held-out images or "
+            if min(self.n, len(data.held_out)) < MIN_HELD_OUT:
+                report(
+                    f"memorisation: the nearest images alone, no share: that takes {MIN_HELD_OUT} held-out images or "
                     f"more, and as large an n; got {len(data.held_out)} and n={self.n}"
                 )
 
@@ -193,19 +200,19 @@ class Memorisation(Callback):
                 f"{name} {found.share:.3g}: the share of {self.n} generated images no farther from the training set "
                 f"than {QUANTILE:.0%} of {len(found.held_out)} held-out images"
             )
-        say(title if stage == "test" else f"step {trainer.global_step}: {title}")
-        distances = _figure(found, title, self.extractor.protocol)
+        report(title if stage == "test" else f"step {trainer.global_step}: {title}")
+        distances = _plot_distances(found, title, self.extractor.protocol)
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"memorisation-{'test' if stage == 'test' else f'{trainer.global_step:07d}'}"
-        save(nearest, folder / f"{stem}.png")
-        save(distances, folder / f"{stem}-distances.png")
-        for writer in writers(trainer):
+        save_image(nearest, folder / f"{stem}.png")
+        save_image(distances, folder / f"{stem}-distances.png")
+        for writer in get_writers(trainer):
             writer.add_image(f"{stage}/memorisation", nearest, trainer.global_step)
             writer.add_image(f"{stage}/memorisation_distances", distances, trainer.global_step)
 
 
-def panel(samples: Tensor, training: ImageDataset, indices: Tensor) -> Tensor:
+def build_panel(samples: Tensor, training: ImageDataset, indices: Tensor) -> Tensor:
     """A row for each sample: itself, a gap, and the training images of its indices, in their order.
 
     Args:
@@ -219,14 +226,14 @@ def panel(samples: Tensor, training: ImageDataset, indices: Tensor) -> Tensor:
     n, k = indices.shape
     images, _ = training.__getitems__(indices.flatten().tolist())
     rows = torch.cat([samples[:, None], images.reshape(n, k, *images.shape[1:])], dim=1)
-    picture = grid(rows.flatten(0, 1), columns=k + 1)
+    picture = arrange_grid(rows.flatten(0, 1), columns=k + 1)
     cut = picture.shape[2] // (k + 1)
     return torch.cat([picture[..., :cut], picture.new_full((3, picture.shape[1], GAP), 255), picture[..., cut:]], dim=2)
 
 
-def _figure(found: Proximity, title: str, protocol: str) -> Tensor:
+def _plot_distances(found: NeighbourDistances, title: str, protocol: str) -> Tensor:
     """How far images are from their nearest training image, generated and held out, as a picture (3, H, W) uint8."""
-    figure = new_figure()
+    figure = create_figure()
     axes = figure.add_subplot(xlabel=f"distance to the nearest training image ({protocol})", ylabel="share of images")
     axes.set_title(textwrap.fill(title, 90), fontsize="medium")
     sets = {"generated": found.distances[:, 0], "held out": found.held_out}
@@ -240,4 +247,4 @@ def _figure(found: Proximity, title: str, protocol: str) -> Tensor:
     if found.near is not None:
         axes.axvline(found.near, color="black", linestyle="--", label=f"{QUANTILE:.0%} of held out: {found.near:.3g}")
     axes.legend()
-    return drawn(figure)
+    return render_figure(figure)

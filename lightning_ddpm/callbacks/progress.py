@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lightning_ddpm.callbacks.evaluation import Evaluation
-from lightning_ddpm.console import duration, say
+from lightning_ddpm.utils.console import format_duration, report
 
 
 class StepProgress(ProgressBar, ABC):
@@ -83,7 +83,7 @@ class ProgressLines(StepProgress):
             return
         self._said = now
         left = (now - self._started) / (step - self._first) * (self._total - step)
-        say(f"step {step} of {self._total}: {self.figures(trainer, module)}; {duration(left)} left")
+        report(f"step {step} of {self._total}: {self.figures(trainer, module)}; {format_duration(left)} left")
 
 
 class ProgressRich(StepProgress):

@@ -6,13 +6,13 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from lightning_ddpm.console import say
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.errors import UserError
-from lightning_ddpm.optimization import settle
+from lightning_ddpm.models.optimizer import normalize_optimizer_state
+from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.errors import UserError
 
 COMPARED = ("seed_everything", "trainer", "model", "data")
-FIXED = ("class_path", "network", "schedule", "prediction", "optimizer.class_path", "lr_scheduler.class_path")
+FIXED = ("class_path", "network", "schedule", "parameterization", "optimizer.class_path", "lr_scheduler.class_path")
 """What makes the weights, the optimizer's state and the random numbers mean what they mean; dropout does not."""
 
 
@@ -45,7 +45,7 @@ class Resume(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero and stage == "fit":
             for name, old, new in self.changes:
-                say(f"changed: {name} was {old}, is {new}")
+                report(f"changed: {name} was {old}, is {new}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"config": self.config}
@@ -57,7 +57,7 @@ class Resume(Callback):
             return
         if state["batch"] == [data.batch_size, trainer.world_size]:
             return
-        done, accumulate = data.batches_done(), trainer.accumulate_grad_batches
+        done, accumulate = data.count_batches_done(), trainer.accumulate_grad_batches
         if trainer.limit_train_batches != 1.0 or done % accumulate:
             raise UserError(
                 f"the checkpoint's run has batches of {state['batch'][0]} images on {state['batch'][1]} devices; "
@@ -83,7 +83,7 @@ class Resume(Callback):
         optimizer = trainer.optimizers[0]
         for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
             group.update({name: value for name, value in new.items() if name != "params"})
-        settle(optimizer)
+        normalize_optimizer_state(optimizer)
         trainer.lr_scheduler_configs[0].scheduler.load_state_dict(scheduler.state_dict())
 
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from lightning_ddpm.callbacks.ema import averaged_weights
+from lightning_ddpm.callbacks.ema import use_averaged_weights
 from lightning_ddpm.callbacks.interval import Interval
-from lightning_ddpm.callbacks.tensorboard import writers
+from lightning_ddpm.callbacks.run_logger import get_writers
+from lightning_ddpm.data.image_io import arrange_grid, save_image
 from lightning_ddpm.diffusion import Guidance, Sampler
-from lightning_ddpm.generation import generate
-from lightning_ddpm.images import grid, save
-from lightning_ddpm.module import DDPM
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.generate import generate_batches
 
 
 class SampleGrid(Callback):
@@ -44,9 +44,9 @@ class SampleGrid(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a sampler or guidance that does not go with the model before any work."""
         if self.sampler is not None and isinstance(pl_module, DDPM):
-            self.sampler.evaluations(pl_module.schedule.T)  # refuses more steps than there are
+            self.sampler.nfe(pl_module.schedule.T)  # refuses more steps than there are
         if self.guidance is not None and isinstance(pl_module, DDPM):
-            self.guidance.check(pl_module)
+            self.guidance.check_model(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interval.start(trainer)
@@ -67,18 +67,18 @@ class SampleGrid(Callback):
             return
         assert isinstance(module, DDPM)
         context = trainer.precision_plugin.forward_context
-        with averaged_weights(trainer, module):
-            classes = len(module.names_under(self.guidance))
-            made = generate(
+        with use_averaged_weights(trainer, module):
+            classes = len(module.list_class_names(self.guidance))
+            made = generate_batches(
                 *(module, self.n, self.seed),
                 sampler=self.sampler,
                 context=context,
                 guidance=self.guidance,
                 labels=range(classes) if classes else None,
             )
-            picture = grid(torch.cat([pixels.cpu() for _, pixels in made]), classes or None)
+            picture = arrange_grid(torch.cat([pixels.cpu() for _, pixels in made]), classes or None)
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        save(picture, folder / f"step-{trainer.global_step:07d}.png")
-        for writer in writers(trainer):
+        save_image(picture, folder / f"step-{trainer.global_step:07d}.png")
+        for writer in get_writers(trainer):
             writer.add_image("samples", picture, trainer.global_step)

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset
-from lightning_ddpm.data.decoded import fits, in_file, in_memory
-from lightning_ddpm.data.sampler import ImageRange, Shard, ShuffledShard, ranges
+from lightning_ddpm.data.decode_cache import decode_to_file, decode_to_memory, fits_in_memory
+from lightning_ddpm.data.image_io import to_float
+from lightning_ddpm.data.sharding import ImageRange, Shard, ShuffledShard, split_ranges
 from lightning_ddpm.data.sources import SPLITS, ImageSource
-from lightning_ddpm.errors import UserError
-from lightning_ddpm.images import to_float
-from lightning_ddpm.randomness import generator, run_seed
+from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.random import get_run_seed, make_generator
 
 
 class ImageDataModule(LightningDataModule):
@@ -41,23 +41,23 @@ class ImageDataModule(LightningDataModule):
         root: str = "data",
         batch_size: int = 128,
         flip: bool = False,
-        workers: int = 0,
-        generate: int = 64,
-        decoded: str | None = None,
+        num_workers: int = 0,
+        predict_images: int = 64,
+        decode_cache: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
         self.source, self.root, self.batch_size = source, Path(root), batch_size
-        self.flip, self.workers, self.generate = flip, workers, generate
-        self.decoded = None if decoded is None else Path(decoded)
+        self.flip, self.num_workers, self.predict_images = flip, num_workers, predict_images
+        self.decode_cache = None if decode_cache is None else Path(decode_cache)
         self.channels, self.size = source.channels, source.size
 
     def class_names(self) -> list[str]:
         """What the labels mean; empty where there are none."""
         return self.source.class_names(self.root)
 
-    def check(self, image_shape: tuple[int, int, int], class_names: Sequence[str]) -> None:
+    def check_model(self, image_shape: tuple[int, int, int], class_names: Sequence[str]) -> None:
         """Refuse a model that is made for other images, before anything is computed.
 
         Args:
@@ -79,32 +79,32 @@ class ImageDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Fetch, check and, where asked, decode the data, in one process of a machine before the others open it."""
         self.source.prepare(self.root)
-        for split in SPLITS if self.decoded else ():
+        for split in SPLITS if self.decode_cache else ():
             data = self.source.open(self.root, split)
-            if isinstance(data, FileDataset) and not fits(data):
-                self._kept(data)
+            if isinstance(data, FileDataset) and not fits_in_memory(data):
+                self._cache_decoded(data)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self._begins = (0, 0)
         if stage == "fit" and not hasattr(self, "train"):
-            self.train: ImageDataset = self._kept(self.source.open(self.root, "train"))
+            self.train: ImageDataset = self._cache_decoded(self.source.open(self.root, "train"))
         if stage in ("fit", "validate", "test") and not hasattr(self, "held_out"):
-            self.held_out: ImageDataset = self._kept(self.source.open(self.root, "test"))
+            self.held_out: ImageDataset = self._cache_decoded(self.source.open(self.root, "test"))
         if stage == "fit" and self.batch_size * self._world > len(self.train):
             raise UserError(
                 f"a batch of {self.batch_size} images on each of {self._world} devices is more than the data set has "
                 f"({len(self.train)}); lower data.batch_size"
             )
 
-    def reference(self) -> ImageDataset:
+    def reference_images(self) -> ImageDataset:
         """The training images as they are, un-flipped: what generated images are compared with."""
         if not hasattr(self, "train"):
-            self.train = self._kept(self.source.open(self.root, "train"))
+            self.train = self._cache_decoded(self.source.open(self.root, "train"))
         return self.train
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        order = ShuffledShard(len(self.train), run_seed(), self._rank, self._world, *self._begins)
+        order = ShuffledShard(len(self.train), get_run_seed(), self._rank, self._world, *self._begins)
         return self._loader(self.train, order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -115,7 +115,7 @@ class ImageDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[ImageRange]:
         """The images to generate, not to read."""
-        mine = ranges(self.generate, run_seed(), self.batch_size, self._rank, self._world)
+        mine = split_ranges(self.predict_images, get_run_seed(), self.batch_size, self._rank, self._world)
         return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,17 +146,17 @@ class ImageDataModule(LightningDataModule):
         # Lightning looks for the position in the loader, which some callbacks make before it is known.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
 
-    def batches_done(self) -> int:
+    def count_batches_done(self) -> int:
         """Batches of the epoch that training goes on in which come before, each of the size that it has now."""
         whole, left = (n // self._world for n in (len(self.train), len(self.train) - self._begins[1]))
         return -(-whole // self.batch_size) + -left // self.batch_size
 
-    def images_of(self, batch: int) -> list[int]:
+    def list_batch_indices(self, batch: int) -> list[int]:
         """The numbers of the training images in this rank's batch of this index in the current epoch."""
         assert self.trainer is not None
         assert self.trainer.train_dataloader is not None
         sampler: ShuffledShard = self.trainer.train_dataloader.sampler
-        start = (batch - (self.batches_done() if sampler.epoch == self._begins[0] else 0)) * self.batch_size
+        start = (batch - (self.count_batches_done() if sampler.epoch == self._begins[0] else 0)) * self.batch_size
         return list(sampler)[start : start + self.batch_size]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -166,18 +166,18 @@ class ImageDataModule(LightningDataModule):
         x_0 = to_float(images)
         return (self._flip(x_0) if self.flip and self._training else x_0), labels
 
-    def _kept(self, data: ImageDataset) -> ImageDataset:
+    def _cache_decoded(self, data: ImageDataset) -> ImageDataset:
         """Pictures decoded in memory or in a file, where there is room for them."""
         if not isinstance(data, FileDataset):
             return data
-        if fits(data):
-            return in_memory(data, str(self.root))
-        return in_file(data, self.decoded, str(self.root)) if self.decoded else data
+        if fits_in_memory(data):
+            return decode_to_memory(data, str(self.root))
+        return decode_to_file(data, self.decode_cache, str(self.root)) if self.decode_cache else data
 
     def _flip(self, x_0: Tensor) -> Tensor:
         assert self.trainer is not None
         step = self.trainer.fit_loop.total_batch_idx
-        randomness = generator(x_0.device, "flip", run_seed(), self._rank, index=step)
+        randomness = make_generator(x_0.device, "flip", get_run_seed(), self._rank, index=step)
         flipped = torch.rand(len(x_0), device=x_0.device, generator=randomness) < 0.5
         return torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
 
@@ -186,10 +186,10 @@ class ImageDataModule(LightningDataModule):
             data,  # type: ignore[arg-type]  # __getitems__ hands out batches
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=self.workers,
-            collate_fn=_as_is,
+            num_workers=self.num_workers,
+            collate_fn=_return_batch,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.workers > 0,
+            persistent_workers=self.num_workers > 0,
         )
 
     @property
@@ -205,5 +205,5 @@ class ImageDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
 
-def _as_is(batch: Any) -> Any:
+def _return_batch(batch: Any) -> Any:
     return batch

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_ddpm.errors import UserError
-from lightning_ddpm.images import Picture, read
+from lightning_ddpm.data.image_io import DecodedImage, read_image
+from lightning_ddpm.utils.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 """Images (b, c, h, w) and labels (b,) int64, -1 where there is none."""
@@ -95,25 +95,25 @@ class FileDataset(ImageDataset):
 
     def _pixels(self, index: int) -> Tensor:
         try:
-            return self.picture(index).pixels
+            return self.decode(index).pixels
         except UserError as error:
             raise UserError(f"{self.names[index]} cannot be used: {error}") from error
 
-    def picture(self, index: int) -> Picture:
+    def decode(self, index: int) -> DecodedImage:
         """The decoded picture, and what its file says of it.
 
         Raises:
             UserError: it cannot be used; the sentence does not name it.
         """
-        return read(self.file(index), self.channels, self.size)
+        return read_image(self.file(index), self.channels, self.size)
 
-    def only(self, indices: Sequence[int]) -> "FileDataset":
+    def subset(self, indices: Sequence[int]) -> "FileDataset":
         """Some of the pictures."""
         names, labels = [self.names[index] for index in indices], self.labels[list(indices)]
         return FileDataset(names, lambda i: self.file(indices[i]), labels, self.channels, self.size, self.fingerprint)
 
 
-def paths_dataset(
+def build_path_dataset(
     paths: Sequence[Path], labels: Tensor, channels: int, size: int, file: Callable[[Path], Path] = Path
 ) -> FileDataset:
     """Pictures in files.
@@ -124,11 +124,11 @@ def paths_dataset(
         file: the path that is opened in place of one of ``paths``, where opening it is allowed.
     """
     names = [os.fsencode(path).decode(errors="backslashreplace") for path in paths]
-    state = " ".join(file_state(path) for path in paths)
+    state = " ".join(describe_file_state(path) for path in paths)
     return FileDataset(names, lambda index: file(paths[index]), labels, channels, size, state)
 
 
-def file_state(path: Path) -> str:
+def describe_file_state(path: Path) -> str:
     """What changes when a file does."""
     absolute = os.fsencode(path.absolute()).decode(errors="backslashreplace")
     try:

@@ -12,8 +12,14 @@ import torchvision
 from sklearn.datasets import load_digits
 from torchvision.datasets.utils import download_and_extract_archive
 
-from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDataset, file_state, paths_dataset
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.data.datasets import (
+    FileDataset,
+    ImageDataset,
+    MemoryDataset,
+    build_path_dataset,
+    describe_file_state,
+)
+from lightning_ddpm.utils.errors import UserError
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -39,7 +45,7 @@ class ImageSource(ABC):
         """The images to train on, or those held out."""
 
     @abstractmethod
-    def pictures(self, root: Path) -> list[FileDataset]:
+    def image_files(self, root: Path) -> list[FileDataset]:
         """The picture files behind the set, for ``check-data``; none where it is kept as arrays."""
 
     @abstractmethod
@@ -65,7 +71,7 @@ class Digits(ImageSource):
         chosen = held_out if split == "test" else ~held_out
         return MemoryDataset(images[chosen], torch.tensor(digits.target)[chosen])
 
-    def pictures(self, root: Path) -> list[FileDataset]:
+    def image_files(self, root: Path) -> list[FileDataset]:
         return []
 
     def class_names(self, root: Path) -> list[str]:
@@ -86,7 +92,7 @@ class MNIST(ImageSource):
         data = self.dataset(root, train=split == "train")
         return MemoryDataset(data.data[:, None], data.targets)
 
-    def pictures(self, root: Path) -> list[FileDataset]:
+    def image_files(self, root: Path) -> list[FileDataset]:
         return []
 
     def class_names(self, root: Path) -> list[str]:
@@ -112,7 +118,7 @@ class CIFAR10(ImageSource):
         data = torchvision.datasets.CIFAR10(root, train=split == "train")
         return MemoryDataset(torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets))
 
-    def pictures(self, root: Path) -> list[FileDataset]:
+    def image_files(self, root: Path) -> list[FileDataset]:
         return []
 
     def class_names(self, root: Path) -> list[str]:
@@ -139,9 +145,9 @@ class CelebA(ImageSource):
     def open(self, root: Path, split: Split) -> FileDataset:
         data = torchvision.datasets.CelebA(root, split="train" if split == "train" else "valid")
         paths = [Path(root) / data.base_folder / "img_align_celeba" / name for name in data.filename]
-        return paths_dataset(paths, torch.full((len(paths),), -1), self.channels, self.size)
+        return build_path_dataset(paths, torch.full((len(paths),), -1), self.channels, self.size)
 
-    def pictures(self, root: Path) -> list[FileDataset]:
+    def image_files(self, root: Path) -> list[FileDataset]:
         return [self.open(root, split) for split in SPLITS]
 
     def class_names(self, root: Path) -> list[str]:
@@ -194,10 +200,10 @@ class LSUN(ImageSource):
                 return BytesIO(transaction.get(keys[chosen[index]]))
 
         labels = torch.full((len(chosen),), -1)
-        state = file_state(folder / "data.mdb")
+        state = describe_file_state(folder / "data.mdb")
         return FileDataset([f"{folder}[{i}]" for i in chosen], file, labels, self.channels, self.size, state)
 
-    def pictures(self, root: Path) -> list[FileDataset]:
+    def image_files(self, root: Path) -> list[FileDataset]:
         return [self.open(root, split) for split in SPLITS]
 
     def class_names(self, root: Path) -> list[str]:

@@ -1,24 +1,23 @@
 """The mathematics, in torch (and one ODE solver): no Lightning, no files, no devices named."""
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
+from lightning_ddpm.diffusion.elbo import (
+    ELBOTerms,
+    decoder_log_likelihood,
+    elbo,
+    elbo_term,
+    elbos,
+    gaussian_kl,
+    prior_kl,
+)
 from lightning_ddpm.diffusion.guidance import (
     ClassifierFree,
+    GuidableModel,
     Guidance,
-    Guided,
-    classifier_guided,
-    extrapolated,
+    extrapolate,
+    guide_by_classifier,
 )
-from lightning_ddpm.diffusion.inverse import DDRM, Degradation, Grey, Noisy, Smaller
-from lightning_ddpm.diffusion.likelihood import (
-    Bound,
-    bound,
-    bound_term,
-    bounds,
-    decoder_log_likelihood,
-    gaussian_kl,
-    prior_term,
-)
-from lightning_ddpm.diffusion.objective import (
+from lightning_ddpm.diffusion.losses import (
     P2,
     VLB,
     Hybrid,
@@ -30,19 +29,10 @@ from lightning_ddpm.diffusion.objective import (
     TruncatedSNR,
     simple_loss,
 )
-from lightning_ddpm.diffusion.ode import (
-    AdaptiveODE,
-    DPMSolverPP,
-    Heun,
-    dequantise,
-    exact_divergence,
-    flow_bits_per_dim,
-    hutchinson,
-    log_likelihood,
-)
-from lightning_ddpm.diffusion.prediction import Data, Denoised, Epsilon, PosteriorMean, Prediction, Velocity
+from lightning_ddpm.diffusion.parameterization import X0, Denoised, Epsilon, Parameterization, PosteriorMean, Velocity
 from lightning_ddpm.diffusion.process import (
     Gaussian,
+    compute_velocity,
     eps_to_x_0,
     posterior_coefficients,
     posterior_variance,
@@ -53,24 +43,44 @@ from lightning_ddpm.diffusion.process import (
     score,
     snr,
     transition_variance,
-    velocity,
     x_0_to_eps,
 )
-from lightning_ddpm.diffusion.restoration import Inpainting, Variation, between, slerp
-from lightning_ddpm.diffusion.sampling import DDIM, Ancestral, MarkovSampler, Sampler, invert
+from lightning_ddpm.diffusion.samplers.ancestral import Ancestral
+from lightning_ddpm.diffusion.samplers.base import MarkovSampler, Sampler
+from lightning_ddpm.diffusion.samplers.ddim import DDIM, interpolate, invert, slerp
+from lightning_ddpm.diffusion.samplers.ddrm import DDRM, Degradation, Downsample, Grayscale, Identity
+from lightning_ddpm.diffusion.samplers.dpm_solver import DPMSolverPP
+from lightning_ddpm.diffusion.samplers.heun import Heun
+from lightning_ddpm.diffusion.samplers.ode import (
+    AdaptiveODE,
+    dequantise,
+    exact_divergence,
+    flow_bits_per_dim,
+    flow_log_likelihood,
+    hutchinson_divergence,
+)
+from lightning_ddpm.diffusion.samplers.repaint import RePaint
+from lightning_ddpm.diffusion.samplers.sde import EulerMaruyama, PredictorCorrector
+from lightning_ddpm.diffusion.samplers.sdedit import SDEdit
+from lightning_ddpm.diffusion.samplers.spacing import Spacing, quadratic_spacing, trailing_spacing, uniform_spacing
 from lightning_ddpm.diffusion.schedule import (
-    AlphaBar,
-    Betas,
+    AlphaBarFunction,
     Cosine,
+    ExplicitBetas,
     Linear,
     NoiseSchedule,
     Quadratic,
     Sigmoid,
     ZeroTerminalSNR,
 )
-from lightning_ddpm.diffusion.sde import EulerMaruyama, PredictorCorrector
-from lightning_ddpm.diffusion.spacing import Spacing, quadratic, trailing, uniform
-from lightning_ddpm.diffusion.times import QUARTERS, LossAware, TimeSampler, Uniform, by_quarter, evenly
+from lightning_ddpm.diffusion.timesteps import (
+    QUARTERS,
+    LossAwareTimesteps,
+    TimestepSampler,
+    UniformTimesteps,
+    sample_stratified,
+    sum_by_quarter,
+)
 from lightning_ddpm.diffusion.variance import (
     FixedLarge,
     FixedSmall,
@@ -85,88 +95,88 @@ __all__ = [
     "P2",
     "QUARTERS",
     "VLB",
+    "X0",
     "AdaptiveODE",
-    "AlphaBar",
+    "AlphaBarFunction",
     "Ancestral",
-    "Betas",
-    "Bound",
     "ClassifierFree",
     "Cosine",
     "DPMSolverPP",
-    "Data",
     "Degradation",
     "Denoised",
     "Denoiser",
+    "Downsample",
+    "ELBOTerms",
     "Epsilon",
     "EulerMaruyama",
+    "ExplicitBetas",
     "FixedLarge",
     "FixedSmall",
     "Gaussian",
-    "Grey",
+    "Grayscale",
+    "GuidableModel",
     "Guidance",
-    "Guided",
     "Heun",
     "Hybrid",
-    "Inpainting",
+    "Identity",
     "LearnedRange",
     "Linear",
-    "LossAware",
+    "LossAwareTimesteps",
     "MarkovSampler",
     "MinSNR",
     "NoiseSchedule",
-    "Noisy",
     "Objective",
+    "Parameterization",
     "PosteriorMean",
-    "Prediction",
     "PredictorCorrector",
     "Quadratic",
+    "RePaint",
     "ReverseVariance",
+    "SDEdit",
     "SNRWeight",
     "Sampler",
     "Sigmoid",
     "Simple",
     "SimpleWeighted",
-    "Smaller",
     "Spacing",
-    "TimeSampler",
+    "TimestepSampler",
     "TruncatedSNR",
-    "Uniform",
-    "Variation",
+    "UniformTimesteps",
     "Velocity",
     "ZeroTerminalSNR",
-    "between",
-    "bound",
-    "bound_term",
-    "bounds",
-    "by_quarter",
-    "classifier_guided",
+    "compute_velocity",
     "decoder_log_likelihood",
     "dequantise",
+    "elbo",
+    "elbo_term",
+    "elbos",
     "eps_to_x_0",
-    "evenly",
     "exact_divergence",
-    "extrapolated",
+    "extrapolate",
     "flow_bits_per_dim",
+    "flow_log_likelihood",
     "gaussian_kl",
-    "hutchinson",
+    "guide_by_classifier",
+    "hutchinson_divergence",
+    "interpolate",
     "invert",
-    "log_likelihood",
     "posterior_coefficients",
     "posterior_log_variance",
     "posterior_variance",
-    "prior_term",
+    "prior_kl",
     "q_posterior",
     "q_sample",
     "q_transition",
-    "quadratic",
+    "quadratic_spacing",
     "reverse_mean",
+    "sample_stratified",
     "score",
     "simple_loss",
     "slerp",
     "snr",
-    "trailing",
+    "sum_by_quarter",
+    "trailing_spacing",
     "transition_variance",
-    "uniform",
-    "velocity",
+    "uniform_spacing",
     "x_0_to_eps",
 ]

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from lightning_ddpm.diffusion.prediction import Denoised, Epsilon, Prediction
-from lightning_ddpm.diffusion.process import steps_of, x_0_to_eps
-from lightning_ddpm.diffusion.schedule import NoiseSchedule, Step
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.diffusion.parameterization import Denoised, Epsilon, Parameterization
+from lightning_ddpm.diffusion.process import expand_timesteps, x_0_to_eps
+from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
+from lightning_ddpm.utils.errors import UserError
 
-EpsNetwork = Callable[..., Tensor]
+NetworkFunction = Callable[..., Tensor]
 """(x_t (b, c, h, w), t (b,) in 1..T) -> (b, c, h, w), or (b, 2c, h, w) from a network that learns the variance too.
 
 One with classes takes a third, label (b,) int64, -1 for none; without it, it is that of no class."""
@@ -31,42 +31,42 @@ class Denoiser:
 
     def __init__(
         self,
-        network: EpsNetwork,
+        network: NetworkFunction,
         schedule: NoiseSchedule,
         clip: float | None = 1.0,
-        prediction: Prediction | None = None,
+        parameterization: Parameterization | None = None,
     ) -> None:
         self.network, self.schedule, self.clip = network, schedule, clip
-        self.prediction = prediction or Epsilon()
-        self.prediction.check(schedule)
+        self.parameterization = parameterization or Epsilon()
+        self.parameterization.check_schedule(schedule)
 
-    def of(self, network: EpsNetwork) -> "Denoiser":
+    def with_network(self, network: NetworkFunction) -> "Denoiser":
         """Another network, read in the same way."""
-        return Denoiser(network, self.schedule, self.clip, self.prediction)
+        return Denoiser(network, self.schedule, self.clip, self.parameterization)
 
-    def given(self, label: Tensor) -> "Denoiser":
+    def conditioned_on(self, label: Tensor) -> "Denoiser":
         """The network told the classes (b,) of every batch that will be denoised."""
-        return self.of(lambda x_t, t: self.network(x_t, t, label))
+        return self.with_network(lambda x_t, t: self.network(x_t, t, label))
 
-    def unclipped(self) -> "Denoiser":
+    def without_clipping(self) -> "Denoiser":
         """The same network, read without clipping."""
-        return Denoiser(self.network, self.schedule, None, self.prediction)
+        return Denoiser(self.network, self.schedule, None, self.parameterization)
 
-    def __call__(self, x_t: Tensor, t: Step) -> Denoised:
+    def __call__(self, x_t: Tensor, t: Timestep) -> Denoised:
         """Denoise a batch.
 
         Args:
             x_t: (b, c, h, w) noisy images.
             t: the step of the whole batch, 1..T, or (b,) of them; real where a solver stops between steps.
         """
-        return self.read(x_t, *self.output(x_t, t), t)
+        return self.interpret(x_t, *self.network_output(x_t, t), t)
 
-    def output(self, x_t: Tensor, t: Step) -> tuple[Tensor, Tensor | None]:
+    def network_output(self, x_t: Tensor, t: Timestep) -> tuple[Tensor, Tensor | None]:
         """The network's output (b, c, h, w) as it is, and nu = (v + 1) / 2 where it has channels for it.
 
         Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1: v is -1 at beta~ and 1 at beta, and left unbounded.
         """
-        output = self.network(x_t, steps_of(t, x_t)).to(x_t.dtype)
+        output = self.network(x_t, expand_timesteps(t, x_t)).to(x_t.dtype)
         if output.shape == x_t.shape:
             return output, None
         if output.shape[1] != 2 * x_t.shape[1]:
@@ -77,9 +77,9 @@ class Denoiser:
         output, v = output.chunk(2, dim=1)
         return output, (v + 1) / 2
 
-    def read(self, x_t: Tensor, output: Tensor, nu: Tensor | None, t: Step) -> Denoised:
-        """What :meth:`output` says, in terms of image and noise, clipped."""
-        x_0, eps = self.prediction.denoised(self.schedule, x_t, output, t)
+    def interpret(self, x_t: Tensor, output: Tensor, nu: Tensor | None, t: Timestep) -> Denoised:
+        """What :meth:`network_output` says, in terms of image and noise, clipped."""
+        x_0, eps = self.parameterization.to_denoised(self.schedule, x_t, output, t)
         if self.clip is None:
             return Denoised(x_0, eps, nu)
         x_0 = x_0.clamp(-self.clip, self.clip)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import scale
 from lightning_ddpm.diffusion.schedule import NoiseSchedule
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.utils.errors import UserError
 
 LogProbability = Callable[[Tensor, Tensor], Tensor]
 """(x_t (b, c, h, w), t (b,)) -> (b,) log p(y | x_t) of the wanted y, by a classifier of noisy images."""
@@ -23,7 +23,7 @@ Weight = Callable[[Tensor], Tensor]
 """t (b,) -> (b,) how strongly to guide there."""
 
 
-class Guided(Protocol):
+class GuidableModel(Protocol):
     """What guidance must know of a model to say whether it can guide it.
 
     Attributes:
@@ -66,12 +66,12 @@ class Guidance(ABC):
         return ()
 
     @property
-    def evaluations(self) -> int:
+    def nfe(self) -> int:
         """Evaluations of the model's own network that one of its predictions takes, where it is guided."""
         return 1
 
     @abstractmethod
-    def check(self, model: Guided) -> None:
+    def check_model(self, model: GuidableModel) -> None:
         """Refuse a model that cannot be guided so, before any work.
 
         Raises:
@@ -91,12 +91,12 @@ class Guidance(ABC):
             What a sampler takes for a model.
         """
 
-    def check_interval(self, model: Guided) -> None:
+    def check_interval(self, model: GuidableModel) -> None:
         """Refuse an interval that lies beyond the schedule."""
         if self.interval is not None and self.interval[1] > model.schedule.T:
             raise UserError(f"guidance is asked for up to t={self.interval[1]}, and T is {model.schedule.T}; lower it")
 
-    def within(self, t: Tensor) -> Tensor:
+    def is_active(self, t: Tensor) -> Tensor:
         """(b,) whether to guide at these steps."""
         low, high = self.interval or (0, float("inf"))
         return (t >= low) & (t <= high)
@@ -119,10 +119,10 @@ class ClassifierFree(Guidance):
     """
 
     @property
-    def evaluations(self) -> int:
+    def nfe(self) -> int:
         return 1 if self.scale in (0, 1) else 2
 
-    def check(self, model: Guided) -> None:
+    def check_model(self, model: GuidableModel) -> None:
         self.check_interval(model)
         if not model.class_names:
             raise UserError(
@@ -138,28 +138,28 @@ class ClassifierFree(Guidance):
     def __call__(self, denoise: Denoiser, label: Tensor) -> Denoiser:
         if self.scale == 0 and self.interval is None:
             return denoise  # not even rounding differs
-        conditional = denoise.given(label)
+        conditional = denoise.conditioned_on(label)
         if self.scale == 1:
             return conditional
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            within = self.within(t)
+            within = self.is_active(t)
             if self.interval is not None and not within.any():
                 return conditional.network(x_t, t)
             labels = torch.cat([label, torch.full_like(label, -1)])
             of_class, free = denoise.network(torch.cat([x_t, x_t]), torch.cat([t, t]), labels).chunk(2)
-            return extrapolated(free, of_class, torch.where(within, self.scale, 1.0), x_t.shape[1])
+            return extrapolate(free, of_class, torch.where(within, self.scale, 1.0), x_t.shape[1])
 
-        return denoise.of(guided)
+        return denoise.with_network(guided)
 
 
-def extrapolated(weaker: Tensor, stronger: Tensor, weight: Tensor, channels: int) -> Tensor:
+def extrapolate(weaker: Tensor, stronger: Tensor, weight: Tensor, channels: int) -> Tensor:
     """weaker + w [stronger - weaker] of the first channels, a prediction; the others, a variance, as ``stronger``'s."""
     prediction = weaker[:, :channels] + scale(weight, stronger[:, :channels] - weaker[:, :channels])
     return torch.cat([prediction, stronger[:, channels:]], dim=1)
 
 
-def classifier_guided(denoise: Denoiser, log_probability: LogProbability, weight: Weight) -> Denoiser:
+def guide_by_classifier(denoise: Denoiser, log_probability: LogProbability, weight: Weight) -> Denoiser:
     """eps^ - w sqrt(1 - alpha_bar_t) grad log p(y | x_t); Dhariwal & Nichol 2021, Algorithm 2.
 
     The score of q(x_t) p(y | x_t)^w: with w = 1, of q(x_t | y).
@@ -169,7 +169,7 @@ def classifier_guided(denoise: Denoiser, log_probability: LogProbability, weight
         log_probability: of the classifier; asked only where some weight is not 0.
         weight: w.
     """
-    unclipped = denoise.unclipped()
+    unclipped = denoise.without_clipping()
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
         denoised, w = unclipped(x_t, t), weight(t)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.schedule import NoiseSchedule, Step
+from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
 
 
 class Gaussian(NamedTuple):
@@ -21,24 +21,24 @@ class Gaussian(NamedTuple):
     variance: Tensor
 
 
-def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: Step, eps: Tensor) -> Tensor:
+def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: Timestep, eps: Tensor) -> Tensor:
     """x_t ~ q(x_t | x_0) made of standard normal ``eps``; Ho et al. 2020, eq. 4."""
     return scale(schedule.signal[t], x_0) + scale(schedule.noise[t], eps)
 
 
-def q_transition(schedule: NoiseSchedule, x_s: Tensor, s: Step, t: Step) -> Gaussian:
+def q_transition(schedule: NoiseSchedule, x_s: Tensor, s: Timestep, t: Timestep) -> Gaussian:
     """q(x_t | x_s); for s = t - 1 it is Ho et al. 2020, eq. 2, for s = 0 their eq. 4."""
     mean = scale((schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), x_s)
     return Gaussian(mean, broadcast(transition_variance(schedule, s, t), x_s))
 
 
-def q_posterior(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, s: Step, t: Step) -> Gaussian:
+def q_posterior(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, s: Timestep, t: Timestep) -> Gaussian:
     """q(x_s | x_t, x_0); for s = t - 1 it is Ho et al. 2020, eq. 6-7."""
     of_x_0, of_x_t = posterior_coefficients(schedule, s, t)
     return Gaussian(scale(of_x_0, x_0) + scale(of_x_t, x_t), broadcast(posterior_variance(schedule, s, t), x_t))
 
 
-def posterior_coefficients(schedule: NoiseSchedule, s: Step, t: Step) -> tuple[Tensor, Tensor]:
+def posterior_coefficients(schedule: NoiseSchedule, s: Timestep, t: Timestep) -> tuple[Tensor, Tensor]:
     """Factors of x_0 and of x_t in the mean of q(x_s | x_t, x_0); for s = t - 1 in mu~_t, Ho et al. 2020, eq. 7."""
     alpha_bar_s, alpha_bar_t = schedule.alpha_bar_at(s), schedule.alpha_bar_at(t)
     of_x_0 = alpha_bar_s.sqrt() * transition_variance(schedule, s, t) / (1 - alpha_bar_t)
@@ -46,32 +46,32 @@ def posterior_coefficients(schedule: NoiseSchedule, s: Step, t: Step) -> tuple[T
     return of_x_0, of_x_t
 
 
-def transition_variance(schedule: NoiseSchedule, s: Step, t: Step) -> Tensor:
+def transition_variance(schedule: NoiseSchedule, s: Timestep, t: Timestep) -> Tensor:
     """Variance of q(x_t | x_s): beta_t for s = t - 1. Shaped as ``t``, in the schedule's precision."""
     return 1 - schedule.alpha_bar_at(t) / schedule.alpha_bar_at(s)
 
 
-def posterior_variance(schedule: NoiseSchedule, s: Step, t: Step) -> Tensor:
+def posterior_variance(schedule: NoiseSchedule, s: Timestep, t: Timestep) -> Tensor:
     """Variance of q(x_s | x_t, x_0): beta~_t for s = t - 1, and 0 for s = 0. Shaped as ``t``."""
     return transition_variance(schedule, s, t) * (1 - schedule.alpha_bar[s]) / (1 - schedule.alpha_bar[t])
 
 
-def snr(schedule: NoiseSchedule, t: Step) -> Tensor:
+def snr(schedule: NoiseSchedule, t: Timestep) -> Tensor:
     """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t); Kingma et al. 2021 (arXiv:2107.00630), eq. 1."""
     return schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
 
 
-def eps_to_x_0(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: Step) -> Tensor:
+def eps_to_x_0(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: Timestep) -> Tensor:
     """The x_0 that noise ``eps`` turns into ``x_t``; Ho et al. 2020, eq. 15."""
     return (x_t - scale(schedule.noise_at(t), eps)) / broadcast(schedule.signal_at(t), x_t)
 
 
-def x_0_to_eps(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, t: Step) -> Tensor:
+def x_0_to_eps(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, t: Timestep) -> Tensor:
     """The noise that turns ``x_0`` into ``x_t``: :func:`eps_to_x_0` solved for eps."""
     return (x_t - scale(schedule.signal_at(t), x_0)) / broadcast(schedule.noise_at(t), x_t)
 
 
-def velocity(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Step) -> Tensor:
+def compute_velocity(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
     """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0; Salimans & Ho 2022 (arXiv:2202.00512), section 4.
 
     It is dx/dphi at the angle phi = atan(noise / signal) along cos(phi) x_0 + sin(phi) eps (their appendix D).
@@ -79,7 +79,7 @@ def velocity(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Step) -> Tens
     return scale(schedule.signal_at(t), eps) - scale(schedule.noise_at(t), x_0)
 
 
-def score(schedule: NoiseSchedule, eps: Tensor, t: Step) -> Tensor:
+def score(schedule: NoiseSchedule, eps: Tensor, t: Timestep) -> Tensor:
     """grad log q(x_t | x_0) = -eps / sqrt(1 - alpha_bar_t); of E[eps | x_t] it is grad log q(x_t).
 
     Vincent 2011, denoising score matching; Song et al. 2021 (arXiv:2011.13456), section 3.3.
@@ -87,7 +87,7 @@ def score(schedule: NoiseSchedule, eps: Tensor, t: Step) -> Tensor:
     return -eps / broadcast(schedule.noise_at(t), eps)
 
 
-def reverse_mean(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, s: Step, sigma: Tensor) -> Tensor:
+def reverse_mean(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, s: Timestep, sigma: Tensor) -> Tensor:
     """Mean of x_s given x^_0 and eps^: sqrt(alpha_bar_s) x^_0 + sqrt(1 - alpha_bar_s - sigma^2) eps^.
 
     Song et al. 2021, eq. 12. With sigma^2 = beta~_t it is the mean of q(x_s | x_t, x^_0), so one formula serves DDPM
@@ -104,7 +104,7 @@ def reverse_mean(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, s: Step, sig
     return scale(schedule.signal[s], x_0) + scale(direction, eps)
 
 
-def steps_of(t: Step, image: Tensor) -> Tensor:
+def expand_timesteps(t: Timestep, image: Tensor) -> Tensor:
     """The step of each image, (b,); a number is made one on the device, without a copy to wait for."""
     return t.expand(len(image)) if isinstance(t, Tensor) else torch.full((len(image),), t, device=image.device)
 

@@ -12,13 +12,13 @@ from typing import ClassVar, Self, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.utils.errors import UserError
 
-Step = Tensor | int
+Timestep = Tensor | int
 """A step t in 0..T or a (b,) tensor of them; where it says so, a real one between steps as a floating tensor."""
 
 
-def _real(t: Step) -> TypeGuard[Tensor]:
+def _is_real(t: Timestep) -> TypeGuard[Tensor]:
     return isinstance(t, Tensor) and t.is_floating_point()
 
 
@@ -52,7 +52,7 @@ class NoiseSchedule(nn.Module, ABC):
         super().__init__()
         if steps < 1:
             raise UserError(f"a schedule needs at least one step, got steps={steps}; Ho et al. use 1000")
-        betas = torch.as_tensor(self.betas(steps), dtype=torch.float64, device="cpu")
+        betas = torch.as_tensor(self.compute_betas(steps), dtype=torch.float64, device="cpu")
         if betas.shape != (steps,):
             raise UserError(
                 f"a schedule of {steps} steps needs as many betas in one row, shape ({steps},), got shape "
@@ -87,7 +87,7 @@ class NoiseSchedule(nn.Module, ABC):
         self.register_buffer("angle", torch.atan2(self.noise, self.signal), persistent=False)
 
     @abstractmethod
-    def betas(self, steps: int) -> Tensor:
+    def compute_betas(self, steps: int) -> Tensor:
         """beta_1..beta_T in float64, shape (steps,)."""
 
     @property
@@ -95,9 +95,9 @@ class NoiseSchedule(nn.Module, ABC):
         """Number of steps."""
         return len(self.beta) - 1
 
-    def angle_at(self, t: Step) -> Tensor:
+    def angle_at(self, t: Timestep) -> Tensor:
         """phi_t at whole steps; at real t in [0, T], on the straight line between its neighbours."""
-        if not _real(t):
+        if not _is_real(t):
             return self.angle[t]
         before = t.long().clamp(max=self.T - 1)
         return torch.lerp(self.angle[before], self.angle[before + 1], (t - before).to(self.angle.dtype))
@@ -107,17 +107,17 @@ class NoiseSchedule(nn.Module, ABC):
         after = torch.searchsorted(self.angle, angle.to(self.angle.dtype)).clamp(1, self.T)
         return after - (self.angle[after] - angle) / (self.angle[after] - self.angle[after - 1])
 
-    def signal_at(self, t: Step) -> Tensor:
+    def signal_at(self, t: Timestep) -> Tensor:
         """sqrt(alpha_bar_t) at whole or real t."""
-        return self.angle_at(t).cos() if _real(t) else self.signal[t]
+        return self.angle_at(t).cos() if _is_real(t) else self.signal[t]
 
-    def noise_at(self, t: Step) -> Tensor:
+    def noise_at(self, t: Timestep) -> Tensor:
         """sqrt(1 - alpha_bar_t) at whole or real t."""
-        return self.angle_at(t).sin() if _real(t) else self.noise[t]
+        return self.angle_at(t).sin() if _is_real(t) else self.noise[t]
 
-    def alpha_bar_at(self, t: Step) -> Tensor:
+    def alpha_bar_at(self, t: Timestep) -> Tensor:
         """alpha_bar_t at whole or real t."""
-        return self.angle_at(t).cos() ** 2 if _real(t) else self.alpha_bar[t]
+        return self.angle_at(t).cos() ** 2 if _is_real(t) else self.alpha_bar[t]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Follow the module to its device, but leave the precision of constants alone.
@@ -136,7 +136,7 @@ class Linear(NoiseSchedule):
         self.beta_min, self.beta_max = beta_min, beta_max
         super().__init__(steps)
 
-    def betas(self, steps: int) -> Tensor:
+    def compute_betas(self, steps: int) -> Tensor:
         return torch.linspace(self.beta_min, self.beta_max, steps, dtype=torch.float64)
 
 
@@ -149,7 +149,7 @@ class Quadratic(NoiseSchedule):
         self.beta_min, self.beta_max = beta_min, beta_max
         super().__init__(steps)
 
-    def betas(self, steps: int) -> Tensor:
+    def compute_betas(self, steps: int) -> Tensor:
         return torch.linspace(self.beta_min**0.5, self.beta_max**0.5, steps, dtype=torch.float64) ** 2
 
 
@@ -160,7 +160,7 @@ class Sigmoid(NoiseSchedule):
         self.beta_min, self.beta_max = beta_min, beta_max
         super().__init__(steps)
 
-    def betas(self, steps: int) -> Tensor:
+    def compute_betas(self, steps: int) -> Tensor:
         ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
         return self.beta_min + (self.beta_max - self.beta_min) * ramp
 
@@ -172,13 +172,13 @@ class Cosine(NoiseSchedule):
         self.offset = offset
         super().__init__(steps)
 
-    def betas(self, steps: int) -> Tensor:
+    def compute_betas(self, steps: int) -> Tensor:
         time = torch.arange(steps + 1, dtype=torch.float64) / steps
         alpha_bar = torch.cos((time + self.offset) / (1 + self.offset) * math.pi / 2) ** 2
-        return _betas_of(alpha_bar).clamp(max=0.999)
+        return _betas_from_alpha_bar(alpha_bar).clamp(max=0.999)
 
 
-class Betas(NoiseSchedule):
+class ExplicitBetas(NoiseSchedule):
     """Any beta_1..beta_T; T is how many there are.
 
     Args:
@@ -191,11 +191,11 @@ class Betas(NoiseSchedule):
         self.values = torch.as_tensor(betas, dtype=torch.float64).tolist()
         super().__init__(len(betas))
 
-    def betas(self, steps: int) -> Tensor:
+    def compute_betas(self, steps: int) -> Tensor:
         return torch.tensor(self.values, dtype=torch.float64)
 
 
-class AlphaBar(NoiseSchedule):
+class AlphaBarFunction(NoiseSchedule):
     """alpha_bar_t follows any function of t/T, as eq. 17 of Nichol & Dhariwal 2021 (arXiv:2102.09672) does with its f.
 
     Args:
@@ -210,7 +210,10 @@ class AlphaBar(NoiseSchedule):
             raise UserError(
                 f"max_beta must lie in (0, 1), got {max_beta}; for alpha_bar_T = 0 wrap the schedule in ZeroTerminalSNR"
             )
-        self.values, self.max_beta = [_number(alpha_bar, t / max(steps, 1)) for t in range(steps + 1)], max_beta
+        self.values, self.max_beta = (
+            [_call_for_number(alpha_bar, t / max(steps, 1)) for t in range(steps + 1)],
+            max_beta,
+        )
         for t, value in enumerate(self.values):
             least = math.nextafter(0, 1) if t < steps else 0.0
             if not (least <= value < math.inf and (t == 0 or value < self.values[t - 1])):
@@ -221,8 +224,8 @@ class AlphaBar(NoiseSchedule):
                 )
         super().__init__(steps)
 
-    def betas(self, steps: int) -> Tensor:
-        return _betas_of(torch.tensor(self.values, dtype=torch.float64)).clamp(max=self.max_beta)
+    def compute_betas(self, steps: int) -> Tensor:
+        return _betas_from_alpha_bar(torch.tensor(self.values, dtype=torch.float64)).clamp(max=self.max_beta)
 
 
 class ZeroTerminalSNR(NoiseSchedule):
@@ -245,18 +248,18 @@ class ZeroTerminalSNR(NoiseSchedule):
         self.values = schedule.signal.tolist()
         super().__init__(schedule.T)
 
-    def betas(self, steps: int) -> Tensor:
+    def compute_betas(self, steps: int) -> Tensor:
         first, last = self.values[1], self.values[-1]
         rescaled = (torch.tensor(self.values[1:], dtype=torch.float64) - last) * (first / (first - last))
-        return _betas_of(torch.cat([torch.ones(1, dtype=torch.float64), rescaled**2]))
+        return _betas_from_alpha_bar(torch.cat([torch.ones(1, dtype=torch.float64), rescaled**2]))
 
 
-def _betas_of(alpha_bar: Tensor) -> Tensor:
+def _betas_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
     """beta_1..beta_T that make alpha_bar_0..alpha_bar_T fall so; Nichol & Dhariwal 2021, section 3.2."""
     return 1 - alpha_bar[1:] / alpha_bar[:-1]
 
 
-def _number(function: Callable[[float], float], time: float) -> float:
+def _call_for_number(function: Callable[[float], float], time: float) -> float:
     value = function(time)
     try:
         return float(value)

@@ -9,10 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.prediction import Denoised
+from lightning_ddpm.diffusion.parameterization import Denoised
 from lightning_ddpm.diffusion.process import posterior_variance, transition_variance
-from lightning_ddpm.diffusion.schedule import NoiseSchedule, Step
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
+from lightning_ddpm.utils.errors import UserError
 
 
 class ReverseVariance(ABC):
@@ -30,7 +30,7 @@ class ReverseVariance(ABC):
         """
 
     @abstractmethod
-    def log_variance(self, schedule: NoiseSchedule, t: Step, denoised: Denoised | None = None) -> Tensor:
+    def log_variance(self, schedule: NoiseSchedule, t: Timestep, denoised: Denoised | None = None) -> Tensor:
         """log sigma_t^2 of the step from t to t - 1 in the likelihood; finite at t = 1, where it is the decoder's.
 
         Args:
@@ -56,7 +56,7 @@ class FixedLarge(ReverseVariance):
     def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
         return transition_variance(schedule, s, t)
 
-    def log_variance(self, schedule: NoiseSchedule, t: Step, denoised: Denoised | None = None) -> Tensor:
+    def log_variance(self, schedule: NoiseSchedule, t: Timestep, denoised: Denoised | None = None) -> Tensor:
         t = torch.as_tensor(t, device=schedule.beta.device)
         return torch.where(t == 1, posterior_log_variance(schedule, t), schedule.beta[t].log())
 
@@ -68,7 +68,7 @@ class FixedSmall(ReverseVariance):
     def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
         return posterior_variance(schedule, s, t)
 
-    def log_variance(self, schedule: NoiseSchedule, t: Step, denoised: Denoised | None = None) -> Tensor:
+    def log_variance(self, schedule: NoiseSchedule, t: Timestep, denoised: Denoised | None = None) -> Tensor:
         return posterior_log_variance(schedule, t)
 
 
@@ -81,13 +81,13 @@ class LearnedRange(ReverseVariance):
 
     def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
         large, small = transition_variance(schedule, s, t), posterior_variance(schedule, s, t)
-        return _between(small.log(), large.log(), denoised).exp()
+        return _interpolate_log_variance(small.log(), large.log(), denoised).exp()
 
-    def log_variance(self, schedule: NoiseSchedule, t: Step, denoised: Denoised | None = None) -> Tensor:
-        return _between(posterior_log_variance(schedule, t), schedule.beta[t].log(), denoised)
+    def log_variance(self, schedule: NoiseSchedule, t: Timestep, denoised: Denoised | None = None) -> Tensor:
+        return _interpolate_log_variance(posterior_log_variance(schedule, t), schedule.beta[t].log(), denoised)
 
 
-def posterior_log_variance(schedule: NoiseSchedule, t: Step) -> Tensor:
+def posterior_log_variance(schedule: NoiseSchedule, t: Timestep) -> Tensor:
     """log beta~_t; at t = 1, where beta~ is 0, that of t = 2, as Ho et al.'s code has it. Shaped as ``t``."""
     if schedule.T < 2:
         raise UserError("the likelihood's decoder takes its variance from t = 2; give the schedule at least 2 steps")
@@ -95,7 +95,7 @@ def posterior_log_variance(schedule: NoiseSchedule, t: Step) -> Tensor:
     return posterior_variance(schedule, t - 1, t).log()
 
 
-def _between(small: Tensor, large: Tensor, denoised: Denoised | None) -> Tensor:
+def _interpolate_log_variance(small: Tensor, large: Tensor, denoised: Denoised | None) -> Tensor:
     """nu large + (1 - nu) small."""
     if denoised is None or denoised.nu is None:
         raise UserError(

@@ -1,37 +1,41 @@
 """How good generated images are, and how likely real ones."""
 
-from lightning_ddpm.metrics.classifier import ClassifierFeatures
-from lightning_ddpm.metrics.features import DigitsFeatures, DINOv2, FeatureExtractor, Inception, ModuleFeatures
-from lightning_ddpm.metrics.figures import METRICS, Classes, Figures, Measured
-from lightning_ddpm.metrics.frechet import FrechetDistance
-from lightning_ddpm.metrics.likelihood import BoundSums, Likelihood
-from lightning_ddpm.metrics.memorisation import Nearest, Proximity, embed, proximity
+from lightning_ddpm.metrics.bits_per_dim import BitsPerDimEstimate, ELBOSums
+from lightning_ddpm.metrics.classifier_features import ClassifierFeatures
+from lightning_ddpm.metrics.extractors import DigitsFeatures, DINOv2, FeatureExtractor, Inception, ModuleFeatures
+from lightning_ddpm.metrics.frechet import FrechetDistance, Statistics, read_statistics, write_statistics
+from lightning_ddpm.metrics.nearest_neighbours import (
+    NearestNeighbours,
+    NeighbourDistances,
+    extract_features,
+    find_nearest,
+)
 from lightning_ddpm.metrics.resize import TF1, Antialiased, Resize, TorchMetrics
-from lightning_ddpm.metrics.statistics import Statistics, read_statistics, write_statistics
+from lightning_ddpm.metrics.suite import METRICS, MetricSuite, MetricValue, RequestedClasses
 
 __all__ = [
     "METRICS",
     "TF1",
     "Antialiased",
-    "BoundSums",
-    "Classes",
+    "BitsPerDimEstimate",
     "ClassifierFeatures",
     "DINOv2",
     "DigitsFeatures",
+    "ELBOSums",
     "FeatureExtractor",
-    "Figures",
     "FrechetDistance",
     "Inception",
-    "Likelihood",
-    "Measured",
+    "MetricSuite",
+    "MetricValue",
     "ModuleFeatures",
-    "Nearest",
-    "Proximity",
+    "NearestNeighbours",
+    "NeighbourDistances",
+    "RequestedClasses",
     "Resize",
     "Statistics",
     "TorchMetrics",
-    "embed",
-    "proximity",
+    "extract_features",
+    "find_nearest",
     "read_statistics",
     "write_statistics",
 ]

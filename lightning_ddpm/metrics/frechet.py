@@ -5,28 +5,44 @@ torchmetrics does the arithmetic, in float64. What is added here: reference stat
 
 import hashlib
 import math
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lightning_ddpm.console import say
 from lightning_ddpm.data.datasets import ImageDataset
-from lightning_ddpm.errors import UserError
-from lightning_ddpm.files import cache_folder
-from lightning_ddpm.metrics.features import FeatureExtractor
-from lightning_ddpm.metrics.statistics import Statistics, read_statistics, write_statistics
+from lightning_ddpm.metrics.extractors import FeatureExtractor
+from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.files import get_cache_folder, write_atomically
 
 Reduce = Callable[[Tensor], Tensor]
 """Sum of a tensor over all ranks, on all ranks."""
 
-Sink = Callable[[int, Tensor], object]
+FeatureSink = Callable[[int, Tensor], object]
 """Takes the features (b, d) of images start, start + 1, ..."""
 
 BATCH = 64
 """Images that go through a feature network at a time: fixed, because it changes the rounding of features."""
+
+
+class Statistics(NamedTuple):
+    """What the Fréchet distance needs of a set of images.
+
+    Attributes:
+        mu: (d,) float64, mean of the features.
+        sigma: (d, d) float64, their covariance.
+        n: number of images; 0 where the file does not say.
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    n: int
 
 
 class FrechetDistance:
@@ -41,7 +57,7 @@ class FrechetDistance:
         self.extractor = extractor
         self.device = device
         extractor.to(device)
-        self.metric = FrechetInceptionDistance(feature=_AsTheyAre(extractor.num_features), reset_real_features=False)
+        self.metric = FrechetInceptionDistance(feature=_PassThrough(extractor.num_features), reset_real_features=False)
         # Statistics are sums in float64, which not every accelerator has: they stay on the CPU there.
         self.metric.to(device if device.type != "mps" else "cpu")
         self.metric.orig_dtype = (
@@ -55,7 +71,7 @@ class FrechetDistance:
         rank: int,
         world: int,
         progress: Callable[..., Iterator[Tensor]],
-        also: Sink | None = None,
+        also: FeatureSink | None = None,
     ) -> str:
         """Take the statistics of a data set from the cache, or compute them on all ranks together and cache them.
 
@@ -70,16 +86,16 @@ class FrechetDistance:
             Where the statistics are kept, in words.
         """
         path = self.cache_path(data)
-        cached = None if also else _cached(path, rank)
+        cached = None if also else _read_cached(path, rank)
         if int(reduce(torch.tensor(float(cached is not None), device=self.device))) < world:
             cached = self._statistics(data, reduce, rank, world, progress, also)
             if rank == 0:
                 write_statistics(path, cached)
         assert cached is not None
-        self.compare_with(cached, rank)
+        self.set_reference_statistics(cached, rank)
         return f"statistics of {cached.n} images in {path}"
 
-    def compare_with(self, reference: Statistics, rank: int) -> None:
+    def set_reference_statistics(self, reference: Statistics, rank: int) -> None:
         """Take these statistics as the reference's."""
         mu, sigma, n = reference
         if len(mu) != self.extractor.num_features:
@@ -97,7 +113,7 @@ class FrechetDistance:
     def cache_path(self, data: ImageDataset) -> Path:
         """The file for this data set under this extractor: mu, sigma (as pytorch-fid writes them) and n."""
         key = hashlib.sha256(f"{data.fingerprint} {self.extractor.protocol} {BATCH}".encode()).hexdigest()[:16]
-        return cache_folder() / "reference" / f"{self.extractor.metric}-{key}.npz"
+        return get_cache_folder() / "reference" / f"{self.extractor.metric}-{key}.npz"
 
     def _statistics(
         self,
@@ -106,13 +122,13 @@ class FrechetDistance:
         rank: int,
         world: int,
         progress: Callable[..., Iterator[Tensor]],
-        also: Sink | None,
+        also: FeatureSink | None,
     ) -> Statistics:
         total = torch.zeros(self.extractor.num_features, dtype=torch.float64)
         products = torch.zeros(self.extractor.num_features, self.extractor.num_features, dtype=torch.float64)
         with torch.no_grad():
-            for start, pixels in progress(dealt(data, len(data), rank, world), -(-len(data) // world)):
-                features = self.extractor(laid_out(pixels, self.device)).cpu()
+            for start, pixels in progress(iterate_shard(data, len(data), rank, world), -(-len(data) // world)):
+                features = self.extractor(to_contiguous(pixels, self.device)).cpu()
                 if also:
                     also(start, features)
                 features = features.double()
@@ -129,13 +145,13 @@ class FrechetDistance:
     def update(self, pixels: Tensor) -> None:
         """Add generated images, (b, c, h, w) uint8, in batches of the fixed size."""
         for batch in torch.split(pixels, BATCH):
-            self.take(self.extractor(laid_out(batch, self.device)))
+            self.update_features(self.extractor(to_contiguous(batch, self.device)))
 
-    def take(self, features: Tensor) -> None:
+    def update_features(self, features: Tensor) -> None:
         """Add the features (b, d) of generated images."""
         self.metric.update(features.to(self.metric.device), real=False)
 
-    def generated(self, reduce: Reduce) -> Statistics:
+    def compute_statistics(self, reduce: Reduce) -> Statistics:
         """Statistics of the images added on all ranks; every rank must call."""
         sums = self.metric.fake_features_sum.clone(), self.metric.fake_features_cov_sum.clone()
         count = reduce(self.metric.fake_features_num_samples.double())
@@ -153,7 +169,7 @@ class FrechetDistance:
         return value
 
 
-def dealt(data: ImageDataset, n: int, rank: int, world: int) -> Iterator[tuple[int, tuple[int, Tensor]]]:
+def iterate_shard(data: ImageDataset, n: int, rank: int, world: int) -> Iterator[tuple[int, tuple[int, Tensor]]]:
     """This rank's blocks of :data:`BATCH` of n images that are spread evenly over a data set.
 
     Yields:
@@ -164,12 +180,12 @@ def dealt(data: ImageDataset, n: int, rank: int, world: int) -> Iterator[tuple[i
         yield len(chosen), (start, data.__getitems__(chosen)[0])
 
 
-def laid_out(pixels: Tensor, device: torch.device) -> Tensor:
+def to_contiguous(pixels: Tensor, device: torch.device) -> Tensor:
     """Images on the device in one layout, whatever they were read from: the layout changes the rounding of features."""
     return pixels.to(device).clone(memory_format=torch.contiguous_format)
 
 
-class _AsTheyAre(nn.Module):
+class _PassThrough(nn.Module):
     """Hands features to torchmetrics, which would have them computed by a module."""
 
     def __init__(self, num_features: int) -> None:
@@ -180,7 +196,7 @@ class _AsTheyAre(nn.Module):
         return features
 
 
-def _cached(path: Path, rank: int) -> Statistics | None:
+def _read_cached(path: Path, rank: int) -> Statistics | None:
     """What the cache has; nothing where it is missing or damaged: it is computed again then."""
     if not path.exists():
         return None
@@ -188,5 +204,41 @@ def _cached(path: Path, rank: int) -> Statistics | None:
         return read_statistics(path)
     except UserError as error:
         if rank == 0:
-            say(f"computed again: {error}")
+            report(f"computed again: {error}")
         return None
+
+
+def read_statistics(path: Path) -> Statistics:
+    """Statistics as pytorch-fid and EDM (``mu``, ``sigma``) or ADM (beside ``mu_s``, ``sigma_s``) write them.
+
+    Raises:
+        UserError: no such file, damaged, or holding something else.
+    """
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if not {"mu", "sigma"} <= set(file):
+                raise UserError(
+                    f"{path} has no statistics: its keys are {', '.join(sorted(file)) or 'none'}, "
+                    "expected mu and sigma, as pytorch-fid writes them"
+                )
+            mu, sigma = file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
+            n = int(file["n"]) if "n" in file else 0
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no npz file of statistics, or damaged: {first_line(error)}") from error
+    if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
+        raise UserError(
+            f"{path}: mu of shape {mu.shape} and sigma of shape {sigma.shape} do not fit; expected d and d x d"
+        )
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise UserError(f"{path} holds NaN or infinity; compute the statistics again")
+    return Statistics(mu, sigma, n)
+
+
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Write a file that pytorch-fid, EDM and :func:`read_statistics` read; whole or not at all."""
+    mu, sigma, n = statistics
+    write_atomically(path, lambda file: np.savez(file, mu=mu, sigma=sigma, n=n))

@@ -1,7 +1,7 @@
 """Networks, in torch and einops."""
 
-from lightning_ddpm.networks.convnet import ConvNet
-from lightning_ddpm.networks.half_unet import HalfUNet
+from lightning_ddpm.networks.cnn import SmallCNN
+from lightning_ddpm.networks.encoder import UNetEncoder
 from lightning_ddpm.networks.unet import UNet
 
-__all__ = ["ConvNet", "HalfUNet", "UNet"]
+__all__ = ["SmallCNN", "UNet", "UNetEncoder"]

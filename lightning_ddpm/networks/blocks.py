@@ -7,31 +7,31 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_ddpm.errors import UserError
+from lightning_ddpm.utils.errors import UserError
 
 
-def fan_avg_(weight: Tensor, scale: float = 1.0) -> Tensor:
+def init_fan_avg_(weight: Tensor, scale: float = 1.0) -> Tensor:
     """Uniform fan-average initialisation, in place: variance ``scale`` / ((fan_in + fan_out) / 2)."""
     return nn.init.xavier_uniform_(weight, gain=math.sqrt(scale))
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
+def make_conv(inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
     """Convolution that keeps the size, initialised as Ho's."""
     layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-    fan_avg_(layer.weight, scale)
+    init_fan_avg_(layer.weight, scale)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
 
-def linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
+def make_linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
     """Dense layer, initialised as Ho's."""
     layer = nn.Linear(inputs, outputs)
-    fan_avg_(layer.weight, scale)
+    init_fan_avg_(layer.weight, scale)
     nn.init.zeros_(layer.bias)
     return layer
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+def make_group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """GroupNorm with Ho's eps of 1e-6."""
     if channels % groups:
         raise UserError(
@@ -87,13 +87,13 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = group_norm(inputs, groups)
-        self.conv1 = conv(inputs, outputs)
-        self.step = linear(embedding, outputs)
-        self.norm2 = group_norm(outputs, groups)
+        self.norm1 = make_group_norm(inputs, groups)
+        self.conv1 = make_conv(inputs, outputs)
+        self.step = make_linear(embedding, outputs)
+        self.norm2 = make_group_norm(outputs, groups)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = conv(outputs, outputs, scale=1e-10)
-        self.skip = conv(inputs, outputs, kernel=1) if inputs != outputs else nn.Identity()
+        self.conv2 = make_conv(outputs, outputs, scale=1e-10)
+        self.skip = make_conv(inputs, outputs, kernel=1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(functional.silu(self.norm1(x)))
@@ -107,9 +107,9 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, groups)
-        self.query, self.key, self.value = (linear(channels, channels) for _ in range(3))
-        self.out = linear(channels, channels, scale=1e-10)
+        self.norm = make_group_norm(channels, groups)
+        self.query, self.key, self.value = (make_linear(channels, channels) for _ in range(3))
+        self.out = make_linear(channels, channels, scale=1e-10)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = rearrange(self.norm(x), "b c h w -> b 1 (h w) c")
@@ -126,8 +126,8 @@ class AttentionPool(nn.Module):
     def __init__(self, channels: int, size: int, outputs: int) -> None:
         super().__init__()
         self.position = nn.Parameter(torch.randn(size**2 + 1, channels) / math.sqrt(channels))
-        self.query, self.key, self.value = (linear(channels, channels) for _ in range(3))
-        self.out = linear(channels, outputs)
+        self.query, self.key, self.value = (make_linear(channels, channels) for _ in range(3))
+        self.out = make_linear(channels, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = rearrange(x, "b c h w -> b (h w) c")
@@ -137,25 +137,25 @@ class AttentionPool(nn.Module):
         return self.out(mixed[:, 0])  # type: ignore[no-any-return]
 
 
-class Downsample(nn.Module):
+class DownsampleConv(nn.Module):
     """Halve the size by a stride-2 convolution padded on the right and below only, as TensorFlow pads."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-        fan_avg_(self.conv.weight)
+        init_fan_avg_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(functional.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
 
 
-class Upsample(nn.Module):
+class UpsampleConv(nn.Module):
     """Double the size by repeating pixels, then convolve."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = conv(channels, channels)
+        self.conv = make_conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]

@@ -7,21 +7,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_ddpm.errors import UserError
 from lightning_ddpm.networks.blocks import (
     AttentionBlock,
-    Downsample,
+    DownsampleConv,
     LabelEmbedding,
     ResidualBlock,
     SinusoidalEmbedding,
-    Upsample,
-    conv,
-    group_norm,
-    linear,
+    UpsampleConv,
+    make_conv,
+    make_group_norm,
+    make_linear,
 )
+from lightning_ddpm.utils.errors import UserError
 
 
-class Stage(nn.Module):
+class UNetBlock(nn.Module):
     """A residual block, and attention after it where the resolution asks for it."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, dropout: float, attention: bool) -> None:
@@ -33,7 +33,7 @@ class Stage(nn.Module):
         return self.attention(self.residual(x, embedding))  # type: ignore[no-any-return]
 
 
-class Descent(NamedTuple):
+class EncoderParts(NamedTuple):
     """The way down of a U-Net and its middle: all that sees the image at full size first.
 
     Attributes:
@@ -47,14 +47,14 @@ class Descent(NamedTuple):
     embed: nn.Sequential
     first: nn.Conv2d
     down: nn.ModuleList
-    middle1: Stage
-    middle2: Stage
+    middle1: UNetBlock
+    middle2: UNetBlock
     channels: int
     skips: list[int]
-    stage: Callable[[int, int, int], Stage]
+    stage: Callable[[int, int, int], UNetBlock]
 
 
-def descent(
+def build_encoder(
     channels: int | None,
     size: int | None,
     width: int,
@@ -63,7 +63,7 @@ def descent(
     blocks: int,
     dropout: float,
     groups: int,
-) -> Descent:
+) -> EncoderParts:
     """Build the way down; arguments and errors as for :class:`UNet`."""
     if channels is None or size is None:
         raise UserError(f"UNet needs the images' channels and size, got channels={channels}, size={size}")
@@ -83,11 +83,13 @@ def descent(
         raise UserError(f"attention is asked for at {sorted(missing)}, but the levels have the sizes {sizes}")
 
     embedding = 4 * width
-    embed = nn.Sequential(SinusoidalEmbedding(width), linear(width, embedding), nn.SiLU(), linear(embedding, embedding))
-    first = conv(channels, width)
+    embed = nn.Sequential(
+        SinusoidalEmbedding(width), make_linear(width, embedding), nn.SiLU(), make_linear(embedding, embedding)
+    )
+    first = make_conv(channels, width)
 
-    def stage(inputs: int, outputs: int, level: int) -> Stage:
-        return Stage(inputs, outputs, embedding, groups, dropout, sizes[level] in attention)
+    def stage(inputs: int, outputs: int, level: int) -> UNetBlock:
+        return UNetBlock(inputs, outputs, embedding, groups, dropout, sizes[level] in attention)
 
     skips, current = [width], width
     down = nn.ModuleList()
@@ -97,19 +99,19 @@ def descent(
             current = width * multiplier
             skips.append(current)
         if level < halvings:
-            down.append(Downsample(current))
+            down.append(DownsampleConv(current))
             skips.append(current)
 
-    middle1 = Stage(current, current, embedding, groups, dropout, attention=True)
-    middle2 = Stage(current, current, embedding, groups, dropout, attention=False)
-    return Descent(embed, first, down, middle1, middle2, current, skips, stage)
+    middle1 = UNetBlock(current, current, embedding, groups, dropout, attention=True)
+    middle2 = UNetBlock(current, current, embedding, groups, dropout, attention=False)
+    return EncoderParts(embed, first, down, middle1, middle2, current, skips, stage)
 
 
-def descend(first: nn.Module, down: nn.ModuleList, x_t: Tensor, embedding: Tensor) -> list[Tensor]:
+def run_encoder(first: nn.Module, down: nn.ModuleList, x_t: Tensor, embedding: Tensor) -> list[Tensor]:
     """Every output on the way down, (b, c, h, w) each."""
     outputs = [first(x_t)]
     for layer in down:
-        outputs.append(layer(outputs[-1], embedding) if isinstance(layer, Stage) else layer(outputs[-1]))
+        outputs.append(layer(outputs[-1], embedding) if isinstance(layer, UNetBlock) else layer(outputs[-1]))
     return outputs
 
 
@@ -156,7 +158,7 @@ class UNet(nn.Module):
                 f"UNet needs the number of classes, got classes={classes}: the data set must have labels; "
                 "give classes=0 for a model without"
             )
-        parts = descent(channels, size, width, multipliers, attention, blocks, dropout, groups)
+        parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups)
         assert channels is not None
         assert size is not None
         self.channels, self.size, self.classes = channels, size, classes
@@ -170,10 +172,10 @@ class UNet(nn.Module):
                 self.up.append(parts.stage(current + skips.pop(), width * multiplier, level))
                 current = width * multiplier
             if level > 0:
-                self.up.append(Upsample(current))
+                self.up.append(UpsampleConv(current))
 
-        self.norm = group_norm(current, groups)
-        self.last = conv(current, outputs * channels, scale=1e-10)
+        self.norm = make_group_norm(current, groups)
+        self.last = make_conv(current, outputs * channels, scale=1e-10)
         if classes:  # the last of all, so that the others begin as without classes
             self.embed_label = LabelEmbedding(classes, 4 * width)
 
@@ -192,8 +194,8 @@ class UNet(nn.Module):
         if self.classes:
             label = torch.full_like(t, -1, dtype=torch.long) if label is None else label
             embedding = embedding + self.embed_label(label)
-        skips = descend(self.first, self.down, x_t, embedding)
+        skips = run_encoder(self.first, self.down, x_t, embedding)
         h = self.middle2(self.middle1(skips[-1], embedding), embedding)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, Stage) else layer(h)
+            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, UNetBlock) else layer(h)
         return self.last(functional.silu(self.norm(h)))  # type: ignore[no-any-return]

@@ -1,0 +1,36 @@
+"""The run itself: its folder, what it says at the start, how fast it goes."""
+
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from lightning_ddpm.utils.console import report
+
+
+class RunSummary(Callback):
+    """Says before the first step what is about to happen and where it goes, and at the end what can be done with it."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        steps = trainer.estimated_stepping_batches
+        if not trainer.is_global_zero:
+            return
+        device = pl_module.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        per_epoch = -(-len(data.train_dataloader()) // trainer.accumulate_grad_batches)
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        report(
+            f"run: {Path(trainer.default_root_dir).absolute()} "
+            f"(checkpoints, config.yaml, pictures; tensorboard --logdir {trainer.default_root_dir})\n"
+            f"device: {trainer.world_size} x {name}, precision {trainer.precision}\n"
+            f"images: {len(data.train)} of {data.channels}x{data.size}x{data.size}, {len(data.held_out)} held out\n"
+            f"model: {parameters:,} parameters\n"
+            f"training: {steps:g} steps of {batch} images, {per_epoch} steps an epoch"
+        )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        last = Path(trainer.default_root_dir) / "last.ckpt"
+        if stage == "fit" and trainer.is_global_zero and last.is_file():  # after on_fit_end, where Evaluation may work
+            report(f"done: python -m lightning_ddpm sample --ckpt {last} --n 64 --out samples")

@@ -1,0 +1,29 @@
+"""Logs the training speed."""
+
+import statistics
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class Throughput(Callback):
+    """Logs ``train/images_per_second``: the median step of the last few, so that evaluations do not count."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._ended: float | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if self._ended is not None:
+            self._seconds.append(now - self._ended)
+        self._ended = now
+        if len(self._seconds) >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            images = len(batch[0]) * trainer.world_size
+            rate = images / statistics.median(self._seconds)
+            self._seconds.clear()
+            for logger in trainer.loggers:
+                logger.log_metrics({"train/images_per_second": rate}, step=trainer.global_step - 1)

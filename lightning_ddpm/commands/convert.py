@@ -1,0 +1,173 @@
+"""``export`` and ``import``: checkpoints to and from folders of Hugging Face's diffusers."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor
+
+from lightning_ddpm.diffusion import DDIM
+from lightning_ddpm.interop import diffusers as diffusers_format
+from lightning_ddpm.interop.diffusers import VARIANCES
+from lightning_ddpm.models.checkpoint import build_hyper_parameters, build_module, load
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.networks import UNet
+from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.files import check_writable, write_atomically
+
+WEIGHTS = "diffusion_pytorch_model"
+"""diffusers' name for a model's weights, without .safetensors or .bin."""
+
+
+def run_export(arguments: Sequence[str]) -> None:
+    """Parse the options and write a checkpoint as a diffusers pipeline."""
+    parser = argparse.ArgumentParser("lightning-ddpm export", description="Write a checkpoint as another library's.")
+    add = parser.add_argument
+    add("--ckpt", type=Path, required=True, help="the checkpoint; its averaged weights are taken")
+    add("--out", type=Path, required=True, help="folder to write; not there yet, or empty")
+    add("--format", choices=["diffusers"], required=True, help="whose: for diffusers.DDPMPipeline.from_pretrained")
+    add("--variance", choices=sorted(VARIANCES.values()), help="of the reverse steps; default: the checkpoint's own")
+    options = parser.parse_args(arguments)
+    model = load(options.ckpt, DDPM)
+    kinds = {name: kind for kind, name in VARIANCES.items()}
+    unet = diffusers_format.unet_config(model.network)
+    assert isinstance(model.network, UNet)
+    outputs = unet["out_channels"] // unet["in_channels"]
+    variance = kinds[options.variance]() if options.variance else None
+    variance = variance or diffusers_format.exported_variance(model.sampler, outputs)
+    scheduler = diffusers_format.scheduler_config(model.schedule, model.parameterization, variance)
+    diffusers_format.check_outputs(scheduler["variance_type"], outputs)
+
+    check_writable(options.out)
+    if any(options.out.iterdir()):
+        raise UserError(f"{options.out} is not empty; choose another folder")
+    weights = safetensors.torch.save(diffusers_format.unet_weights(model.network), metadata={"format": "pt"})
+    write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
+    _write_json(options.out / "unet" / "config.json", unet)
+    _write_json(options.out / "scheduler" / "scheduler_config.json", scheduler)
+    _write_json(options.out / "model_index.json", diffusers_format.MODEL_INDEX)
+    report(f"wrote {options.out}: a DDPMPipeline of diffusers, EMA weights, variance {scheduler['variance_type']}")
+    for line in _list_skipped(model, options.variance is not None):
+        report(line)
+
+
+def _list_skipped(model: DDPM, replaced: bool) -> list[str]:
+    """What the checkpoint's sampler has that is no part of a diffusers folder but of a call of its pipeline."""
+    sampler, steps = model.sampler, model.sampler.nfe(model.schedule.T)
+    if replaced:
+        return []
+    call = f"num_inference_steps={steps}"
+    if isinstance(sampler, DDIM):
+        call = f"DDIMPipeline: eta={sampler.eta}, use_clipped_model_output=True, {call}"
+    elif steps == model.schedule.T:
+        return []
+    where = "" if steps == model.schedule.T else "; which of the T steps those are, diffusers chooses in its own way"
+    return [f"its sampler, {sampler}, is not in the folder; in diffusers it is arguments of a call: {call}{where}"]
+
+
+def run_import(arguments: Sequence[str]) -> None:
+    """Parse the options and write a checkpoint from a diffusers pipeline."""
+    parser = argparse.ArgumentParser(
+        "lightning-ddpm import", description="Make a checkpoint of another library's model."
+    )
+    add = parser.add_argument
+    add("--folder", type=Path, required=True, help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers")
+    add("--out", type=Path, required=True, metavar="FILE.ckpt", help="checkpoint to write, and FILE.yaml beside it")
+    options = parser.parse_args(arguments)
+    config_file = options.out.with_suffix(".yaml")
+    if options.out.suffix != ".ckpt":
+        raise UserError(f"--out must be a file name that ends in .ckpt, got {options.out}")
+    for path in (options.out, config_file):
+        if path.exists():
+            raise UserError(f"{path} is there already; choose another name or delete it")
+    config = _read_config(options.folder)
+    parameters = build_hyper_parameters(config)
+    model = build_module(parameters, DDPM, options.folder)
+    assert isinstance(model.network, UNet)
+    diffusers_format.load_weights(model.network, _read_weights(_part(options.folder, "unet")))
+    check_writable(options.out.parent)
+
+    state = model.state_dict()
+    checkpoint = {
+        "state_dict": state,
+        # Both weight sets, and no state of anything else: training starts at step 0 with the optimizer of its config.
+        "current_model_state": state,
+        "averaging_state": {"n_averaged": torch.tensor(0)},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": version("pytorch-lightning"),
+        "hyper_parameters": parameters,
+    }
+    write_atomically(options.out, lambda file: torch.save(checkpoint, file))
+    text = yaml.safe_dump({"model": config}, sort_keys=False)
+    write_atomically(config_file, lambda file: file.write(text.encode()))
+    report(f"wrote {options.out}; `sample --ckpt {options.out}` draws from it")
+    report(f"wrote {config_file}; `fit --config CONFIG --config {config_file} --ckpt_path {options.out}` fine-tunes it")
+
+
+def _part(folder: Path, name: str) -> Path:
+    """Where a pipeline keeps its ``unet`` or ``scheduler``: in a folder of that name, or with everything else."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """class_path and init_args of the model that a diffusers folder holds."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    index = _read_json(folder / "model_index.json")
+    if index.get("_class_name") not in ("DDPMPipeline", "DDIMPipeline"):
+        raise UserError(
+            f"{folder / 'model_index.json'} has _class_name={index.get('_class_name')!r}, which cannot be expressed "
+            "here; supported: DDPMPipeline and DDIMPipeline"
+        )
+    arguments = diffusers_format.unet_arguments(_read_json(_part(folder, "unet") / "config.json"))
+    chain = _read_json(_part(folder, "scheduler") / "scheduler_config.json")
+    network = {"class_path": "lightning_ddpm.networks.UNet", "init_args": arguments}
+    parts = diffusers_format.scheduler_arguments(chain, outputs=arguments["outputs"])
+    return {"class_path": "lightning_ddpm.models.ddpm.DDPM", "init_args": {"network": network, **parts}}
+
+
+def _read_weights(folder: Path) -> Mapping[str, Tensor]:
+    """Weights by diffusers' names, from safetensors if there are any, else from a pickle of nothing but tensors."""
+    safe, pickled = folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
+    path = safe if safe.is_file() else pickled
+    if not path.is_file():
+        raise UserError(f"there is neither {safe.name} nor {pickled.name} in {folder}")
+    try:
+        weights = (
+            safetensors.torch.load_file(path)
+            if path == safe
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # unpickling what is no pickle fails in any way
+        raise UserError(f"{path} is damaged, or holds more than weights: {first_line(error)}") from error
+    if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
+        raise UserError(f"{path} is no file of weights")
+    return weights
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"there is no {path}; a diffusers pipeline has one")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no configuration of diffusers")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,114 @@
+"""Pictures decoded once: into memory, or, too many for that, into a file that all processes of a machine map."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, MemoryDataset
+from lightning_ddpm.data.validation import make_cache_key, read_all
+from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.files import check_free_space, check_writable, write_atomically
+
+MAX_BYTES_IN_MEMORY = 2**30
+"""Decoded sets of up to this many bytes are kept in memory."""
+
+
+class MappedDataset(ImageDataset):
+    """A decoded set in a file: what is asked for is read, and shared with other processes as long as there is room.
+
+    Args:
+        path: of an array (n, c, h, w) uint8 in NumPy's format.
+        labels: (n,) int64.
+        fingerprint: of the pictures that it was made of.
+    """
+
+    def __init__(self, path: Path, labels: Tensor, fingerprint: str) -> None:
+        self.path, self.labels, self.fingerprint = path, labels.long(), fingerprint
+        self.images = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        return torch.from_numpy(self.images[np.asarray(indices)]), self.labels[torch.as_tensor(indices)]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return MappedDataset, (self.path, self.labels, self.fingerprint)  # a worker maps the file, and gets no copy
+
+
+def fits_in_memory(data: FileDataset) -> bool:
+    """Whether a set is small enough to be kept in memory."""
+    return _count_bytes(data) <= MAX_BYTES_IN_MEMORY
+
+
+def decode_to_memory(data: FileDataset, what: str) -> MemoryDataset:
+    """A set, decoded into memory.
+
+    Args:
+        data: the set.
+        what: its name, for the progress bar.
+
+    Raises:
+        UserError: some picture cannot be used (any more).
+    """
+    images = torch.empty(_get_shape(data), dtype=torch.uint8)
+    for index, pixels in enumerate(_iterate_decoded(data, what)):
+        images[index] = pixels
+    return MemoryDataset(images, data.labels)
+
+
+def decode_to_file(data: FileDataset, folder: Path, what: str) -> MappedDataset:
+    """A set, decoded into a file of the folder unless it lies there already.
+
+    Args:
+        data: the set.
+        folder: which is made.
+        what: the set's name, for the progress bar.
+
+    Raises:
+        UserError: some picture cannot be used (any more), or the folder has no room.
+    """
+    path = folder / f"{make_cache_key(data)}.npy"
+    if not _is_complete(path, _get_shape(data)):
+        check_writable(folder)
+        check_free_space(folder, _count_bytes(data), _count_bytes(data), of="decoded set")
+
+        def write(file: BinaryIO) -> None:
+            header = {"descr": "|u1", "fortran_order": False, "shape": _get_shape(data)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for pixels in _iterate_decoded(data, what):
+                file.write(pixels.numpy().tobytes())
+
+        try:
+            write_atomically(path, write)
+        except OSError as error:
+            raise UserError(f"the decoded images of {what} cannot be written in {folder}: {error.strerror}") from error
+    return MappedDataset(path, data.labels, data.fingerprint)
+
+
+def _iterate_decoded(data: FileDataset, what: str) -> Iterator[Tensor]:
+    for each in read_all(data, f"reading {what}", len(data) > 5000):
+        if isinstance(each, str):
+            raise UserError(each)
+        yield each.pixels
+
+
+def _is_complete(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether it is a file of such images."""
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return bool(images.shape == shape and images.dtype == np.uint8)
+
+
+def _get_shape(data: FileDataset) -> tuple[int, int, int, int]:
+    return len(data), data.channels, data.size, data.size
+
+
+def _count_bytes(data: FileDataset) -> int:
+    return int(np.prod(_get_shape(data), dtype=np.int64))

@@ -1,0 +1,175 @@
+"""Folders of pictures: what lies in them, what may be read, and what is done where something cannot be."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from lightning_ddpm.data.datasets import FileDataset, ImageDataset, build_path_dataset
+from lightning_ddpm.data.sources import ImageSource, Split
+from lightning_ddpm.data.validation import find_faults, format_faults
+from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.errors import UserError, first_line
+
+EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+
+
+class ImageFolder(ImageSource):
+    """Any folder of pictures, whatever its depth; labels are the first-level sub-folders, where there are any.
+
+    A root that holds ``train`` and ``test`` (or ``val``) is read as those two parts; else a share of the pictures,
+    evenly spread over the sorted names, is held out for the validation loss. Hidden files and folders are ignored.
+
+    Args:
+        channels: 1 makes every picture grey, 3 RGB.
+        size: height and width; pictures are resized by their short side and cut to the middle, never enlarged.
+        holdout: the share held out, where the folder does not say.
+        on_error: what to do where a picture cannot be used: ``refuse`` to start, or ``skip`` it.
+        max_skipped: the largest share of all pictures that may be skipped.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        size: int = 64,
+        holdout: float = 0.02,
+        on_error: Literal["refuse", "skip"] = "refuse",
+        max_skipped: float = 0.01,
+    ) -> None:
+        if channels not in (1, 3):
+            raise UserError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
+        if not 0 < holdout < 1:
+            raise UserError(f"holdout must lie in (0, 1), got {holdout}")
+        if not 0 <= max_skipped <= 1:
+            raise UserError(f"max_skipped is a share of the pictures and must lie in [0, 1], got {max_skipped}")
+        self.channels, self.size, self.holdout = channels, size, holdout
+        self.on_error, self.max_skipped = on_error, max_skipped
+
+    def prepare(self, root: Path) -> None:
+        """Read every picture, once until one changes; all that cannot be used are named at once, or skipped."""
+        data, _ = self._list_split(Path(root))
+        bad = list(self._find_unusable(data, root).values())
+        if bad:
+            report(
+                f"skipped {len(bad)} of the {len(data)} images in {root} (check-data lists them):\n{format_faults(bad)}"
+            )
+
+    def open(self, root: Path, split: Split) -> ImageDataset:
+        data, parts = self._list_split(Path(root))
+        bad = self._find_unusable(data, root)
+        chosen = [index for index in parts[split] if index not in bad]
+        folder = _find_split_folder(Path(root), split)
+        if not chosen:
+            raise UserError(f"{folder} holds no image for the part {split!r}; it takes at least one of each part")
+        return data.subset(chosen)
+
+    def image_files(self, root: Path) -> list[FileDataset]:
+        return [self._list_split(Path(root))[0]]
+
+    def class_names(self, root: Path) -> list[str]:
+        folder = _find_split_folder(Path(root), "train")
+        return _list_classes(folder, list_images(folder))
+
+    def _list_split(self, root: Path) -> tuple[FileDataset, dict[Split, Sequence[int]]]:
+        """All pictures, and which of them are each part's."""
+        if not root.is_dir():
+            raise UserError(f"there is no folder {root}; point data.root at your images")
+        folder, other = _find_split_folder(root, "train"), _find_split_folder(root, "test")
+        paths = list_images(folder)
+        classes = {name: label for label, name in enumerate(_list_classes(folder, paths))}
+        below = [path.relative_to(folder).parts[0] for path in paths]
+        if other == folder:
+            stride = max(2, min(round(1 / self.holdout), len(paths)))
+            held_out = [index for index in range(len(paths)) if index % stride == stride - 1]
+            rest = [index for index in range(len(paths)) if index % stride != stride - 1]
+        else:
+            rest = list(range(len(paths)))
+            paths += list_images(other)
+            held_out = list(range(len(rest), len(paths)))
+            below += [paths[index].relative_to(other).parts[0] for index in held_out]
+        if not paths:
+            raise UserError(f"{root} holds no images; looked for {', '.join(EXTENSIONS)} in it and below")
+        labels = torch.tensor([classes.get(name, -1) for name in below])
+        data = build_path_dataset(paths, labels, self.channels, self.size, partial(resolve_inside, root.resolve()))
+        return data, {"train": rest, "test": held_out}
+
+    def _find_unusable(self, data: FileDataset, root: Path) -> dict[int, str]:
+        """What is wrong with the pictures to skip; more than may be skipped are an error."""
+        bad = find_faults(data, str(root))
+        if len(bad) > (self.max_skipped * len(data) if self.on_error == "skip" else 0):
+            cap = f", more than max_skipped={self.max_skipped:g} of them" if self.on_error == "skip" else ""
+            raise UserError(
+                f"{len(bad)} of the {len(data)} images in {root} cannot be used{cap}:\n"
+                f"{format_faults(list(bad.values()))}\n{self._suggest_fix()}"
+            )
+        return bad
+
+    def _suggest_fix(self) -> str:
+        if self.on_error == "skip":
+            return "Mend or delete them, or raise data.source.max_skipped; check-data lists them all."
+        return "Mend or delete them, or leave them out by --data.source.on_error skip; check-data lists them all."
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Every picture's path, whatever its depth, sorted; hidden files and folders are ignored.
+
+    Links to folders are not followed; they are among the paths, for :func:`resolve_inside` to refuse.
+
+    Raises:
+        UserError: some folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot list the folder {error.filename}: {error.strerror}")
+
+    found: list[Path] = []
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        pictures = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS]
+        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
+        found.extend(Path(here, name) for name in pictures + links)
+    return sorted(found)
+
+
+def resolve_inside(root: Path, path: Path) -> Path:
+    """The file at a path, if it lies in the folder.
+
+    Args:
+        root: the folder, without links in its path.
+        path: of a picture in it.
+
+    Raises:
+        UserError: it is a link that leads out of the folder, or to another folder, or nowhere; or no file.
+    """
+    try:
+        real = path.resolve()
+        if not real.is_relative_to(root):
+            raise UserError(f"it is a link that leads out of {root}, to {real}; put a copy in its place, or delete it")
+        if real.is_dir():
+            raise UserError(
+                "it is a link to a folder, and those are not followed; put a copy in its place, or delete it"
+            )
+        if not real.exists():
+            raise UserError("there is no such file (any more)")
+        if not real.is_file():
+            raise UserError("it is no file but a pipe or a device; delete it")
+        if not real.stat().st_size:
+            raise UserError("the file is empty")
+    except (OSError, RuntimeError) as error:  # no permission; links in a circle
+        raise UserError(first_line(error)) from error
+    return real
+
+
+def _find_split_folder(root: Path, split: Split) -> Path:
+    for test in ("test", "val"):
+        if (root / "train").is_dir() and (root / test).is_dir():
+            return root / ("train" if split == "train" else test)
+    return root
+
+
+def _list_classes(folder: Path, paths: Sequence[Path]) -> list[str]:
+    return sorted({path.relative_to(folder).parts[0] for path in paths if path.parent != folder})

@@ -1,0 +1,88 @@
+"""Finished images to be judged as they are: folders of pictures, and arrays in npz files as ADM keeps samples."""
+
+import hashlib
+import io
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset, build_path_dataset
+from lightning_ddpm.data.image_folder import list_images, resolve_inside
+from lightning_ddpm.data.image_io import FORMATS
+from lightning_ddpm.data.validation import format_faults
+from lightning_ddpm.utils.console import show_progress
+from lightning_ddpm.utils.errors import UserError, first_line
+
+GRID_NAME = "grid.png"
+"""The overview that ``sample`` puts beside its images; it is not one of them."""
+
+
+def open_sample_folder(folder: Path) -> ImageDataset:
+    """All pictures of a folder, whatever its depth, in the order of their paths; none is resized.
+
+    GIFs are films of sampling, and left out.
+
+    The fingerprint is of the files' content, not of their names and dates.
+
+    Raises:
+        UserError: no folder, no picture, some that cannot be read, or not all of one square size.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name one that holds images")
+    paths = [path for path in list_images(folder) if path.name != GRID_NAME and path.suffix.lower() != ".gif"]
+    if not paths:
+        raise UserError(f"{folder} holds no images; looked for {', '.join(IMG_EXTENSIONS)} in it and below")
+    within = partial(resolve_inside, folder.resolve())
+    content, faults, grey = hashlib.sha256(), [], True
+    sizes: dict[tuple[int, int], Path] = {}
+    for path in show_progress(((1, path) for path in paths), len(paths), f"checking {folder}", len(paths) > 5000):
+        try:
+            raw = within(path).read_bytes()
+            with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+                sizes.setdefault(image.size, path)
+                grey = grey and Image.getmodebase(image.mode) == "L"
+            content.update(hashlib.sha256(raw).digest())
+        except Exception as error:  # a decoder that is given damaged data fails in any way
+            faults.append(f"{path}: {first_line(error)}")
+    if faults:
+        raise UserError(
+            f"{len(faults)} of the {len(paths)} images in {folder} cannot be read:\n{format_faults(faults)}"
+        )
+    if len(sizes) > 1 or any(width != height for width, height in sizes):
+        some = ", ".join(f"{path} of {width}x{height}" for (width, height), path in list(sizes.items())[:2])
+        raise UserError(
+            f"images are judged as they are and must be squares of one size; {folder} has {some}; resize them"
+        )
+    ((size, _),) = sizes
+    labels = torch.full((len(paths),), -1)
+    data = build_path_dataset(paths, labels, 1 if grey else 3, size, within)
+    data.fingerprint = content.hexdigest()[:16]
+    return data
+
+
+def open_npz_samples(path: Path) -> ImageDataset | None:
+    """The images of an npz file, ``arr_0`` (n, h, w, c) uint8 as ADM writes samples; ``None`` where it has none.
+
+    Raises:
+        UserError: no such file, damaged, or of other images.
+    """
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            if "arr_0" not in file:
+                return None
+            images = file["arr_0"]
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no npz file, or damaged: {first_line(error)}") from error
+    shape = images.shape
+    if images.dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] not in (1, 3) or not shape[0]:
+        raise UserError(
+            f"{path}: arr_0 is {images.dtype} of shape {shape}; expected uint8 of (n, size, size, 1 or 3), as ADM's"
+        )
+    return MemoryDataset(torch.from_numpy(images).permute(0, 3, 1, 2), torch.full((len(images),), -1))

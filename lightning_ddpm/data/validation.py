@@ -1,0 +1,98 @@
+"""Reading every picture of a set before it is needed, in parallel, and saying all that is wrong at once."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import PIL
+
+from lightning_ddpm.data.datasets import FileDataset
+from lightning_ddpm.data.image_io import DecodedImage
+from lightning_ddpm.utils.console import show_progress
+from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.files import get_cache_folder, write_atomically
+
+THREADS = min(4, os.cpu_count() or 1)
+"""So many read; more are in each other's way, for a decoder has Python's lock for a part of its time."""
+
+MAX_NAMED = 10
+"""So many faults are listed where not all can be."""
+
+
+def read_all(data: FileDataset, what: str, show: bool = True) -> Iterator[DecodedImage | str]:
+    """Every picture of a set in order, read by threads (decoders run side by side); a fault where it cannot be used.
+
+    Args:
+        data: the set.
+        what: what is being done, for the progress bar.
+        show: whether there is one.
+    """
+
+    def attempt(index: int) -> DecodedImage | str:
+        try:
+            return data.decode(index)
+        except UserError as error:
+            return f"{data.names[index]}: {error}"
+
+    def results() -> Iterator[tuple[int, DecodedImage | str]]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, len(data), 256):  # not all at once: the results wait in memory
+                some = range(start, min(start + 256, len(data)))
+                parts = pool.map(
+                    lambda indices: [*map(attempt, indices)], (some[i : i + 16] for i in range(0, 256, 16))
+                )
+                yield from ((1, each) for part in parts for each in part)
+
+    return show_progress(results(), len(data), what, show)
+
+
+def find_faults(data: FileDataset, what: str) -> dict[int, str]:
+    """What is wrong with which pictures.
+
+    All are read once and the answer is kept in the cache until a file changes; those that were bad are read again.
+
+    Args:
+        data: the set.
+        what: the set's name, for the progress bar.
+    """
+    known = _read_cached_faults(data)
+    suspects = range(len(data)) if known is None else known
+    read = read_all(data.subset(suspects), f"checking {what}", len(suspects) > 5000)
+    found = {index: each for index, each in zip(suspects, read, strict=True) if isinstance(each, str)}
+    if known is None:
+        cache_faults(data, found)
+    return found
+
+
+def cache_faults(data: FileDataset, bad: Iterable[int]) -> None:
+    """Keep what :func:`find_faults` would find out, where the cache can be written."""
+    text = json.dumps(list(bad))
+    try:
+        write_atomically(_cache_path(data), lambda file: file.write(text.encode()))
+    except OSError:
+        return  # only time is lost
+
+
+def _read_cached_faults(data: FileDataset) -> list[int] | None:
+    try:
+        return [range(len(data))[index] for index in json.loads(_cache_path(data).read_text())]
+    except (OSError, ValueError, TypeError, IndexError):
+        return None
+
+
+def _cache_path(data: FileDataset) -> Path:
+    return get_cache_folder() / "checked" / f"{make_cache_key(data)}.json"
+
+
+def make_cache_key(data: FileDataset) -> str:
+    """Names what was found out about a set's decoded pictures, until a file or Pillow changes."""
+    return hashlib.sha256(f"{data.fingerprint} {PIL.__version__}".encode()).hexdigest()[:16]
+
+
+def format_faults(found: Sequence[str]) -> str:
+    """The first faults, a line each, and how many more there are."""
+    more = [f"... and {len(found) - MAX_NAMED} more"] if len(found) > MAX_NAMED else []
+    return "\n".join([*found[:MAX_NAMED], *more])

@@ -1,0 +1,51 @@
+"""SDEdit: noise an image part of the way and sample from there; Meng et al. 2022 (arXiv:2108.01073)."""
+
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lightning_ddpm.diffusion.denoiser import Denoiser
+from lightning_ddpm.diffusion.process import q_sample
+from lightning_ddpm.diffusion.samplers.base import MarkovSampler, Noise, Sampler, list_steps
+from lightning_ddpm.utils.errors import UserError
+
+
+@final
+class SDEdit(Sampler):
+    """SDEdit (Meng et al. 2022, arXiv:2108.01073): noise an image part of the way, and sample from there.
+
+    Spends the network evaluations of the sampler's steps from there on.
+
+    Args:
+        sampler: makes the steps.
+        image: (c, h, w) or (b, c, h, w) in [-1, 1].
+        strength: how far: the share of the sampler's steps that are made. 0 gives the image back, 1 a new one.
+    """
+
+    def __init__(self, sampler: MarkovSampler, image: Tensor, strength: float) -> None:
+        if not 0 <= strength <= 1:
+            raise UserError(f"the strength of a variation lies in [0, 1], got {strength}; 0 is the image itself")
+        self.sampler, self.image, self.strength = sampler, image, strength
+
+    def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
+        steps, x = self._steps(denoise.schedule.T), self.image.to(x_T).expand_as(x_T)
+        if not steps:
+            yield x
+            return
+        x = q_sample(denoise.schedule, x, steps[0][0], x_T)
+        for t, s in steps:
+            x = self.sampler.step(denoise, x, t, s, noise)
+            yield x
+
+    def nfe(self, T: int) -> int:
+        steps = len(self._steps(T))
+        return steps + self.sampler.extra_nfe * max(steps - 1, 0)
+
+    def _steps(self, T: int) -> list[tuple[int, int]]:
+        steps = list_steps(T, self.sampler.spacing, self.sampler.steps)
+        return steps[len(steps) - round(self.strength * len(steps)) :]
+
+    def __repr__(self) -> str:
+        return f"Variation({self.sampler}, strength={self.strength:g})"

@@ -1,0 +1,1 @@
+"""LightningModules, and what loads and runs them."""

@@ -1,0 +1,140 @@
+"""Guidance by another checkpoint: a classifier of noisy images, or a weaker model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lightning_ddpm.diffusion import Denoiser, GuidableModel, Guidance, NoiseSchedule, extrapolate, guide_by_classifier
+from lightning_ddpm.models.checkpoint import load
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.noisy_classifier import NoisyClassifier
+from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.files import hash_file
+
+
+@final
+class ClassifierGuidance(Guidance):
+    """Adds w times the gradient of a classifier's log p(y | x_t); Dhariwal & Nichol 2021 (arXiv:2105.05233).
+
+    Guides a model without classes, or one with classes that is told none. One network call a step, and one of the
+    classifier there and back; outside the interval, none of it.
+
+    Args:
+        ckpt: of a classifier of noisy images, as configs/digits_classifier.yaml trains.
+        scale, interval: as of :class:`Guidance`.
+    """
+
+    def __init__(self, ckpt: str, scale: float = 1.0, interval: tuple[int, int] | None = None) -> None:
+        super().__init__(scale, interval)
+        self.ckpt = ckpt
+        self._classifier: NoisyClassifier | None = None
+
+    @property
+    def classifier(self) -> NoisyClassifier:
+        """Read when first asked for."""
+        if self._classifier is None:
+            with torch.inference_mode(False):
+                self._classifier = load(self.ckpt, NoisyClassifier).requires_grad_(False)
+        return self._classifier
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self.classifier.class_names
+
+    def check_model(self, model: GuidableModel) -> None:
+        self.check_interval(model)
+        _check_compatible(self.ckpt, self.classifier.image_shape, self.classifier.schedule, model)
+        if model.class_names:
+            _check_classes(self.ckpt, self.class_names, model)
+            if not model.label_dropout:
+                raise UserError(
+                    "a classifier guides a model that is told no class, and this one was never trained so: it has "
+                    "label_dropout=0; leave the classifier out, or train with label_dropout=0.1"
+                )
+
+    def __call__(self, denoise: Denoiser, label: Tensor) -> Denoiser:
+        if self.scale == 0:
+            return denoise
+        with torch.inference_mode(False):  # else its weights could have no gradient behind them
+            classifier = self.classifier.to(label.device)
+
+        def log_probability(x_t: Tensor, t: Tensor) -> Tensor:
+            return classifier.log_probability(x_t, t, label.clone())
+
+        return guide_by_classifier(denoise, log_probability, lambda t: torch.where(self.is_active(t), self.scale, 0.0))
+
+    def settings(self) -> dict[str, object]:
+        return {"sha256": hash_file(Path(self.ckpt))[:12]} | super().settings()
+
+
+@final
+class Autoguidance(Guidance):
+    """Away from a weaker model: eps_weak + w [eps - eps_weak]; Karras et al. 2024 (arXiv:2406.02507), eq. 3.
+
+    With w = 1 it is the model itself, with w = 0 the weaker one. Both are given the class, if they have any.
+
+    Args:
+        ckpt: of the weaker model: smaller, or trained less, on the same data.
+        scale, interval: as of :class:`Guidance`.
+    """
+
+    def __init__(self, ckpt: str, scale: float = 2.0, interval: tuple[int, int] | None = None) -> None:
+        super().__init__(scale, interval)
+        self.ckpt = ckpt
+        self._weaker: DDPM | None = None
+
+    @property
+    def weaker(self) -> DDPM:
+        """Read when first asked for."""
+        if self._weaker is None:
+            self._weaker = load(self.ckpt, DDPM).requires_grad_(False)
+        return self._weaker
+
+    def check_model(self, model: GuidableModel) -> None:
+        self.check_interval(model)
+        _check_compatible(self.ckpt, self.weaker.image_shape, self.weaker.schedule, model)
+        _check_classes(self.ckpt, self.weaker.class_names, model)
+
+    def __call__(self, denoise: Denoiser, label: Tensor) -> Denoiser:
+        weaker = self.weaker.to(label.device)
+        if repr(weaker.parameterization) != repr(denoise.parameterization):
+            raise UserError(
+                f"{self.ckpt} predicts {weaker.parameterization} and the model {denoise.parameterization}; take one that agrees"
+            )
+        strong = denoise.conditioned_on(label) if weaker.class_names else denoise
+        weak = weaker.denoiser_for(label)
+
+        def guided(x_t: Tensor, t: Tensor) -> Tensor:
+            within, output = self.is_active(t), strong.network(x_t, t)
+            if self.scale == 1 or not within.any():
+                return output
+            return extrapolate(weak.network(x_t, t), output, torch.where(within, self.scale, 1.0), x_t.shape[1])
+
+        return denoise.with_network(guided)
+
+    def settings(self) -> dict[str, object]:
+        return {"sha256": hash_file(Path(self.ckpt))[:12]} | super().settings()
+
+
+def _check_compatible(
+    ckpt: str, image_shape: tuple[int, int, int], schedule: NoiseSchedule, model: GuidableModel
+) -> None:
+    """Refuse a guide of other images or other noise."""
+    if image_shape != model.image_shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (image_shape, model.image_shape))
+        raise UserError(f"{ckpt} is of images of {theirs} and the model of {ours}; take one that agrees")
+    theirs_, ours_ = schedule.alpha_bar.cpu(), model.schedule.alpha_bar.cpu()
+    if theirs_.shape != ours_.shape or not torch.allclose(theirs_, ours_, rtol=1e-6, atol=1e-12):
+        raise UserError(
+            f"{ckpt} was trained on another noise schedule, {schedule}, than the model, {model.schedule}; "
+            "train it on the model's"
+        )
+
+
+def _check_classes(ckpt: str, names: Sequence[str], model: GuidableModel) -> None:
+    if list(names) != list(model.class_names):
+        theirs, ours = (", ".join(each) or "none" for each in (names, model.class_names))
+        raise UserError(f"{ckpt} knows the classes {theirs} and the model {ours}; take one that agrees")

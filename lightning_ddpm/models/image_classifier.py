@@ -1,0 +1,52 @@
+"""A classifier of clean images, whose features and verdicts judge generated ones."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_ddpm.models.optimizer import build_optimizer
+from lightning_ddpm.networks import SmallCNN
+from lightning_ddpm.utils.random import get_run_seed, seed_globally
+
+
+class ImageClassifier(LightningModule):
+    """Cross-entropy on images that are slightly shifted at random, so that features do not hang on single pixels.
+
+    Args:
+        network: images -> logits, with features.
+        optimizer: parameters -> optimizer.
+        lr_scheduler: optimizer -> scheduler, stepped after every optimizer step.
+    """
+
+    def __init__(
+        self,
+        network: SmallCNN,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, fused=True),
+        lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1),
+    ) -> None:
+        super().__init__()
+        self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, label = batch
+        step = self.trainer.fit_loop.total_batch_idx
+        with seed_globally(x.device, "classify", get_run_seed(), self.global_rank, index=step):
+            dy, dx = torch.randint(-1, 2, (2,)).tolist()
+            shifted = torch.roll(functional.pad(x, (1, 1, 1, 1), value=-1), (dy, dx), (2, 3))[..., 1:-1, 1:-1]
+            loss = functional.cross_entropy(self.network(shifted), label)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, label = batch
+        logits = self.network(x)
+        self.log("val/loss", functional.cross_entropy(logits, label), sync_dist=True)
+        accuracy = (logits.argmax(1) == label).float().mean()
+        self.log("val/accuracy", accuracy, prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        return build_optimizer(self, self.optimizer, self.lr_scheduler)

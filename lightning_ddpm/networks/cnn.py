@@ -1,0 +1,60 @@
+"""A small convolutional classifier: the feature network of the digits' Fréchet distance."""
+
+from torch import Tensor, nn
+
+from lightning_ddpm.utils.errors import UserError
+
+
+class SmallCNN(nn.Module):
+    """Classifies small images; its penultimate activations are features for a Fréchet distance.
+
+    Three 3x3 convolutions (the second halves the size), a dense layer of ``features`` units, a linear head.
+
+    Args:
+        channels: image channels. On the command line ``null`` means: as the data has.
+        size: image height and width, even; ``null`` likewise.
+        classes: number of classes; ``null`` likewise.
+        width: channels of the first convolution; the others have twice as many.
+        features: number of features.
+        dropout: before the dense layer and before the head.
+    """
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        size: int | None = None,
+        classes: int | None = None,
+        width: int = 24,
+        features: int = 64,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        if not channels or not size or not classes:
+            raise UserError(
+                f"ConvNet needs the images' channels, size and classes, got {channels}, {size} and {classes}: "
+                "the data set must have labels"
+            )
+        if size % 2:
+            raise UserError(f"size must be even, got {size}")
+        self.channels, self.size, self.classes, self.features = channels, size, classes, features
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * width * (size // 2) ** 2, features),
+            nn.SiLU(),
+        )
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (b, channels, size, size) in [-1, 1] -> (b, features)."""
+        return self.body(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (b, channels, size, size) in [-1, 1] -> logits (b, classes)."""
+        return self.head(self.embed(x))  # type: ignore[no-any-return]

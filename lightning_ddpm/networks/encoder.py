@@ -1,0 +1,53 @@
+"""The way down of Ho et al.'s U-Net, as a classifier of noisy images; Dhariwal & Nichol 2021 (arXiv:2105.05233)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_ddpm.networks.blocks import AttentionPool, make_group_norm
+from lightning_ddpm.networks.unet import build_encoder, run_encoder
+from lightning_ddpm.utils.errors import UserError
+
+
+class UNetEncoder(nn.Module):
+    """Maps (x_t, t) to logits of the classes: a U-Net's way down and middle, then attention pooling.
+
+    Args:
+        channels, size, width, multipliers, attention, blocks, dropout, groups: as of :class:`UNet`.
+        classes: how many. On the command line ``null`` means: as the data has.
+
+    Raises:
+        UserError: a combination that cannot be built; the message names the fix.
+    """
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        size: int | None = None,
+        classes: int | None = None,
+        width: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        attention: Sequence[int] = (16,),
+        blocks: int = 2,
+        dropout: float = 0.1,
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        if not classes or classes < 1:
+            raise UserError(f"HalfUNet needs the number of classes, got {classes}: the data set must have labels")
+        parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups)
+        assert channels is not None
+        assert size is not None
+        self.channels, self.size, self.classes = channels, size, classes
+        self.embed, self.first, self.down = parts.embed, parts.first, parts.down
+        self.middle1, self.middle2 = parts.middle1, parts.middle2
+        self.norm = make_group_norm(parts.channels, groups)
+        self.pool = AttentionPool(parts.channels, size // 2 ** (len(multipliers) - 1), classes)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Noisy images (b, channels, size, size) and steps (b,) in 1..T -> logits (b, classes)."""
+        embedding = self.embed(t)
+        h = run_encoder(self.first, self.down, x_t, embedding)[-1]
+        h = self.middle2(self.middle1(h, embedding), embedding)
+        return self.pool(functional.silu(self.norm(h)))  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Errors, random numbers, files and console output, shared by every other folder."""

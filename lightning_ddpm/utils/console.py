@@ -1,0 +1,74 @@
+"""What a run says while it works: bars on a terminal, a plain line now and then in a log file."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+
+def is_terminal() -> bool:
+    """Whether a person is watching."""
+    return sys.stdout.isatty()
+
+
+def report(line: str) -> None:
+    """Print a line at once; on a terminal above the progress bar, where there is one."""
+    print(line, flush=True)
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as a person says them: ``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def show_progress(
+    batches: Iterable[tuple[int, Item]], total: int, what: str = "", show: bool = True, bar: bool = True
+) -> Iterator[Item]:
+    """Pass batches on, showing how many images are done, how fast, and how long the rest takes.
+
+    Args:
+        batches: (number of images in the batch, the batch).
+        total: number of images in all.
+        what: what is being done.
+        show: False to be silent (all ranks but the first).
+        bar: False where another bar has the terminal already, as in training; then lines are printed instead.
+    """
+    if not show:
+        yield from (batch for _, batch in batches)
+    elif bar and is_terminal():
+        yield from _with_bar(batches, total, what)
+    else:
+        yield from _with_lines(batches, total, what)
+
+
+def _with_bar(batches: Iterable[tuple[int, Item]], total: int, what: str) -> Iterator[Item]:
+    speed = TextColumn("{task.fields[speed]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    start, done = time.monotonic(), 0
+    with Progress(*columns, console=Console()) as bar:
+        task = bar.add_task(what, total=total, speed="")
+        for n, batch in batches:
+            yield batch
+            done += n
+            bar.update(task, advance=n, speed=f"{done / (time.monotonic() - start):.1f} images/s")
+
+
+def _with_lines(batches: Iterable[tuple[int, Item]], total: int, what: str, every: float = 15.0) -> Iterator[Item]:
+    start = said = time.monotonic()
+    done = 0
+    for n, batch in batches:
+        yield batch
+        done += n
+        now = time.monotonic()
+        if now - said >= every and done < total:
+            said, rate = now, done / (now - start)
+            report(f"{what}: {done} of {total}, {rate:.1f} images/s, {format_duration((total - done) / rate)} left")
+    seconds = time.monotonic() - start
+    report(f"{what}: {done} in {format_duration(seconds)}, {done / max(seconds, 1e-9):.1f} images/s")

@@ -1,0 +1,15 @@
+#!/bin/bash
+# Trains on several machines without a scheduler; the same command on each of them.
+#
+# command:   NODES=2 GPUS=8 HOST=first-machine bash scripts/train_nodes.sh configs/cifar10.yaml /shared/run --data.batch_size 8
+#
+# The run's folder must be seen by all of them. The first machine is HOST. Given again after a failure, it goes on.
+config=$1 run=$2
+shift 2
+resume=()
+if [ -e "$run/last.ckpt" ] || [ -e "$run/last-previous.ckpt" ]; then
+    resume=(--ckpt_path last)
+fi
+exec torchrun --nnodes "$NODES" --nproc_per_node "$GPUS" --rdzv_backend c10d --rdzv_endpoint "$HOST:29400" \
+    -m lightning_ddpm fit --config "$config" --trainer.default_root_dir "$run" --trainer.strategy ddp \
+    --trainer.num_nodes "$NODES" --trainer.devices "$GPUS" "${resume[@]}" "$@"

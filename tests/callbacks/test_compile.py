@@ -1,0 +1,109 @@
+"""torch.compile as one switch: the same numbers, the same checkpoint, one program for all batch sizes."""
+
+import json
+import shutil
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.command_line import REPOSITORY, ddpm
+from helpers.tiny import quiet_trainer, tiny_model
+from PIL import Image
+from torch._dynamo.utils import counters
+
+from lightning_ddpm.callbacks import EMA, Compile, SampleGrid
+from lightning_ddpm.commands import options as model_options
+from lightning_ddpm.data import Digits, ImageDataModule
+from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.utils.compile import compile_in_place
+from lightning_ddpm.utils.errors import UserError
+
+CKPT = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
+
+
+def fit(folder: Path, compile_: Compile | None):
+    """Three steps, pictures after each and a validation, of four batch sizes; the checkpoint's weights."""
+    callbacks = [EMA(0.9), SampleGrid(n=20, every_n_steps=1), *([compile_] if compile_ else [])]
+    model = tiny_model()
+    trainer = quiet_trainer(folder, callbacks=callbacks, max_steps=3, val_check_interval=3, limit_val_batches=1.0)
+    trainer.fit(model, ImageDataModule(Digits(), batch_size=40))
+    trainer.save_checkpoint(folder / "last.ckpt")
+    assert model.network._compiled_call_impl is None, "compiled after the run"
+    return torch.load(folder / "last.ckpt", weights_only=False)["state_dict"]
+
+
+def test_each_use_is_compiled_once_for_all_batch_sizes_and_the_numbers_and_names_stay(tmp_path: Path) -> None:
+    plain = fit(tmp_path / "plain", None)
+    torch.compiler.reset()
+    counters.clear()
+    compiled = fit(tmp_path / "compiled", Compile(backend="eager"))
+    assert counters["stats"]["unique_graphs"] == 2, "one with gradients, one without"
+    assert not counters["graph_break"]
+    assert compiled.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value)
+
+
+def test_network_calls_are_counted_without_another_program_for_each_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    monkeypatch.setattr(model_options, "compile_in_place", partial(compile_in_place, backend="eager"))
+    model = tiny_model()
+    options, fabric = Namespace(compile=True), Namespace(device=torch.device("cpu"))
+    spent = model_options.place_model(model, options, fabric)  # type: ignore[arg-type]
+    images = [pixels for _, pixels in generate_batches(model, 56, batch_size=20)]
+    assert spent == [20, 20, 20, 20, 16, 16]
+    assert counters["stats"]["unique_graphs"] == 1
+    plain = [pixels for _, pixels in generate_batches(tiny_model(), 56, batch_size=20)]
+    assert (torch.cat(images).int() - torch.cat(plain).int()).abs().max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+def test_sample_draws_the_same_images_compiled(tmp_path: Path) -> None:
+    """By torch's own compiler."""
+    for name, options in (("plain", ()), ("compiled", ("--compile",))):
+        options = ("--n", 6, "--batch_size", 4, "--steps", 3, "--out", tmp_path / name, *options)
+        ended = ddpm("sample", "--ckpt", CKPT, *options, "--accelerator", "cpu")
+        assert ended.returncode == 0, ended.stderr
+        assert "3 network evaluations each" in ended.stdout
+    for index in range(6):
+        plain, compiled = (
+            np.asarray(Image.open(tmp_path / name / f"{index:06d}.png")) for name in ("plain", "compiled")
+        )
+        assert np.abs(plain.astype(int) - compiled).max() <= 1
+    ended = ddpm("sample", "--ckpt", CKPT, "--n", 6, "--batch_size", 4, "--steps", 3, "--out", tmp_path / "compiled")
+    assert ended.returncode == 2
+    assert "images of another set: their network is compiled, and None is asked for" in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+def test_evaluate_says_whether_its_images_network_was_compiled_and_has_the_same_figure(tmp_path: Path) -> None:
+    found = {}
+    for name, options in (("plain", ()), ("compiled", ("--compile",))):
+        judge = ("--extractor", "DigitsFeatures", "--reference", "Digits", "--accelerator", "cpu")
+        options = ("--n", 32, "--batch_size", 20, "--steps", 3, "--out", tmp_path / f"{name}.json", *options)
+        ended = ddpm("evaluate", "--ckpt", CKPT, *judge, *options)
+        assert ended.returncode == 0, ended.stderr
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["compiled"]["images"] == found["plain"]["images"] | {"network": "compiled"}
+    plain, compiled = (found[name]["figures"]["fd_digits"]["value"] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=0.01)
+
+
+def test_a_machine_that_cannot_compile_is_told_what_is_missing(tmp_path: Path) -> None:
+    options = ("--n", 1, "--steps", 1, "--out", tmp_path / "samples", "--compile", "--accelerator", "cpu")
+    ended = ddpm("sample", "--ckpt", CKPT, *options, CXX=tmp_path / "g++", TORCHINDUCTOR_CACHE_DIR=tmp_path / "cache")
+    assert ended.returncode == 2
+    assert "error: torch.compile cannot compile the network here: No working C++ compiler found" in ended.stderr
+    assert "or go without" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_backend_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UserError, match=r"there is no backend 'fast' of torch.compile; there are .*inductor"):
+        Compile(backend="fast")

@@ -1,0 +1,141 @@
+"""Sampling that was interrupted goes on, to the same set; another set's images are never taken for it."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers.command_line import REPOSITORY
+from helpers.images import stacked
+from helpers.tiny import tiny_model
+
+from lightning_ddpm.models.generate import generate_batches
+
+CKPT = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
+SET = ("--ckpt", CKPT, "--n", "50", "--batch_size", "8", "--steps", "2", "--seed", "5", "--accelerator", "cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a set that was drawn without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    words = [sys.executable, "-m", "lightning_ddpm", "sample", *map(str, SET), "--out", str(folder)]
+    subprocess.run(words, cwd=REPOSITORY, check=True, capture_output=True)
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_part_of_the_set_is_completed_and_only_missing_batches_are_drawn(whole, command, tmp_path):
+    shutil.copytree(whole, tmp_path / "part")
+    for index in (9, 30, 49):
+        (tmp_path / "part" / f"{index:06d}.png").unlink()
+    (tmp_path / "part" / ".000009.png.abcdef").write_bytes(b"half an image")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "part").glob("0*.png")}
+    status, said, err = command("sample", *SET, "--out", tmp_path / "part")
+    assert status == 0, err
+    assert "32 of them are in" in said  # the batches of 8 from 8, 24 and 48 on are not
+    assert f"wrote 18 images and grid.png in {tmp_path / 'part'}: 2 network evaluations each" in said
+    assert contents(tmp_path / "part") == contents(whole)
+    untouched = [*range(8), *range(16, 24), *range(32, 48)]
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "part").glob("0*.png")}
+    assert [index for index in range(50) if now[f"{index:06d}.png"] == before.get(f"{index:06d}.png")] == untouched
+
+
+def test_a_complete_set_is_left_as_it_is(whole, command, tmp_path):
+    shutil.copytree(whole, tmp_path / "again")
+    status, said, err = command("sample", *SET, "--out", tmp_path / "again")
+    assert status == 0, err
+    assert "50 of them are in" in said
+    assert "wrote 0 images" in said
+    assert contents(tmp_path / "again") == contents(whole)
+
+
+def test_a_set_can_be_made_larger(whole, command, tmp_path):
+    for name, options in (("grown", ("--n", "20")), ("grown", ()), ("fresh", ())):
+        status, _, err = command("sample", *SET, "--out", tmp_path / name, *options)
+        assert status == 0, err
+    assert contents(tmp_path / "grown") == contents(tmp_path / "fresh") == contents(whole)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_taken_up_to_the_same_set(command, tmp_path):
+    options = (*SET, "--steps", "40")
+    words = [sys.executable, "-m", "lightning_ddpm", "sample", *options, "--out", tmp_path / "killed"]
+    process = subprocess.Popen([str(word) for word in words], cwd=REPOSITORY, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list((tmp_path / "killed").glob("0*.png"))) < 12 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    there = len(list((tmp_path / "killed").glob("0*.png")))
+    assert 12 <= there < 50, "it was not interrupted in the middle: this test proves nothing"
+    for name in "killed", "fresh":
+        status, _, err = command("sample", *options, "--out", tmp_path / name)
+        assert status == 0, err
+    assert contents(tmp_path / "killed") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--seed", "6"), "their seed is 5, and 6 is asked for"),
+        (("--steps", "3"), "their sampler is DDIM(steps=2"),
+        (("--batch_size", "16"), "their batch_size is 8, and 16 is asked for"),
+        (("--sampler", "Heun"), "their sampler is DDIM(steps=2"),
+    ],
+    ids=str,
+)
+def test_images_of_another_set_are_refused_and_kept(option, message, whole, command):
+    before = contents(whole)
+    status, _, err = command("sample", *SET, "--out", whole, *option)
+    assert status == 2
+    assert "holds images of another set" in err
+    assert message in err
+    assert "empty it or choose another folder" in err
+    assert contents(whole) == before
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]"])
+def test_images_of_an_unknown_set_are_refused(content, whole, command, tmp_path):
+    shutil.copytree(whole, tmp_path / "unknown")
+    (tmp_path / "unknown" / "set.json").unlink()
+    if content is not None:
+        (tmp_path / "unknown" / "set.json").write_bytes(content)
+    status, _, err = command("sample", *SET, "--out", tmp_path / "unknown")
+    assert status == 2
+    assert "holds images, and no set.json says which set they are of; empty it or choose another folder" in err
+
+
+def test_the_manifest_says_which_set_it_is(whole):
+    said = json.loads((whole / "set.json").read_text())
+    assert (said["seed"], said["batch_size"], said["weights"], said["device"]) == (5, 8, "EMA", "cpu")
+    assert len(said["checkpoint"]) == 64
+    assert said["sampler"].startswith("DDIM(steps=2")
+
+
+def test_images_can_be_read_by_whoever_can_read_other_new_files(whole, tmp_path):
+    (tmp_path / "new").touch()
+    assert stat.S_IMODE((whole / "000000.png").stat().st_mode) == stat.S_IMODE((tmp_path / "new").stat().st_mode)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_batches_that_are_done_are_left_out_and_the_others_dealt(world):
+    model = tiny_model()
+    all_images = dict(enumerate(image for _, batch in generate_batches(model, 37, 1, 5) for image in batch))
+    made = {}
+    for rank in range(world):
+        for (_, start, stop), pixels in generate_batches(model, 37, 1, 5, rank, world, done={0, 15, 35}):
+            made |= dict(zip(range(start, stop), pixels, strict=True))
+    missing = [*range(5, 15), *range(20, 35)]
+    assert sorted(made) == missing
+    assert (stacked(made) == stacked({index: all_images[index] for index in missing})).all()

@@ -1,0 +1,254 @@
+"""Batches as a real Trainer gets them: which images, in which order, in which form."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import quiet_trainer
+from PIL import Image
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from lightning_ddpm.data import Digits, ImageDataModule, ImageFolder
+from lightning_ddpm.data.image_io import to_uint8
+from lightning_ddpm.data.sharding import Shard, ShuffledShard
+from lightning_ddpm.utils.errors import UserError
+
+
+class Recorder(LightningModule):
+    """Learns nothing and keeps every batch that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.training_batches: list[tuple[Tensor, Tensor]] = []
+        self.validation_batches: list[tuple[Tensor, Tensor]] = []
+        self.test_batches: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.training_batches.append(batch)
+        return self.weight * 0
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.validation_batches.append(batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.test_batches.append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class WatchedData(ImageDataModule):
+    """Keeps every batch as it is before its transfer."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.before.append(batch)
+        return batch
+
+
+def fit(data: ImageDataModule, folder: Path, epochs: int = 1, **arguments: Any) -> Recorder:
+    recorder = Recorder()
+    quiet_trainer(folder, max_epochs=epochs, **arguments).fit(recorder, datamodule=data)
+    return recorder
+
+
+def seen(batches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    return torch.cat([images for images, _ in batches])
+
+
+@pytest.fixture(autouse=True)
+def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+
+
+def rows(images: Tensor) -> list[bytes]:
+    """The images as sets can be compared by, in order."""
+    return sorted(map(bytes, to_uint8(images).flatten(1).numpy()))
+
+
+def test_images_travel_as_uint8_and_arrive_as_floats_in_minus_one_to_one(tmp_path: Path) -> None:
+    data = WatchedData(Digits(), batch_size=600)
+    recorder = fit(data, tmp_path)
+    assert len(data.before) == len(recorder.training_batches) == 3
+    for (pixels, labels), (images, same_labels) in zip(data.before, recorder.training_batches, strict=True):
+        assert pixels.dtype == torch.uint8
+        assert images.dtype == torch.float32
+        assert same_labels.dtype == torch.int64
+        assert torch.equal(labels, same_labels)
+        assert torch.equal(images, pixels / 127.5 - 1)
+        assert (images.min(), images.max()) == (-1, 1)
+        assert images.shape[1:] == (1, 8, 8)
+
+
+def test_an_epoch_shows_every_training_image_once_with_its_label(tmp_path: Path) -> None:
+    recorder = fit(ImageDataModule(Digits(), batch_size=100), tmp_path)
+    train = Digits().open(Path("unused"), "train")
+    images, labels = train.__getitems__(range(len(train)))
+    assert len(recorder.training_batches[-1][0]) == len(train) % 100, "the last batch is not dropped"
+    assert rows(seen(recorder.training_batches)) == sorted(map(bytes, images.flatten(1).numpy()))
+    right = {bytes(image): int(label) for image, label in zip(images.flatten(1).numpy(), labels, strict=True)}
+    shown = to_uint8(seen(recorder.training_batches)).flatten(1).numpy()
+    given = torch.cat([labels for _, labels in recorder.training_batches]).tolist()
+    assert [right[bytes(image)] for image in shown] == given
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def order(seed: int) -> list[Tensor]:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        torch.manual_seed(torch.seed() % 1000)  # the global generator has no say
+        batches = fit(ImageDataModule(Digits(), batch_size=809), tmp_path, epochs=2).training_batches
+        return [seen(batches[:2]), seen(batches[2:])]
+
+    first, again, other = order(5), order(5), order(6)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], other[0])
+    assert rows(first[0]) == rows(first[1]) == rows(other[0])
+
+
+def test_the_order_is_not_that_of_the_files() -> None:
+    order = torch.tensor(list(ShuffledShard(1000, seed=0, rank=0, world=1)))
+    assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize(("n", "world"), [(12, 2), (13, 2), (14, 3), (5, 1)])
+def test_ranks_train_on_equally_many_different_images(n: int, world: int) -> None:
+    sat_out = set()
+    for epoch in range(40):
+        shards = [ShuffledShard(n, 0, rank, world) for rank in range(world)]
+        for shard in shards:
+            shard.set_epoch(epoch)
+        shares = [list(shard) for shard in shards]
+        assert {len(share) for share in shares} == {len(shard) for shard in shards} == {n // world}
+        dealt = [index for share in shares for index in share]
+        assert len(set(dealt)) == len(dealt)
+        sat_out |= set(range(n)) - set(dealt)
+    assert sat_out == (set(range(n)) if n % world else set()), "whoever sits out, it is others each time"
+
+
+@pytest.mark.parametrize(("n", "batch_size", "world"), [(12, 3, 2), (13, 4, 2), (2, 1, 3), (2, 5, 3)])
+def test_ranks_validate_on_every_image_once_in_the_batches_of_a_single_one(n: int, batch_size: int, world: int) -> None:
+    def batches(rank: int, world: int) -> list[list[int]]:
+        indices = list(shard := Shard(n, batch_size, rank, world))
+        assert len(shard) == len(indices)
+        return [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+
+    alone = batches(0, 1)
+    assert [index for batch in alone for index in batch] == list(range(n))
+    assert sorted(batch for rank in range(world) for batch in batches(rank, world)) == alone
+
+
+def test_validation_and_test_show_the_held_out_images_in_order(tmp_path: Path) -> None:
+    data = ImageDataModule(Digits(), batch_size=50, flip=True)
+    recorder = fit(data, tmp_path, limit_train_batches=1, limit_val_batches=1.0)
+    quiet_trainer(tmp_path).test(recorder, datamodule=data, verbose=False)
+    held_out = Digits().open(Path("unused"), "test")
+    images, labels = held_out.__getitems__(range(len(held_out)))
+    for batches in (recorder.validation_batches, recorder.test_batches):
+        assert torch.equal(to_uint8(seen(batches)), images), "un-flipped"
+        assert torch.equal(torch.cat([labels for _, labels in batches]), labels)
+
+
+# flips
+
+
+def flips(folder: Path, seed: int = 0, epochs: int = 1, batch_size: int = 200) -> tuple[Tensor, Tensor]:
+    """Which of the training images were mirrored, and which could be told; fails if one is anything else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PL_GLOBAL_SEED", str(seed))
+        data = WatchedData(Digits(), batch_size=batch_size, flip=True)
+        recorder = fit(data, folder, epochs)
+    before = torch.cat([pixels for pixels, _ in data.before])
+    after = to_uint8(seen(recorder.training_batches))
+    kept, mirrored = ((after == each).flatten(1).all(1) for each in (before, before.flip(-1)))
+    assert (kept | mirrored).all()
+    return mirrored, kept != mirrored
+
+
+def test_about_half_of_the_training_images_are_exact_mirror_images_when_asked_for(tmp_path: Path) -> None:
+    mirrored, told = flips(tmp_path)
+    share = mirrored[told].float().mean()
+    assert told.sum() > 1500
+    assert abs(share - 0.5) < 4 * 0.5 / told.sum().sqrt()
+
+
+def test_nothing_is_flipped_when_not_asked_for(tmp_path: Path) -> None:
+    data = WatchedData(Digits(), batch_size=200)
+    recorder = fit(data, tmp_path)
+    assert torch.equal(to_uint8(seen(recorder.training_batches)), torch.cat([pixels for pixels, _ in data.before]))
+
+
+def test_flips_are_a_function_of_seed_and_step(tmp_path: Path) -> None:
+    first, again, other = (flips(tmp_path, seed, epochs=2, batch_size=809) for seed in (1, 1, 2))
+    assert torch.equal(first[0], again[0])
+    steps = first[0].split(809)
+    assert len(steps) == 4
+    for i in range(4):
+        assert not torch.equal(steps[i], other[0].split(809)[i])
+        for j in range(i):
+            assert 0.4 < (steps[i] == steps[j]).float().mean() < 0.6, "steps flip different places of the batch"
+
+
+# workers
+
+
+def test_workers_read_the_same_batches(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for i in range(40):
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"{i}.png")
+
+    def batches(workers: int) -> Tensor:
+        data = ImageDataModule(ImageFolder(size=8, holdout=0.25), str(tmp_path), 7, flip=True, num_workers=workers)
+        return seen(fit(data, tmp_path / "run", epochs=2).training_batches)
+
+    assert torch.equal(batches(0), batches(2))
+
+
+# errors, and what predict is given
+
+
+def test_a_batch_larger_than_the_data_set_is_an_error_before_training(tmp_path: Path) -> None:
+    recorder = Recorder()
+    with pytest.raises(UserError, match=r"batch of 1619 images .* more than the data set has \(1618\); lower data"):
+        quiet_trainer(tmp_path, max_steps=1).fit(recorder, datamodule=ImageDataModule(Digits(), batch_size=1619))
+    assert recorder.training_batches == []
+
+
+def test_a_batch_as_large_as_the_data_set_is_not(tmp_path: Path) -> None:
+    recorder = fit(ImageDataModule(Digits(), batch_size=1618), tmp_path)
+    assert [len(images) for images, _ in recorder.training_batches] == [1618]
+
+
+def test_a_batch_has_at_least_one_image() -> None:
+    with pytest.raises(UserError, match="batch_size must be at least 1, got 0"):
+        ImageDataModule(Digits(), batch_size=0)
+
+
+def test_the_reference_is_the_whole_training_set_as_it_is() -> None:
+    data = ImageDataModule(Digits(), batch_size=7, flip=True)
+    reference, train = data.reference_images(), Digits().open(Path("unused"), "train")
+    assert torch.equal(reference.__getitems__(range(len(reference)))[0], train.__getitems__(range(len(train)))[0])
+
+
+def test_the_data_says_its_shape_and_its_classes() -> None:
+    data = ImageDataModule(Digits())
+    assert (data.channels, data.size) == (1, 8)
+    assert data.class_names() == list("0123456789")
+
+
+def test_predict_is_given_ranges_of_images_to_generate(tmp_path: Path) -> None:
+    class Predictor(Recorder):
+        def predict_step(self, batch: Any, batch_idx: int) -> list[int]:
+            return [int(each) for each in batch]
+
+    data = ImageDataModule(Digits(), batch_size=4, predict_images=10)
+    made = quiet_trainer(tmp_path).predict(Predictor(), datamodule=data)
+    assert made == [[0, 0, 4], [0, 4, 8], [0, 8, 10]]

@@ -1,0 +1,81 @@
+"""What tests need to drive the command line: tiny configs, and processes that cannot outlive their test."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parent.parent.parent
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+
+def run(*command: object, seconds: float = 240, **environment: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in the repository until it and all its children have ended; too late, and all are killed."""
+    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    variables.pop("PL_GLOBAL_SEED", None)  # a test that trained in this process would leave it
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=REPOSITORY,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)  # a child left behind would keep the pipes open
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"{command} had not ended after {seconds} s:\n{out}\n{err}") from None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def ddpm(*arguments: object, seconds: float = 240, **environment: object) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m lightning_ddpm`` in a process of its own."""
+    return run(sys.executable, "-m", "lightning_ddpm", *arguments, seconds=seconds, **environment)
+
+
+def read_yaml(path: Path) -> Any:
+    """A config as plain data."""
+    return yaml.safe_load(path.read_text())
+
+
+def write_yaml(path: Path, config: Any) -> Path:
+    """Plain data as a config."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def callback(config: Any, name: str) -> Any:
+    """The arguments of one of the config's callbacks."""
+    return next(each["init_args"] for each in config["trainer"]["callbacks"] if each["class_path"].endswith(f".{name}"))
+
+
+def tiny_digits(folder: Path) -> Any:
+    """configs/digits.yaml, complete with its callbacks, shrunk to four steps on the CPU; its run goes to ``folder``."""
+    config = read_yaml(REPOSITORY / "configs" / "digits.yaml")
+    config["trainer"].update(
+        default_root_dir=str(folder), accelerator="cpu", max_steps=4, val_check_interval=2, log_every_n_steps=1
+    )
+    callback(config, "EMA").update(decay=0.9)
+    callback(config, "Evaluation").update(n=65, every_n_steps=2, batch_size=16)
+    callback(config, "Evaluation")["sampler"]["init_args"].update(steps=2)
+    callback(config, "Memorisation").update(n=20, batch_size=16)
+    callback(config, "Memorisation")["sampler"]["init_args"].update(steps=2)
+    callback(config, "SampleGrid").update(n=4, every_n_steps=2)
+    callback(config, "Checkpoints").update(every_n_steps=2)
+    model = config["model"]["init_args"]
+    model["network"]["init_args"].update(width=8, groups=4)
+    model["schedule"]["init_args"].update(steps=20)
+    model["sampler"]["init_args"].update(steps=5)
+    model["optimizer"]["init_args"].update(lr=0.01)
+    model["lr_scheduler"]["init_args"].update(start_factor=0.5, total_iters=2)
+    config["data"].update(batch_size=16)
+    return config

@@ -1,0 +1,95 @@
+"""What each rank of a distributed test writes down about itself; the tests' configs name it by class_path."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback
+
+from lightning_ddpm.callbacks import BitsPerDim, Evaluation, Memorisation
+from lightning_ddpm.callbacks.ema import use_averaged_weights
+from lightning_ddpm.data import Digits
+from lightning_ddpm.diffusion import x_0_to_eps
+
+
+def digest(tensors):
+    """Names the very values of named tensors."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        state.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
+class RankSpy(Callback):
+    """Writes rank-0.json, rank-1.json, ... into a folder: first images, t and noise, last weights, logged figures."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.seen, self.batch = Path(folder), {}, None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batch = batch
+        if "eps" not in self.seen:
+            self.handle = pl_module.network.register_forward_pre_hook(
+                lambda network, inputs: self._see(pl_module, inputs)
+            )
+
+    def _see(self, module, inputs):
+        x_t, t = inputs
+        eps = x_0_to_eps(module.schedule, x_t, self.batch[0], t)
+        self.seen["images"] = digest({"images": self.batch[0]})
+        self.seen["t"], self.seen["eps"] = t.tolist(), eps.flatten()[:32].tolist()
+        self.handle.remove()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == trainer.max_steps:
+            self.seen["raw"] = digest(dict(pl_module.named_parameters()))
+            with use_averaged_weights(trainer, pl_module):
+                self.seen["ema"] = digest(dict(pl_module.named_parameters()))
+
+    def teardown(self, trainer, pl_module, stage):
+        self.seen["figures"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        measured = (each.likelihoods for each in trainer.callbacks if isinstance(each, BitsPerDim))
+        for name, each in (item for likelihoods in measured for item in likelihoods.items()):
+            self.seen[name] = [each.n, each.mean, each.standard_error, each.prior, *each.terms.tolist()]
+        for found in (each.proximity for each in trainer.callbacks if isinstance(each, Memorisation)):
+            self.seen["proximity"] = found and [each.tolist() for each in found]
+        self.seen["process"] = os.getpid()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(self.seen))
+
+
+class WatchedDigits(Digits):
+    """The digits; leaves a file ``prepare-<process>`` or ``open-<process>`` in a folder when it is asked for them."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def _note(self, what: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{what}-{os.getpid()}").touch()
+
+    def prepare(self, root: Path) -> None:
+        assert not list(self.folder.glob("open-*")), "opened by some rank before it was prepared"
+        self._note("prepare")
+
+    def open(self, root, split):
+        self._note("open")
+        return super().open(root, split)
+
+
+def weights(path):
+    """The digests of a checkpoint's averaged and raw weights, as :class:`RankSpy` forms them."""
+    checkpoint = torch.load(path, weights_only=True)
+    return {"ema": digest(checkpoint["state_dict"]), "raw": digest(checkpoint["current_model_state"])}
+
+
+class RankClock(Callback):
+    """Makes the ranks' clocks disagree: the second's alone forbids evaluations up to step 3, the first's the next."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        late = trainer.global_step == 3
+        for each in trainer.callbacks:
+            if isinstance(each, Evaluation) and each.interval:
+                each.seconds = [1e9] if late == trainer.is_global_zero else []

@@ -1,0 +1,275 @@
+"""Checkpoints are read without running what is in them, and what cannot be read is said in a sentence."""
+
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.command_line import REPOSITORY
+from helpers.tiny import tiny_model
+from jsonargparse import ArgumentParser
+
+from lightning_ddpm.models.checkpoint import build_hyper_parameters, load, read_checkpoint
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.image_classifier import ImageClassifier
+from lightning_ddpm.utils.errors import UserError
+
+CONFIG: dict[str, Any] = {
+    "class_path": "lightning_ddpm.models.ddpm.DDPM",
+    "init_args": {
+        "network": {
+            "class_path": "lightning_ddpm.networks.UNet",
+            "init_args": {"channels": 1, "size": 8, "width": 8, "multipliers": [1, 2], "attention": [4]}
+            | {"blocks": 1, "groups": 4},
+        },
+        "schedule": {"class_path": "lightning_ddpm.diffusion.Cosine", "init_args": {"steps": 20}},
+        "sampler": {"class_path": "lightning_ddpm.diffusion.DDIM", "init_args": {"steps": 3}},
+    },
+}
+
+
+class Malice:
+    """Makes a file when it is unpickled by a reader that runs code."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    """What a good checkpoint holds: an average that is twice the raw weights."""
+    raw = tiny_model().state_dict()
+    return {
+        "state_dict": {name: 2 * value for name, value in raw.items()},
+        "current_model_state": raw,
+        "hyper_parameters": build_hyper_parameters(CONFIG),
+    }
+
+
+def sentence(path: Path) -> str:
+    """What reading the file is refused with; loading it as a model is refused likewise."""
+    with pytest.raises(UserError) as reading:
+        read_checkpoint(path)
+    with pytest.raises(UserError) as loading:
+        load(path, DDPM)
+    assert str(reading.value) == str(loading.value)
+    assert str(path) in str(reading.value)
+    assert "\n" not in str(reading.value)
+    return str(reading.value)
+
+
+def test_a_model_is_built_and_filled_from_its_checkpoint_alone(tmp_path: Path, content: dict[str, Any]) -> None:
+    torch.save(content, tmp_path / "model.ckpt")
+    model, raw = load(tmp_path / "model.ckpt", DDPM), load(tmp_path / "model.ckpt", DDPM, raw=True)
+    assert not model.training
+    assert model.schedule.T == 20
+    assert model.sampler.steps == 3
+    for name, value in content["current_model_state"].items():
+        assert torch.equal(raw.state_dict()[name], value)
+        assert torch.equal(model.state_dict()[name], 2 * value)
+
+
+def test_an_optimizer_of_another_torch_does_not_keep_a_model_from_being_built(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    arguments = {"lr": 0.1, "an_argument_of_the_future": True}
+    content["hyper_parameters"]["optimizer"] = {"class_path": "torch.optim.Adam", "init_args": arguments}
+    content["hyper_parameters"]["lr_scheduler"] = {"class_path": "torch.optim.lr_scheduler.NotYetKnown"}
+    torch.save(content, tmp_path / "model.ckpt")
+    assert load(tmp_path / "model.ckpt", DDPM).schedule.T == 20
+
+
+def test_raw_weights_that_are_not_there_are_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
+    del content["current_model_state"]
+    torch.save(content, tmp_path / "model.ckpt")
+    load(tmp_path / "model.ckpt", DDPM)
+    with pytest.raises(UserError, match=r"no raw weights .* leave --raw out"):
+        load(tmp_path / "model.ckpt", DDPM, raw=True)
+
+
+def test_a_missing_file_is_an_error_that_names_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").touch()
+    assert f"there is {tmp_path / 'last.ckpt'}" in sentence(tmp_path / "lost.ckpt")
+    assert "there is no checkpoint" in sentence(tmp_path / "no folder" / "lost.ckpt")
+    assert "there is no checkpoint" in sentence(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_an_error(tmp_path: Path, content: dict[str, Any], share: float) -> None:
+    path = tmp_path / "half.ckpt"
+    torch.save(content, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    sentence(path)
+
+
+@pytest.mark.parametrize("first", range(0, 256, 3))
+def test_any_other_file_is_an_error(tmp_path: Path, first: int) -> None:
+    path = tmp_path / "text.ckpt"
+    path.write_bytes(bytes([first]) + b"his is a text\nand no checkpoint at all.\n" * 3)
+    sentence(path)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"model": torch.zeros(3), "epoch": 7},
+        {"state_dict": {"weight": torch.zeros(3)}},
+        {"state_dict": {}, "hyper_parameters": {"lr": 0.1}},
+        {"state_dict": {}, "hyper_parameters": None},
+        [torch.zeros(3)],
+        torch.zeros(3),
+    ],
+    ids=["other keys", "bare weights", "other hyper-parameters", "no hyper-parameters", "a list", "a tensor"],
+)
+def test_a_checkpoint_of_another_program_is_an_error(tmp_path: Path, foreign: object) -> None:
+    torch.save(foreign, tmp_path / "foreign.ckpt")
+    assert "does not say" in sentence(tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize("how", ["torch.save", "torch's old format", "pickle"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, content: dict[str, Any], how: str) -> None:
+    path, trace = tmp_path / "evil.ckpt", tmp_path / "it ran"
+    content["callbacks"] = Malice(trace)
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content["callbacks"], protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch.save")
+    assert "is refused" in sentence(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())  # noqa: S301
+    assert trace.exists(), "the file holds no code: this test proves nothing"
+
+
+def test_a_checkpoint_that_is_not_the_published_one_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    published = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
+    assert "digits.ckpt" in (published.parent / "SHA256SUMS").read_text()
+    load(published, DDPM)
+    shutil.copy(published.parent / "SHA256SUMS", tmp_path)
+    torch.save(content, tmp_path / "digits.ckpt")
+    assert "its SHA-256 is " in sentence(tmp_path / "digits.ckpt")
+    torch.save(content, tmp_path / "another.ckpt")
+    load(tmp_path / "another.ckpt", DDPM)
+
+
+MINE = """
+import os
+from lightning_ddpm.networks import UNet
+
+os.mkdir("it ran")
+
+class Net(UNet):
+    pass
+
+def fall(time):
+    os.mkdir("it ran")
+"""
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module of somebody's, in the folder where the program is started and the checkpoint lies."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "network.yaml").write_text("class_path: mine.Net")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def network(named: object) -> dict[str, Any]:
+    return {"network": named}
+
+
+def function_of_time(named: object) -> dict[str, Any]:
+    arguments = {"alpha_bar": named, "steps": 20}
+    return {"schedule": {"class_path": "lightning_ddpm.diffusion.AlphaBarFunction", "init_args": arguments}}
+
+
+def spacing(named: object) -> dict[str, Any]:
+    arguments = {"steps": 3, "spacing": named}
+    return {"sampler": {"class_path": "lightning_ddpm.diffusion.DDIM", "init_args": arguments}}
+
+
+MKDIR = {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", "it ran"]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"_class_path": "mine.Net"}, "mine.Net"),
+        (network({"class_path": "mine.Net"}), "mine.Net"),
+        (network("mine.Net"), "mine.Net"),
+        (network('{"class_path": "mine.Net"}'), "mine.Net"),
+        (network({"class_path": "torch.hub.load"}), "torch.hub.load"),
+        (function_of_time("mine.fall"), "mine.fall"),
+        (function_of_time("os.system"), "os.system"),
+        (function_of_time("lightning_ddpm.utils.files.os.system"), "posix.system"),
+        (function_of_time(MKDIR), "subprocess.Popen"),
+        (spacing("builtins.exec"), "builtins.exec"),
+        (spacing(MKDIR), "subprocess.Popen"),
+    ],
+)
+def test_a_checkpoint_has_only_known_classes_built(
+    change: dict[str, Any], named: str, beside: Path, content: dict[str, Any]
+) -> None:
+    content["hyper_parameters"].update(change)
+    torch.save(content, "model.ckpt")
+    with pytest.raises(UserError) as error:
+        load("model.ckpt", DDPM)
+    assert str(error.value).startswith(f"model.ckpt is refused: it names {named}, which is not of lightning_ddpm, ")
+    assert str(error.value).endswith(f"set LIGHTNING_DDPM_TRUST={named.split('.')[0]}")
+    assert not (beside / "it ran").exists()
+    assert "mine" not in sys.modules
+
+
+def test_a_checkpoint_brings_no_other_file_in(beside: Path, content: dict[str, Any]) -> None:
+    content["hyper_parameters"].update(network("network.yaml"))
+    torch.save(content, "model.ckpt")
+    with pytest.raises(UserError, match="cannot be built"):
+        load("model.ckpt", DDPM)
+    assert not (beside / "it ran").exists()
+
+
+def test_trusted_modules_are_built_and_what_is_read_later_is_not_restricted(
+    beside: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = content["hyper_parameters"]["network"]["init_args"]
+    content["hyper_parameters"].update(network({"class_path": "mine.Net", "init_args": arguments}))
+    torch.save(content, "model.ckpt")
+    with pytest.raises(UserError, match="is refused"):
+        load("model.ckpt", DDPM)
+    monkeypatch.setenv("LIGHTNING_DDPM_TRUST", "other, mine")
+    assert type(load("model.ckpt", DDPM).network).__name__ == "Net"
+    assert (beside / "it ran").exists(), "the module does nothing: the tests above prove nothing"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--call", type=Callable)
+    assert parser.parse_object({"call": "shutil.copyfileobj"}).call is shutil.copyfileobj
+
+
+def test_a_model_of_another_kind_is_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(UserError, match="cannot be built as ImageClassifier"):
+        load(tmp_path / "model.ckpt", ImageClassifier)
+
+
+def test_a_class_that_is_not_there_is_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["hyper_parameters"]["_class_path"] = "lightning_ddpm.models.ddpm.NoSuchModel"
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(UserError, match="NoSuchModel, which cannot be built"):
+        load(tmp_path / "model.ckpt", DDPM)
+
+
+def test_weights_that_do_not_fit_the_model_are_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["state_dict"].popitem()
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(UserError):
+        load(tmp_path / "model.ckpt", DDPM)

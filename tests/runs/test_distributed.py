@@ -1,0 +1,200 @@
+"""Two real processes on the CPU train, evaluate and sample as one does."""
+
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
+from helpers.rank_spies import weights
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+FIGURES = ("fd_digits", "kd_digits", "precision_digits", "recall_digits", "classifier_score_digits")
+TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+def watched(folder):
+    """The tiny run, with spies that write into ``folder``."""
+    config = tiny_digits(folder / "run")
+    config["trainer"]["callbacks"].append(
+        {"class_path": "helpers.rank_spies.RankSpy", "init_args": {"folder": str(folder)}}
+    )
+    watched_digits = {"class_path": "helpers.rank_spies.WatchedDigits", "init_args": {"folder": str(folder / "source")}}
+    config["data"].update(source=watched_digits, batch_size=8)
+    return config
+
+
+def seen(folder, rank):
+    return json.loads((folder / f"rank-{rank}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of four steps on two ranks."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    config = write_yaml(folder / "config.yaml", watched(folder))
+    ended = ddpm("fit", "--config", config, *TWO, PYTHONPATH=REPOSITORY / "tests")
+    assert ended.returncode == 0, ended.stderr
+    (folder / "out.txt").write_text(ended.stdout)
+    return folder
+
+
+def test_weights_and_their_average_are_equal_on_both_ranks_and_in_the_checkpoint(trained):
+    first, second = seen(trained, 0), seen(trained, 1)
+    assert first["process"] != second["process"]
+    assert first["raw"] == second["raw"]
+    assert first["ema"] == second["ema"]
+    assert first["raw"] != first["ema"]
+    assert weights(trained / "run" / "last.ckpt") == {"raw": first["raw"], "ema": first["ema"]}
+
+
+def test_images_steps_and_noise_differ_between_the_ranks(trained):
+    first, second = seen(trained, 0), seen(trained, 1)
+    assert first["images"] != second["images"]
+    assert first["t"] != second["t"]
+    assert abs(correlation(first["eps"], second["eps"])) < 0.6  # of 32 pairs of independent numbers, 3.4 sigma
+    for each in (first, second):
+        assert 0.5 < sum(eps**2 for eps in each["eps"]) / 32 < 1.9  # it is the noise that was looked at
+
+
+def correlation(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def test_data_are_fetched_by_the_first_rank_alone_and_opened_by_both(trained):
+    prepared = [path.name for path in (trained / "source").glob("prepare-*")]
+    assert prepared == [f"prepare-{seen(trained, 0)['process']}"]
+    opened = {path.name for path in (trained / "source").glob("open-*")}
+    assert opened == {f"open-{seen(trained, rank)['process']}" for rank in (0, 1)}
+
+
+def test_the_run_is_said_once_with_its_global_batch(trained):
+    out = (trained / "out.txt").read_text()
+    assert out.count("device: 2 x cpu") == 1
+    assert out.count("4 steps of 16 images, 102 steps an epoch") == 1
+    assert out.count("step 4: val/fd_digits") == 1
+    assert seen(trained, 0)["figures"]["val/fd_digits"] == seen(trained, 1)["figures"]["val/fd_digits"]
+
+
+def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, command, tmp_path, monkeypatch):
+    figures = {}
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        config = watched(folder)
+        callback(config, "Evaluation").update(n=101, batch_size=16)
+        arguments = ("validate", "--config", write_yaml(folder / "config.yaml", config))
+        arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
+        monkeypatch.setenv("LIGHTNING_DDPM_CACHE", str(folder / "cache"))  # each computes the reference statistics too
+        status, err = alone(command, *arguments) if world == 1 else together(*arguments, *TWO)
+        assert status == 0, err
+        assert len(list((folder / "cache").rglob("fd_digits-*.npz"))) == 1
+        for rank in range(world):
+            figures[world, rank] = seen(folder, rank)["figures"]["val/fd_digits"]
+    assert figures[2, 0] == figures[2, 1]
+    assert figures[2, 0] == pytest.approx(figures[1, 0], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_all_ranks_leave_out_an_evaluation_when_the_first_does_and_make_it_when_it_does(tmp_path):
+    config = watched(tmp_path)
+    config["model"]["init_args"]["optimizer"]["init_args"].update(lr=0.0)
+    full = callback(config, "Evaluation")
+    cheap = full | {"every_n_steps": 1, "max_share": 1.0, "metrics": ["fid", "kid", "pr", "is"]}
+    del full["every_n_steps"]
+    config["trainer"]["callbacks"] += [
+        {"class_path": "helpers.rank_spies.RankClock"},
+        {"class_path": "lightning_ddpm.callbacks.Evaluation", "init_args": cheap},
+    ]
+    ended = ddpm("fit", "--config", write_yaml(tmp_path / "config.yaml", config), *TWO, PYTHONPATH=REPOSITORY / "tests")
+    assert ended.returncode == 0, ended.stderr
+    assert [int(step) for step in re.findall(r"step (\d): evaluation left out", ended.stdout)] == [4]
+    assert ended.stdout.count("step 4: final/fd_digits") == 1
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    first, second = (seen(tmp_path, rank)["figures"] for rank in (0, 1))
+    for name in FIGURES:
+        logged = [(event.step, event.value) for event in events.Scalars(f"val/{name}")]
+        standing = pytest.approx(logged[0][1], rel=1e-6)  # as the weights do
+        assert logged == [(step, standing) for step in (1, 2, 3)]
+        assert first[f"val/{name}"] == second[f"val/{name}"] == logged[-1][1]
+    assert first["final/fd_digits"] == second["final/fd_digits"] == pytest.approx(first["val/fd_digits"], rel=1e-6)
+
+
+def test_bits_per_dim_and_nearest_training_images_on_two_ranks_are_those_of_one_process(trained, command, tmp_path):
+    said, drawn = {}, {}
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        config = watched(folder)
+        settings = {"n": 101, "batch_size": 16}  # seven batches: one rank has four, the other three
+        config["trainer"]["callbacks"].append(
+            {"class_path": "lightning_ddpm.callbacks.BitsPerDim", "init_args": settings}
+        )
+        callback(config, "Memorisation").update(n=101, shown=20)  # of batches of 16: both ranks have some to show
+        arguments = ("test", "--config", write_yaml(folder / "config.yaml", config))
+        arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
+        status, err = alone(command, *arguments) if world == 1 else together(*arguments, *TWO)
+        assert status == 0, err
+        said[world] = [seen(folder, rank) for rank in range(world)]
+        drawn[world] = {path.name: path.read_bytes() for path in (folder / "run" / "samples").iterdir()}
+    one, (first, second) = said[1][0], said[2]
+    for name in ("bits_per_dim", "bits_per_dim_unclipped"):
+        assert one[name][0] == 101
+        assert len(one[name]) == 4 + 20
+        assert first[name] == second[name] == pytest.approx(one[name], rel=1e-9)
+    assert len(one["proximity"][0]) == len(one["proximity"][2]) == 101
+    assert first["proximity"] == second["proximity"] == one["proximity"]
+    shares = [each["figures"]["test/memorisation_digits"] for each in (one, first, second)]
+    assert shares[0] == shares[1] == shares[2]
+    assert set(drawn[1]) == {"memorisation-test.png", "memorisation-test-distances.png"}
+    assert drawn[1] == drawn[2]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """1,001 digits of the shipped model, drawn by one process: contents by name."""
+    return draw(tmp_path_factory.mktemp("drawn"), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_sample_the_very_images_of_one(world, drawn, tmp_path):
+    assert len(drawn) == 1001 + len({"grid.png", "set.json"})
+    assert draw(tmp_path, world) == drawn
+
+
+@pytest.mark.slow
+def test_batch_sizes_change_a_sampled_image_by_one_grey_level_at_most(drawn, tmp_path):
+    small = draw(tmp_path, 1, batch_size=7)
+    numbered = [name for name in drawn if name[0] == "0"]
+    one, other = (
+        np.stack([np.asarray(Image.open(io.BytesIO(each[name]))) for name in numbered]) for each in (drawn, small)
+    )
+    assert one.shape == (1001, 8, 8)
+    assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def draw(folder, world, batch_size=64):
+    """The shipped model's images by ``sample`` on so many ranks: contents by name.
+
+    By ten steps: two would magnify rounding, in one pixel of 64,064 to two grey levels.
+    """
+    options = ("--n", 1001, "--steps", 10, "--seed", 7, "--batch_size", batch_size, "--accelerator", "cpu")
+    ckpt = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
+    status, err = together("sample", "--ckpt", ckpt, *options, "--devices", world, "--out", folder / "images")
+    assert status == 0, err
+    return {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
+
+
+def alone(command, *arguments):
+    """Run in this process: its status and errors."""
+    status, _, err = command(*arguments)
+    return status, err
+
+
+def together(*arguments):
+    """Run in processes of their own: their status and errors."""
+    ended = ddpm(*arguments, PYTHONPATH=REPOSITORY / "tests")
+    return ended.returncode, ended.stderr

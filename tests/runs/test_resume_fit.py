@@ -1,0 +1,229 @@
+"""A run that was killed and goes on ends as the run that was not: bit by bit, every image once an epoch."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
+from helpers.run_spies import diary
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+STEPS = 12
+TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+KILLED = -signal.SIGKILL
+
+
+def config(folder: Path, two: bool = False, **spy: Any) -> Any:
+    """Twelve steps over 40 images, dropout and flips on, with evaluations, validations and checkpoints in between."""
+    made = tiny_digits(folder / "run")
+    made["trainer"].update(max_steps=STEPS, val_check_interval=5, limit_val_batches=1)
+    callback(made, "Evaluation").update(n=8, every_n_steps=4)
+    callback(made, "SampleGrid").update(every_n_steps=6)
+    callback(made, "Checkpoints").update(every_n_steps=3)
+    made["model"]["init_args"]["network"]["init_args"].update(dropout=0.3)
+    made["model"]["init_args"]["lr_scheduler"]["init_args"].update(total_iters=10)
+    made["trainer"]["callbacks"].append(
+        {"class_path": "helpers.run_spies.Diary", "init_args": {"folder": str(folder), **spy}}
+    )
+    made["data"].update(
+        source={"class_path": "helpers.run_spies.NumberedDigits"}, batch_size=4 if two else 8, flip=True
+    )
+    return made
+
+
+def fit(folder: Path, *options: object, two: bool = False, spy: Any = None, every: int = 3, **arguments: Any) -> Any:
+    """Run ``fit`` in processes of its own, with a checkpoint every so many steps."""
+    made = config(folder, two, **(spy or {}))
+    callback(made, "Checkpoints").update(every_n_steps=every)
+    file = write_yaml(folder / "config.yaml", made)
+    words = ("fit", "--config", file, *(TWO if two else ()), *options)
+    return ddpm(*words, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}", **arguments)
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dicts and lists as one dict of dotted names."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: each for k, v in items for key, each in flat(v, f"{name}.{k}").items()}
+    return {name: value}
+
+
+def trained(run: Path) -> dict[str, Any]:
+    """All that training made: both weight sets, the average's counter, optimizer, schedule, place in the data."""
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    parts = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
+    return flat({name: checkpoint[name] for name in (*parts, "global_step", "ImageDataModule")})
+
+
+def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    different = [
+        name
+        for name, value in one.items()
+        if not (torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name])
+    ]
+    assert different == []
+
+
+def steps(folder: Path, rank: int = 0) -> dict[int, list[Any]]:
+    """What training did at each step, as the last process that did it wrote it down: batches and validations."""
+    done: dict[int, list[Any]] = {}
+    for step, what, value in diary(folder, rank):
+        if what == "start":
+            done = {each: happened for each, happened in done.items() if each < step} | {step: done.get(step, [])}
+            # What came after the checkpoint of this step is done again; its validation came before.
+            done[step] = [each for each in done[step] if each[0] == "validation"]
+        else:
+            done.setdefault(step, []).append((what, value))
+    return done
+
+
+def first_epoch(*ranks: dict[int, list[Any]]) -> list[int]:
+    """The numbers of the images that these saw in the first epoch, sorted."""
+    batches = [value for done in ranks for happened in done.values() for what, value in happened if what == "batch"]
+    return sorted(number for epoch, _, *numbers in batches if epoch == 0 for number in numbers)
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every curve, as TensorBoard shows it, but the clock's; and those by quarter of t.
+
+    Where no image of a batch has its t in a quarter, Lightning repeats the last value of the epoch, which a process
+    that begins in the middle of it does not know.
+    """
+    events = EventAccumulator(str(run), {"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if "quarter" not in tag and "per_second" not in tag]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def assert_same_run(one: Path, other: Path, ranks: int = 1, but: int | None = None) -> None:
+    """Weights, curves, and what was done at each step but one."""
+    assert_equal(trained(one / "run"), trained(other / "run"))
+    assert curves(one / "run") == curves(other / "run")
+    for rank in range(ranks):
+        first, second = (steps(each, rank) for each in (one, other))
+        assert {step: first[step] for step in first if step != but} == {
+            step: second[step] for step in second if step != but
+        }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    ended = fit(folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+def test_a_whole_run_sees_every_image_once_an_epoch_and_draws_every_step(whole: Path) -> None:
+    batches = [value for happened in steps(whole).values() for what, value in happened if what == "batch"]
+    for epoch in (0, 1):
+        numbers = [number for each in batches if each[0] == epoch for number in each[2:]]
+        assert sorted(numbers) == list(range(40))
+    assert [step for step, _ in curves(whole / "run")["train/loss"]] == list(range(1, STEPS + 1))
+    assert [step for step, _ in curves(whole / "run")["val/loss"]] == [5, 10]
+
+
+@pytest.mark.parametrize("kill_at", [4, pytest.param(11, marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole: Path, tmp_path: Path, kill_at: int) -> None:
+    killed = fit(tmp_path, spy={"kill_at": kill_at})
+    assert killed.returncode == KILLED, killed.stderr
+    resumed = fit(tmp_path, "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on after step {kill_at // 3 * 3}, from {tmp_path / 'run' / 'last.ckpt'}" in resumed.stdout
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_run_that_goes_on_at_its_end_measures_the_end_again_and_draws_it_once(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "run", tmp_path / "run")
+    resumed = fit(tmp_path, "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"step {STEPS}: val/memorisation_digits" in resumed.stdout
+    assert curves(tmp_path / "run") == curves(whole / "run")
+    assert [step for step, _ in curves(tmp_path / "run")["val/memorisation_digits"]] == [STEPS]
+
+
+@pytest.mark.slow
+def test_a_run_with_accumulated_gradients_and_workers_goes_on_likewise(tmp_path: Path) -> None:
+    options = ("--trainer.accumulate_grad_batches", "2", "--data.num_workers", "2")
+    for name in ("whole", "killed"):
+        ended = fit(tmp_path / name, *options, spy={"kill_at": 10} if name == "killed" else None)
+        assert ended.returncode == (KILLED if name == "killed" else 0), ended.stderr
+    resumed = fit(tmp_path / "killed", *options, "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step 9, " in resumed.stdout
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "every"), [(0, 3), (1, 1)])
+def test_a_signal_to_one_of_two_ranks_stops_both_after_the_next_step_and_they_go_on(
+    tmp_path: Path, rank: int, every: int
+) -> None:
+    whole = fit(tmp_path / "whole", two=True)
+    assert whole.returncode == 0, whole.stderr
+    name = ("SIGUSR1", "SIGTERM")[rank]
+    stopped = fit(tmp_path / "stopped", two=True, spy={"kill_at": 7, "signal_name": name, "rank": rank}, every=every)
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"{name}: stopped after step 8; go on with --ckpt_path last" in stopped.stdout
+    assert stopped.stdout.count("stopped after step") == 1
+    resumed = fit(tmp_path / "stopped", "--ckpt_path", "last", two=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step 8, " in resumed.stdout
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped", ranks=2)
+    assert first_epoch(*(steps(tmp_path / "stopped", rank) for rank in (0, 1))) == list(range(40))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks_at_the_next_image_of_the_same_order(tmp_path: Path) -> None:
+    for folder, before, after in ((tmp_path / "more", False, True), (tmp_path / "fewer", True, False)):
+        killed = fit(folder, two=before, spy={"kill_at": 4})
+        assert killed.returncode != 0
+        resumed = fit(folder, "--ckpt_path", "last", two=after)
+        assert resumed.returncode == 0, resumed.stderr
+        assert "going on after step 3, " in resumed.stdout
+        assert f"changed: data.batch_size was {4 if before else 8}, is {4 if after else 8}" in resumed.stdout
+        second = {step: done for step, done in steps(folder, 1).items() if after or step < 3}
+        assert first_epoch(steps(folder, 0), second) == list(range(40))
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_after_one_of_them_was_killed(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", two=True)
+    assert whole.returncode == 0, whole.stderr
+    killed = fit(tmp_path / "killed", two=True, spy={"kill_at": 8, "rank": 1})
+    assert killed.returncode != 0
+    resumed = fit(tmp_path / "killed", "--ckpt_path", "last", two=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", ranks=2)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_ends_as_the_one_that_was_not(whole: Path, tmp_path: Path) -> None:
+    moments = random.Random(0)
+    file = write_yaml(tmp_path / "config.yaml", config(tmp_path))
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
+    environment.pop("PL_GLOBAL_SEED", None)
+    for _ in range(20):
+        resume = ["--ckpt_path", "last"] if (tmp_path / "run" / "last.ckpt").exists() else []
+        words = [sys.executable, "-m", "lightning_ddpm", "fit", "--config", str(file), *resume]
+        process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+        begun = len(diary(tmp_path)) if (tmp_path / "rank-0.jsonl").exists() else 0
+        while process.poll() is None and not ((tmp_path / "rank-0.jsonl").exists() and len(diary(tmp_path)) > begun):
+            time.sleep(0.01)  # until it trains
+        time.sleep(moments.uniform(0, 1))
+        process.kill()
+        process.wait()
+    saved = (tmp_path / "run" / "last.ckpt").exists()
+    resumed = fit(tmp_path, *(("--ckpt_path", "last") if saved else ()))
+    assert resumed.returncode == 0, resumed.stderr
+    # Killed between the last checkpoint and the end, a run does not come to the end of its last epoch again.
+    assert_same_run(whole, tmp_path, but=STEPS)

@@ -1,0 +1,265 @@
+"""What a step reads back from the device, where the program would wait for it.
+
+In training it is counted on the CPU, by the operations that would wait on a GPU: a value taken to Python, a size that
+depends on values, a number that is copied to the device. All else runs on a GPU that is not there: its tensors have
+devices and shapes but no values, so that whoever asks for one, or mixes it with the host's, is found out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny import quiet_trainer, real_data, tiny_model, tiny_network
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_ddpm.callbacks import EMA, Checkpoints, NonFinite, ProgressLines
+from lightning_ddpm.data import Digits, ImageDataModule
+from lightning_ddpm.diffusion import (
+    DDIM,
+    P2,
+    VLB,
+    X0,
+    Ancestral,
+    ClassifierFree,
+    Cosine,
+    DPMSolverPP,
+    Epsilon,
+    EulerMaruyama,
+    FixedLarge,
+    FixedSmall,
+    Guidance,
+    Heun,
+    Hybrid,
+    LearnedRange,
+    LossAwareTimesteps,
+    MinSNR,
+    Objective,
+    Parameterization,
+    PosteriorMean,
+    PredictorCorrector,
+    ReverseVariance,
+    Sampler,
+    SDEdit,
+    Simple,
+    SimpleWeighted,
+    TruncatedSNR,
+    Velocity,
+    elbos,
+    invert,
+)
+from lightning_ddpm.metrics import DigitsFeatures, FeatureExtractor, Inception
+from lightning_ddpm.metrics.bits_per_dim import ELBOSums
+from lightning_ddpm.metrics.nearest_neighbours import NearestNeighbours
+
+WAITS = {
+    *(torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default),
+    *(torch.ops.aten.equal.default, torch.ops.aten.masked_select.default, torch.ops.aten._unique2.default),
+    torch.ops.aten.bincount.default,
+}
+
+
+class Reads(TorchDispatchMode):
+    """Which tensors were read, by where they lie in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+
+    def __enter__(self) -> "Reads":
+        self.to_list = Tensor.tolist  # what it does with a tensor of the CPU, no operation shows
+        reads = self.tensors
+
+        def noted(tensor: Tensor) -> Any:
+            reads.append(tensor)
+            return self.to_list(tensor)
+
+        Tensor.tolist = noted  # type: ignore[method-assign]
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *exception: object) -> None:
+        Tensor.tolist = self.to_list  # type: ignore[method-assign]
+        super().__exit__(*exception)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = func is torch.ops.aten.index.Tensor and any(
+            each.dtype is torch.bool for each in args[1] if each is not None
+        )
+        of_numbers = func is torch.ops.aten.lift_fresh.default and not args[0].ndim
+        if func in WAITS or by_mask or of_numbers:
+            self.tensors.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class ReadsOfSteps(Callback):
+    """The reads of each step, but of what a GPU's run has on the host: the average's counter, and what was sent there
+    in the step before.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+        self.looked_back = 0
+        self.reads: Reads | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.end(trainer)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self.sent = [each._before[1]._values for each in callbacks if isinstance(each, NonFinite) and each._before]
+        self.reads = Reads()
+        self.reads.__enter__()
+
+    def end(self, trainer: Trainer) -> None:
+        if self.reads is None:
+            return
+        self.reads.__exit__(None, None, None)
+        counters = [each._average_model.n_averaged for each in trainer.callbacks if isinstance(each, EMA)]  # type: ignore[attr-defined]
+        on_the_host = {each.data_ptr() for each in (*counters, *self.sent)}
+        self.found.append(sum(each.data_ptr() not in on_the_host for each in self.reads.tensors))
+        sent = {each.data_ptr() for each in self.sent}
+        self.looked_back += sum(each.data_ptr() in sent for each in self.reads.tensors)
+
+
+VARIANCE = {"objective": Hybrid(), "timesteps": LossAwareTimesteps(history=1)}
+
+
+@pytest.mark.parametrize(
+    ("network", "more"),
+    [({}, {}), ({"outputs": 2}, VARIANCE), ({"classes": 10}, {"objective": SimpleWeighted(MinSNR())})],
+    ids=["Ho's", "learned variance", "classes"],
+)
+def test_a_training_step_reads_back_nothing_but_whether_the_one_before_was_finite(
+    network: dict[str, Any], more: dict[str, Any], tmp_path: Path
+) -> None:
+    reads = ReadsOfSteps()
+    callbacks = [reads, EMA(), NonFinite(), Checkpoints(every_n_steps=1000), ProgressLines(1000)]
+    settings = {
+        "gradient_clip_val": 1.0,
+        "log_every_n_steps": 1000,
+        "enable_checkpointing": True,
+        "enable_progress_bar": True,
+    }
+    trainer = quiet_trainer(tmp_path, callbacks=callbacks, max_steps=6, **settings)
+    trainer.fit(
+        tiny_model(network=tiny_network(**network), **more), datamodule=ImageDataModule(Digits(), batch_size=16)
+    )
+    reads.end(trainer)
+    assert reads.found[1:5] == [0, 0, 0, 0]  # the first is logged, and the last saved
+    assert reads.looked_back == 5, "in every step but the first"
+
+
+class OfTheHost(torch.Generator):
+    """A generator of a GPU that is not there; what it draws has no values anyway."""
+
+    def __new__(cls, device: object = "cpu") -> "OfTheHost":
+        return super().__new__(cls, "cpu")
+
+
+GPU = torch.device("cuda", 0)
+
+
+@contextmanager
+def pretended_gpu() -> Iterator[None]:
+    """Inside there is a GPU; what is made outside has values, and moves there without them."""
+    if torch.__version__ < (2, 11) and not torch.cuda.is_available():
+        pytest.skip("torch 2.6 asks for CUDA's driver even of tensors that have no values, 2.11 does not")
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
+        patch.setattr(torch, "Generator", OfTheHost)
+        patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+        yield
+
+
+def test_a_gpu_that_is_not_there_finds_waiting_and_mixing() -> None:
+    table = torch.arange(5.0)
+    with pretended_gpu():
+        there = torch.ones(3, dtype=torch.long, device=GPU)
+        for broken in (lambda: there.sum().item(), lambda: table.to(GPU)[there[0]], lambda: there.bincount()):
+            with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+                broken()
+        with pytest.raises(RuntimeError, match=r"two (different )?devices,? cuda:0"):
+            there + torch.ones(3)
+
+
+SAMPLERS = [
+    *(Ancestral(FixedLarge()), Ancestral(FixedSmall(), 5), Ancestral(LearnedRange()), DDIM(5), DDIM(5, eta=1.0)),
+    *(DPMSolverPP(5), DPMSolverPP(5, eta=1.0), Heun(5), EulerMaruyama(), PredictorCorrector(EulerMaruyama())),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+def test_drawing_waits_for_nothing(sampler: Sampler) -> None:
+    model = tiny_model(network=tiny_network(outputs=2))
+    with pretended_gpu():
+        drawn = model.to(GPU).generate((0, 3, 7), sampler)
+    assert (drawn.shape, drawn.dtype, drawn.device) == ((4, 1, 8, 8), torch.uint8, GPU)
+
+
+@pytest.mark.parametrize("guidance", [None, ClassifierFree(0.0), ClassifierFree(2.0)], ids=repr)
+def test_drawing_a_class_waits_for_nothing(guidance: Guidance | None) -> None:
+    model = tiny_model(network=tiny_network(classes=10))
+    with pretended_gpu():
+        assert model.to(GPU).generate((0, 3, 7), DDIM(5), guidance, [1, 2]).device == GPU
+
+
+PREDICTIONS = [Epsilon(), Velocity(), X0(), PosteriorMean()]
+OBJECTIVES = [
+    *(Simple(), Hybrid(), VLB(FixedLarge()), VLB(FixedSmall()), VLB(LearnedRange())),
+    *(SimpleWeighted(weight) for weight in (MinSNR(), P2(), TruncatedSNR())),
+]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=repr)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_a_loss_waits_for_nothing(objective: Objective, prediction: Parameterization) -> None:
+    network = tiny_network(outputs=2, classes=10)
+    model = tiny_model(network=network, objective=objective, parameterization=prediction)
+    with pretended_gpu():
+        x_0, t = torch.zeros(4, 1, 8, 8, device=GPU), torch.ones(4, dtype=torch.long, device=GPU)
+        losses = model.to(GPU).loss(x_0, t, torch.zeros_like(x_0), t)
+    assert (losses.shape, losses.dtype, losses.device) == ((4,), torch.float32, GPU)
+
+
+@pytest.mark.parametrize("variance", [FixedLarge(), FixedSmall(), LearnedRange()], ids=repr)
+def test_the_bound_and_its_sums_wait_for_nothing(variance: ReverseVariance) -> None:
+    model = tiny_model(network=tiny_network(outputs=2), schedule=Cosine(steps=4))
+    with pretended_gpu():
+        sums, x_0 = ELBOSums(4, GPU), torch.zeros(4, 1, 8, 8, device=GPU)
+        model.to(GPU)
+        for bound in elbos([model.denoiser, model.denoiser.without_clipping()], variance, x_0):
+            sums.update(bound)
+    assert sums.sums.device == GPU
+
+
+def test_finding_the_nearest_images_waits_for_nothing() -> None:
+    with pretended_gpu():
+        nearest = NearestNeighbours(torch.zeros(3, 64, device=GPU), 2)
+        for start in (0, 9):
+            nearest.update(start, torch.zeros(9, 64, device=GPU))
+    assert nearest.indices.device == GPU
+
+
+def test_what_is_changed_waits_for_nothing() -> None:
+    model = tiny_model()
+    with pretended_gpu():
+        denoise, x = model.to(GPU).denoiser, torch.zeros(4, 1, 8, 8, device=GPU)
+        assert invert(denoise, x, 5).device == GPU
+        assert SDEdit(DDIM(5), x, 0.5).sample(denoise, x).device == GPU
+
+
+@pytest.mark.parametrize("judge", [DigitsFeatures(), Inception()], ids=lambda judge: type(judge).__name__)
+def test_judging_waits_for_nothing(judge: FeatureExtractor) -> None:
+    if isinstance(judge, Inception):
+        judge = Inception(str(real_data("fid-inception-2015-12-05.pth")))
+    judge.load()
+    channels, size = (3, 32) if isinstance(judge, Inception) else (1, 8)
+    with pretended_gpu():
+        features = judge.to(GPU)(torch.zeros(6, channels, size, size, dtype=torch.uint8, device=GPU))
+    assert (features.shape, features.device) == ((6, judge.num_features), GPU)
