@@ -2,12 +2,13 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -28,6 +29,12 @@ def to_uint8(x: Tensor) -> Tensor:
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 """What files may hold, whatever they are called; Pillow would hand PostScript to another program."""
+
+GRID_PADDING = 2
+TITLE_HEIGHT = 14
+TITLE_SIZES = (10, 9, 8)
+"""Of :func:`arrange_grid`: pixels between images; rows that titles take; font sizes, of which the first that fits is
+used."""
 
 # A picture over the limit is refused, not warned of; what else Pillow says (of odd metadata, mostly) leaves the
 # pixels right, or comes with an error.
@@ -132,10 +139,44 @@ def save_image(pixels: Tensor, file: Path | BinaryIO) -> None:
     Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).cpu().numpy()).save(file, format="PNG")
 
 
-def arrange_grid(pixels: Tensor, columns: int | None = None) -> Tensor:
-    """Lay uint8 images (n, c, h, w) out in a square, or in that many columns, small ones enlarged: (3, H, W) uint8."""
-    enlarge = max(1, 48 // pixels.shape[-1])
-    pixels = pixels.repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
+def arrange_grid(pixels: Tensor, columns: int | None = None, titles: Sequence[str] | None = None) -> Tensor:
+    """Arrange images in a grid, row by row; images smaller than 48 pixels are enlarged by whole pixels.
+
+    Args:
+        pixels: (n, c, h, w) uint8.
+        columns: number of columns; by default the grid is about square.
+        titles: one text for each column, written above it and shortened to its width.
+
+    Returns:
+        (3, H, W) uint8; titles add ``TITLE_HEIGHT`` rows at the top.
+
+    Raises:
+        ValueError: the number of titles differs from the number of columns.
+    """
+    scale = max(1, 48 // pixels.shape[-1])
+    pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     columns = columns or max(1, round(len(pixels) ** 0.5))
-    picture: Tensor = make_grid(pixels, nrow=columns, padding=2, pad_value=255)
-    return picture
+    grid: Tensor = make_grid(pixels, nrow=columns, padding=GRID_PADDING, pad_value=255)
+    if titles is None:
+        return grid
+    if len(titles) != columns:
+        raise ValueError(f"a grid of {columns} columns needs {columns} titles, got {len(titles)}")
+    header, width = Image.new("L", (grid.shape[2], TITLE_HEIGHT), "white"), pixels.shape[-1]
+    fonts = [ImageFont.load_default(size) for size in TITLE_SIZES]
+    font = next((font for font in fonts if all(font.getbbox(title)[2] <= width for title in titles)), fonts[-1])
+    for column, title in enumerate(titles):
+        left = column * (width + GRID_PADDING) + (GRID_PADDING if len(pixels) > 1 else 0)  # one image has no padding
+        header.paste(_draw_title(title, width, font), (left, 0))
+    return torch.cat([transforms.pil_to_tensor(header).expand(3, -1, -1), grid], dim=1)
+
+
+def _draw_title(title: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+    """Draw black text in the middle of a white box; a text that is too wide ends early, with a period."""
+    text = " ".join(title.split())
+    kept = len(text)
+    while kept and font.getbbox(text)[2] > width:
+        kept -= 1
+        text = text[:kept].rstrip() + "."
+    box = Image.new("L", (width, TITLE_HEIGHT), "white")
+    ImageDraw.Draw(box).text(((width - font.getbbox(text)[2]) // 2, 1), text, fill="black", font=font)
+    return box

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_ddpm.data.image_io import arrange_grid, decode_image, save_image, to_float, to_uint8
+from lightning_ddpm.data.image_io import TITLE_HEIGHT, arrange_grid, decode_image, save_image, to_float, to_uint8
 from lightning_ddpm.utils.errors import UserError
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
@@ -242,3 +242,34 @@ def test_a_grid_can_be_saved(tmp_path: Path) -> None:
     save_image(picture, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as image:
         assert torch.equal(torch.from_numpy(np.array(image)).permute(2, 0, 1), picture)
+
+
+def test_titles_stand_above_their_columns_and_leave_the_images_unchanged() -> None:
+    pixels = torch.randint(0, 255, (4, 1, 24, 24), dtype=torch.uint8)
+    plain = arrange_grid(pixels, 2)
+    titled = arrange_grid(pixels, 2, titles=["ab", ""])
+    assert titled.dtype == torch.uint8
+    assert torch.equal(titled[:, TITLE_HEIGHT:], plain)
+    header = titled[:, :TITLE_HEIGHT]
+    dark = (header[0] < 128).any(0).nonzero().flatten()
+    assert 2 <= dark.min() < dark.max() < 50  # in the first column only
+    assert 15 <= dark.float().mean() <= 35  # in its middle
+    assert (header[0] == header[1]).all()
+
+
+@pytest.mark.parametrize("size", [8, 32, 64])
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_long_titles_are_shortened_to_the_width_of_their_column(size: int, n: int) -> None:
+    pixels = torch.zeros(n, 3, size, size, dtype=torch.uint8)
+    columns = min(n, 3)
+    titled = arrange_grid(pixels, columns, titles=["a title that is far too long"] * columns)
+    plain = arrange_grid(pixels, columns)
+    assert titled.shape == (3, plain.shape[1] + TITLE_HEIGHT, plain.shape[2])
+    gaps = (plain == 255).all(1).all(0)  # the padding between columns
+    assert (titled[:, :TITLE_HEIGHT, gaps] == 255).all()
+    assert (titled[:, :TITLE_HEIGHT, ~gaps] < 128).any()
+
+
+def test_the_number_of_titles_must_be_that_of_the_columns() -> None:
+    with pytest.raises(ValueError, match="a grid of 2 columns needs 2 titles, got 3"):
+        arrange_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), 2, titles=["a", "b", "c"])
