@@ -1,4 +1,4 @@
-"""Makes the tables in docs/digits.md, and its pictures, on the CPU.
+"""Makes the tables in docs/results/digits.md, and its pictures, on the CPU.
 
     python -m benchmarks.digits_tables samplers       # half an hour: the shipped model, drawn from in many ways
     python -m benchmarks.digits_tables objectives     # an hour: 24 models, trained and measured alike
@@ -30,7 +30,7 @@ from lightning_ddpm.diffusion import Sampler
 from lightning_ddpm.metrics import DigitsFeatures
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.generate import generate
 
 DOCS = Path(__file__).parent.parent / "docs"
 N = 256
@@ -52,7 +52,7 @@ SAMPLERS: dict[str, Callable[[int], Sampler]] = {
     ),
 }
 
-PREDICTIONS = ("Epsilon", "Data", "Velocity", "PosteriorMean")
+PREDICTIONS = ("Epsilon", "X0", "Velocity", "PosteriorMean")
 OBJECTIVES: dict[str, list[str]] = {
     "Simple": ["Simple"],
     "VLB": ["VLB", "--model.objective.variance", "lightning_ddpm.diffusion.FixedLarge"],
@@ -133,7 +133,7 @@ def train(run: Path, prediction: str, objective: list[str]) -> None:
 
 def draw(model: DDPM, sampler: Sampler, n: int) -> Tensor:
     """n images (n, 1, 8, 8) uint8, of the same noise every time."""
-    return torch.cat([pixels for _, pixels in generate_batches(model, n, batch_size=n, sampler=sampler)])
+    return generate(model, n, batch_size=n, sampler=sampler)
 
 
 def distances(images: Tensor) -> dict[str, float]:
@@ -182,7 +182,7 @@ def cell(figures: dict[str, float]) -> str:
 def write(
     name: str, lines: list[str], rows: list[str], columns: list[str], pictures: dict[tuple[str, str], Tensor]
 ) -> None:
-    put(DOCS / "digits.md", name, lines)
+    put(DOCS / "results" / "digits.md", name, lines)
     figure = Figure(figsize=(1.5 * len(columns), 1.5 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     places = figure.subplots(len(rows), len(columns))

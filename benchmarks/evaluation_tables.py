@@ -1,4 +1,4 @@
-"""Makes the tables in docs/evaluation.md, on the CPU.
+"""Makes the tables in docs/results/evaluation.md, on the CPU.
 
     python -m benchmarks.evaluation_tables --root data --weights_path FILE     # about an hour
 
@@ -248,7 +248,7 @@ def cifar_classifier(source: ImageSource, root: Path, run: Path) -> ClassifierFe
 
 
 def write(name: str, lines: list[str]) -> None:
-    put(DOCS / "evaluation.md", name, lines)
+    put(DOCS / "results" / "evaluation.md", name, lines)
     print("\n".join(lines), flush=True)
 
 

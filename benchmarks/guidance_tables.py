@@ -1,4 +1,4 @@
-"""Makes the tables and pictures in docs/guidance.md, on the CPU.
+"""Makes the tables and pictures in docs/results/guidance.md, on the CPU.
 
     python -m benchmarks.guidance_tables digits                # some 10 minutes, with the shipped checkpoints
     python -m benchmarks.guidance_tables mnist --root data     # half an hour, after the four trainings that the page names
@@ -120,7 +120,7 @@ def call(*arguments: str) -> None:
 
 
 def write(name: str, lines: list[str], pictures: dict[tuple[str, str], Path]) -> None:
-    put(DOCS / "guidance.md", name, lines)
+    put(DOCS / "results" / "guidance.md", name, lines)
     figure = Figure(figsize=(3 * len(SCALES), 3), layout="constrained")
     FigureCanvasAgg(figure)
     for ((kind, scale), path), place in zip(pictures.items(), np.ravel(figure.subplots(2, len(SCALES))), strict=True):

@@ -1,4 +1,4 @@
-"""Makes the table and the picture in docs/restoration.md, on the CPU.
+"""Makes the table and the picture in docs/results/restoration.md, on the CPU.
 
     python -m benchmarks.restoration_tables --root data     # some 5 minutes, after configs/mnist.yaml has been trained
 
@@ -84,7 +84,7 @@ def restore(subject: Subject, images: Path, task: tuple[str, ...], out: Path) ->
 
 
 def write(lines: list[str], pictures: dict[tuple[str, str], Path]) -> None:
-    put(DOCS / "restoration.md", "restoration", lines)
+    put(DOCS / "results" / "restoration.md", "restoration", lines)
     figure = Figure(figsize=(2 * len(pictures), 7), layout="constrained")
     FigureCanvasAgg(figure)
     for ((name, what), path), place in zip(pictures.items(), figure.subplots(1, len(pictures)), strict=True):
