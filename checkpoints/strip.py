@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lightning_ddpm.models.checkpoint import read_checkpoint
-from lightning_ddpm.utils.files import hash_file
+from lightning_ddpm.utils.hashing import hash_file
 
 
 def main() -> None:

@@ -147,3 +147,27 @@ def test_what_was_imported_is_looked_through_for_garbage_only_at_the_end() -> No
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-2:] == ["frozen True True", "in the end 0"], ran.stdout
+
+
+def test_importing_the_package_leaves_the_process_as_it_was() -> None:
+    """Every file is imported after the libraries that it uses, which may have effects of their own."""
+    libraries = {name for file in FILES for name in imports(file) if not name.startswith("lightning_ddpm")} - {"lmdb"}
+    modules = [f"lightning_ddpm.{file}".removesuffix(".__init__") for file in FILES if file != "__main__"]
+    program = (
+        "import gc, importlib, logging, os, sys, warnings\n"
+        "def snapshot():\n"
+        "    os.umask(umask := os.umask(0))\n"
+        "    loggers = [logging.root, *logging.root.manager.loggerDict.values()]\n"
+        "    handlers = {each.name: [*each.handlers] for each in loggers if getattr(each, 'handlers', None)}\n"
+        "    collector = gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()\n"
+        "    return umask, handlers, collector, [*warnings.filters], dict(os.environ), [*sys.path]\n"
+        f"for name in {sorted(libraries)}:\n"
+        "    importlib.import_module(name)\n"
+        "before = snapshot()\n"
+        f"for name in {modules}:\n"
+        "    importlib.import_module(name)\n"
+        "for old, new in zip(before, snapshot(), strict=True):\n"
+        "    assert old == new, (old, new)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr

@@ -13,7 +13,7 @@ from lightning_ddpm.metrics import Statistics, read_statistics
 from lightning_ddpm.models.checkpoint import restrict_imports
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.utils.errors import UserError, first_line
-from lightning_ddpm.utils.files import hash_file
+from lightning_ddpm.utils.hashing import hash_file
 
 PUBLISHED = 50_000
 """Images of a figure to publish."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from lightning_ddpm.utils.console import silence_pillow
 from lightning_ddpm.utils.errors import UserError
 
 USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightning_ddpm COMMAND [options])
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise UserError(f"there is no command {command!r}; try --help")
+        silence_pillow()
         return _load_command(command)(arguments if command in TRAINER else arguments[1:]) or 0
     except Exception as error:
         mistake = _find_user_error(error)

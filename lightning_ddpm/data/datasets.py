@@ -1,6 +1,5 @@
 """Images in memory or behind a reader, as uint8."""
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 
 from lightning_ddpm.data.image_io import DecodedImage, read_image
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.hashing import make_cache_key
 
 Batch = tuple[Tensor, Tensor]
 """Images (b, c, h, w) and labels (b,) int64, -1 where there is none."""
@@ -52,7 +52,7 @@ class MemoryDataset(ImageDataset):
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.contiguous(), labels.long()
-        self.fingerprint = hashlib.sha256(self.images.numpy().tobytes()).hexdigest()[:16]
+        self.fingerprint = make_cache_key(self.images.numpy().tobytes())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -85,7 +85,7 @@ class FileDataset(ImageDataset):
         self.names, self.file, self.labels = names, file, labels.long()
         self.channels, self.size = channels, size
         listing = "\n".join([f"{channels}x{size}", state, *names])
-        self.fingerprint = hashlib.sha256(listing.encode()).hexdigest()[:16]
+        self.fingerprint = make_cache_key(listing)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, MemoryDataset
-from lightning_ddpm.data.validation import make_cache_key, read_all
+from lightning_ddpm.data.validation import make_decode_key, read_all
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_free_space, check_writable, write_atomically
 
@@ -72,7 +72,7 @@ def decode_to_file(data: FileDataset, folder: Path, what: str) -> MappedDataset:
     Raises:
         UserError: some picture cannot be used (any more), or the folder has no room.
     """
-    path = folder / f"{make_cache_key(data)}.npy"
+    path = folder / f"{make_decode_key(data)}.npy"
     if not _is_complete(path, _get_shape(data)):
         check_writable(folder)
         check_free_space(folder, _count_bytes(data), _count_bytes(data), of="decoded set")

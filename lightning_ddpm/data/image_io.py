@@ -1,8 +1,7 @@
 """Images between the three forms they have here: files, uint8 tensors, and floats in [-1, 1]."""
 
-import logging
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -36,12 +35,6 @@ TITLE_SIZES = (10, 9, 8)
 """Of :func:`arrange_grid`: pixels between images; rows that titles take; font sizes, of which the first that fits is
 used."""
 
-# A picture over the limit is refused, not warned of; what else Pillow says (of odd metadata, mostly) leaves the
-# pixels right, or comes with an error.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-
 
 class DecodedImage(NamedTuple):
     """What a file holds: ``format`` and ``mode`` as Pillow names them, (width, height), and the decoded ``pixels``."""
@@ -52,17 +45,20 @@ class DecodedImage(NamedTuple):
     pixels: Tensor
 
 
-def read_image(file: Path | BinaryIO, channels: int, size: int) -> DecodedImage:
-    """Open and decode the picture in a file; see :func:`decode_image`.
+@contextmanager
+def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open the image in a file; its pixels are decoded when the caller first uses them.
 
     Raises:
-        UserError: it cannot be read, is larger than Pillow's limit against decompression bombs, or breaks a rule of
-            :func:`decode_image`.
+        UserError: the file, or what the caller does with the image, fails: it is of another format, has more pixels
+            than Pillow's limit against decompression bombs, or is damaged.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            form, mode, shape = image.format or "", image.mode, image.size
-            return DecodedImage(form, mode, shape, decode_image(image, channels, size))
+            limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice the limit
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError
+            yield image
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -71,9 +67,20 @@ def read_image(file: Path | BinaryIO, channels: int, size: int) -> DecodedImage:
             "save it smaller"
         ) from error
     except UnidentifiedImageError as error:
-        raise UserError(f"it is no image of a format that is read here ({', '.join(FORMATS)})") from error
-    except Exception as error:  # a decoder that is given damaged data fails in any way
+        raise UserError(f"the file is not an image in a supported format ({', '.join(FORMATS)})") from error
+    except Exception as error:  # decoders raise any exception on damaged data
         raise UserError(f"the image cannot be read: {first_line(error)}") from error
+
+
+def read_image(file: Path | BinaryIO, channels: int, size: int) -> DecodedImage:
+    """Open and decode the image in a file.
+
+    Raises:
+        UserError: :func:`open_image` or :func:`decode_image` refuses it.
+    """
+    with open_image(file) as image:
+        form, mode, shape = image.format or "", image.mode, image.size
+        return DecodedImage(form, mode, shape, decode_image(image, channels, size))
 
 
 def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Finished images to be judged as they are: folders of pictures, and arrays in npz files as ADM keeps samples."""
 
-import hashlib
 import io
 import zipfile
 from functools import partial
@@ -13,10 +12,11 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset, build_path_dataset
 from lightning_ddpm.data.image_folder import list_images, resolve_inside
-from lightning_ddpm.data.image_io import FORMATS
+from lightning_ddpm.data.image_io import open_image
 from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
 
 GRID_NAME = "grid.png"
 """The overview that ``sample`` puts beside its images; it is not one of them."""
@@ -38,16 +38,16 @@ def open_sample_folder(folder: Path) -> ImageDataset:
     if not paths:
         raise UserError(f"{folder} holds no images; looked for {', '.join(IMG_EXTENSIONS)} in it and below")
     within = partial(resolve_inside, folder.resolve())
-    content, faults, grey = hashlib.sha256(), [], True
+    content, faults, grayscale = b"", [], True
     sizes: dict[tuple[int, int], Path] = {}
     for path in show_progress(((1, path) for path in paths), len(paths), f"checking {folder}", len(paths) > 5000):
         try:
             raw = within(path).read_bytes()
-            with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+            with open_image(io.BytesIO(raw)) as image:
                 sizes.setdefault(image.size, path)
-                grey = grey and Image.getmodebase(image.mode) == "L"
-            content.update(hashlib.sha256(raw).digest())
-        except Exception as error:  # a decoder that is given damaged data fails in any way
+                grayscale = grayscale and Image.getmodebase(image.mode) == "L"
+            content += bytes.fromhex(hash_bytes(raw))
+        except (UserError, OSError) as error:
             faults.append(f"{path}: {first_line(error)}")
     if faults:
         raise UserError(
@@ -60,8 +60,8 @@ def open_sample_folder(folder: Path) -> ImageDataset:
         )
     ((size, _),) = sizes
     labels = torch.full((len(paths),), -1)
-    data = build_path_dataset(paths, labels, 1 if grey else 3, size, within)
-    data.fingerprint = content.hexdigest()[:16]
+    data = build_path_dataset(paths, labels, 1 if grayscale else 3, size, within)
+    data.fingerprint = make_cache_key(content)
     return data
 
 

@@ -1,6 +1,5 @@
 """Reading every picture of a set before it is needed, in parallel, and saying all that is wrong at once."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from lightning_ddpm.data.image_io import DecodedImage
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import get_cache_folder, write_atomically
+from lightning_ddpm.utils.hashing import make_cache_key
 
 THREADS = min(4, os.cpu_count() or 1)
 """So many read; more are in each other's way, for a decoder has Python's lock for a part of its time."""
@@ -84,12 +84,12 @@ def _read_cached_faults(data: FileDataset) -> list[int] | None:
 
 
 def _cache_path(data: FileDataset) -> Path:
-    return get_cache_folder() / "checked" / f"{make_cache_key(data)}.json"
+    return get_cache_folder() / "checked" / f"{make_decode_key(data)}.json"
 
 
-def make_cache_key(data: FileDataset) -> str:
+def make_decode_key(data: FileDataset) -> str:
     """Names what was found out about a set's decoded pictures, until a file or Pillow changes."""
-    return hashlib.sha256(f"{data.fingerprint} {PIL.__version__}".encode()).hexdigest()[:16]
+    return make_cache_key(f"{data.fingerprint} {PIL.__version__}")
 
 
 def format_faults(found: Sequence[str]) -> str:

@@ -1,9 +1,7 @@
 """Feature networks of figures. The name of a figure says which network, and which protocol, it is from."""
 
-import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.metrics.resize import TF1, Resize
 from lightning_ddpm.networks import SmallCNN
 from lightning_ddpm.utils.errors import UserError, first_line
-from lightning_ddpm.utils.files import hash_file
+from lightning_ddpm.utils.hashing import hash_file, hash_tensors
 
 INCEPTION_FILE = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """SHA-256 of weights-inception-2015-12-05-6726825d.pth as torch-fidelity and pytorch-fid publish it."""
@@ -70,14 +68,6 @@ class FeatureExtractor(nn.Module, ABC):
     def weights_sha256(self) -> str:
         """What the loaded weights are, for the provenance of a figure."""
         return hash_tensors(self.state_dict())
-
-
-def hash_tensors(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors and their names, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode() + state[name].cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class Inception(FeatureExtractor):

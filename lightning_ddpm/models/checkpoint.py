@@ -1,6 +1,5 @@
 """Checkpoints: written so that there is always a whole one, read without running what is in them."""
 
-import hashlib
 import os
 import pickle
 import re
@@ -16,6 +15,7 @@ from pytorch_lightning import LightningModule
 
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_published, sync_folder, write_atomically
+from lightning_ddpm.utils.hashing import hash_content
 
 DIGEST_KEY = "sha256"
 """Under this key a checkpoint has the :func:`hash_content` of all the others."""
@@ -37,27 +37,6 @@ def build_hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
         "_instantiator": "pytorch_lightning.cli.instantiate_module",
         **config.get("init_args", {}),
     }
-
-
-def hash_content(content: Any) -> str:
-    """SHA-256 of weights and plain data: of every value, in order."""
-    state = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            state.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        elif isinstance(value, dict | list | tuple):
-            state.update(f"{len(value)} of".encode())
-            for each in value:
-                add(each)
-                if isinstance(value, dict):
-                    add(value[each])
-        else:
-            state.update(repr(value).encode())
-
-    add(content)
-    return state.hexdigest()
 
 
 def previous_path(path: Path) -> Path:

@@ -12,7 +12,7 @@ from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.noisy_classifier import NoisyClassifier
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import hash_file
+from lightning_ddpm.utils.hashing import hash_file
 
 
 @final

@@ -1,7 +1,9 @@
 """What a run says while it works: bars on a terminal, a plain line now and then in a log file."""
 
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -19,6 +21,15 @@ def is_terminal() -> bool:
 def report(line: str) -> None:
     """Print a line at once; on a terminal above the progress bar, where there is one."""
     print(line, flush=True)
+
+
+def silence_pillow() -> None:
+    """Hide Pillow's warnings and log records, mostly of odd metadata: the pixels are right, or reading them fails.
+
+    This changes the whole process, so the command line calls it and nothing else does.
+    """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def format_duration(seconds: float) -> str:

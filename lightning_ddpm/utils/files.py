@@ -1,8 +1,8 @@
 """Files that are whole or not there, and folders that can be written."""
 
 import errno
-import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.hashing import hash_file
 
 
 def get_cache_folder() -> Path:
@@ -19,25 +20,19 @@ def get_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_ddpm"
 
 
-UMASK = os.umask(0)
-"""What the user withholds from new files; it can be read by changing it only."""
-os.umask(UMASK)
-
-
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that nobody ever sees half of it: beside its place, then moved there."""
+    """Write a file under a temporary name beside ``path`` and move it there, so that nobody ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # tempfile's would be its owner's alone
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
-            os.chmod(name, 0o666 & ~UMASK)  # as a file that was simply opened, not its owner's alone
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(temporary, path)
         sync_folder(path.parent)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -94,12 +89,6 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"cannot write in {folder} ({error.strerror or error}); choose another folder") from error
 
 
-def hash_file(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_published(path: Path) -> None:
     """Compare a file with the ``SHA256SUMS`` beside it, if there is one that lists it, as ``sha256sum`` writes them.
 
@@ -109,8 +98,8 @@ def check_published(path: Path) -> None:
     sums = path.parent / "SHA256SUMS"
     lines = sums.read_text().splitlines() if sums.is_file() else []
     expected = {name.strip(" *"): digest for digest, _, name in (line.partition(" ") for line in lines)}
-    if path.name in expected and hash_file(path) != expected[path.name]:
+    if path.name in expected and (digest := hash_file(path)) != expected[path.name]:
         raise UserError(
-            f"{path} is not the file that {sums} lists: its SHA-256 is {hash_file(path)}, expected {expected[path.name]}; "
-            "fetch it again"
+            f"{path} is not the file that {sums} lists: its SHA-256 is {digest}, expected {expected[path.name]}; "
+            "download it again"
         )

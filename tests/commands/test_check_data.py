@@ -220,13 +220,13 @@ FAULTS = {
     "circle.png": "",
     "empty.png": "the file is empty",
     "folder": "a link that leads out of",
-    "ghost.png": "no image of a format that is read here",
+    "ghost.png": "not an image in a supported format",
     "gone.png": "no such file",
     "half.png": "cannot be read: ",
     "out.png": "put a copy in its place",
     "over.png": "89,478,485 pixels, Pillow's limit against decompression bombs",
     "pipe.png": "a pipe or a device",
-    "text.png": "no image of a format that is read here",
+    "text.png": "not an image in a supported format",
 }
 
 
@@ -339,7 +339,7 @@ def test_all_is_read_once_until_a_file_changes(some_bad: Path, monkeypatch: pyte
         opened.append(file.name)
         return read_image(file, channels, size)
 
-    monkeypatch.setattr(datasets, "read", spy)
+    monkeypatch.setattr(datasets, "read_image", spy)
     source.prepare(some_bad)
     assert sorted(opened) == ["03.png", "07.png"], "the bad ones might have been mended"
     (some_bad / "05.png").write_bytes(b"broken now")

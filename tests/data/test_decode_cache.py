@@ -58,7 +58,7 @@ def opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(file.name)
         return read(file, channels, size)
 
-    monkeypatch.setattr(datasets, "read", spy)
+    monkeypatch.setattr(datasets, "read_image", spy)
     return names
 
 

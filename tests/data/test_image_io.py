@@ -1,8 +1,10 @@
 """Images as files, as uint8 and as floats: nothing lost, nothing turned, nothing invented."""
 
 import io
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -10,7 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_ddpm.data.image_io import TITLE_HEIGHT, arrange_grid, decode_image, save_image, to_float, to_uint8
+from lightning_ddpm.data.image_io import (
+    TITLE_HEIGHT,
+    arrange_grid,
+    decode_image,
+    read_image,
+    save_image,
+    to_float,
+    to_uint8,
+)
 from lightning_ddpm.utils.errors import UserError
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
@@ -197,6 +207,21 @@ def test_a_file_cut_short_is_an_error_not_a_grey_picture() -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "JPEG")
     with pytest.raises(OSError, match="truncated"):
         decode_image(Image.open(io.BytesIO(file.getvalue()[:2000])), 3, 32)
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(1023, True), (1024, False), (None, False)])
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_an_image_over_pillow_s_limit_is_refused_whatever_the_warning_filters(
+    monkeypatch: pytest.MonkeyPatch, limit: int | None, refused: bool, action: Literal["error", "ignore"]
+) -> None:
+    file = io.BytesIO()
+    Image.new("L", (32, 32)).save(file, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    message = "more than 1,023 pixels, Pillow's limit against decompression bombs; save it smaller"
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        with pytest.raises(UserError, match=message) if refused else nullcontext():
+            assert read_image(file, 1, 32).pixels.shape == (1, 32, 32)
 
 
 # ---- save and grid -----------------------------------------------------------------------------------------------

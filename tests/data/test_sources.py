@@ -409,7 +409,7 @@ def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
 def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(
-        UserError, match=r"1 of the 1 images .*\n.*broken\.png: it is no image of a format that is read here"
+        UserError, match=r"1 of the 1 images .*\n.*broken\.png: the file is not an image in a supported format"
     ):
         ImageFolder(size=8).prepare(tmp_path)
 

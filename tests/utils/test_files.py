@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pytest
 
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_writable, get_cache_folder, hash_file, write_atomically
+from lightning_ddpm.utils.files import check_writable, get_cache_folder, write_atomically
 
 ENDLESS_WRITER = """
 import sys
@@ -27,6 +27,16 @@ def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a" / "b" / "c.bin", lambda file: file.write(b"content"))
     assert (tmp_path / "a" / "b" / "c.bin").read_bytes() == b"content"
     assert os.listdir(tmp_path / "a" / "b") == ["c.bin"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_file_gets_the_permissions_of_one_that_is_simply_opened(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file.bin", lambda file: file.write(b"content"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.bin").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -86,11 +96,6 @@ def test_the_system_s_own_read_only_files_are_refused() -> None:
         pytest.skip("no /proc here")
     with pytest.raises(UserError, match="cannot write in /proc/self"):
         check_writable(Path("/proc/self/run"))
-
-
-def test_sha256_is_the_standard_one(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert hash_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
