@@ -29,7 +29,8 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, generate_batches
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_writable, hash_file, write_atomically
+from lightning_ddpm.utils.files import check_writable, write_atomically
+from lightning_ddpm.utils.hashing import hash_file
 
 SHOWN = 64
 """Images in grid.png, at most."""
