@@ -14,6 +14,7 @@ from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, Inception, ModuleFeatures, Statistics
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
+from lightning_ddpm.models.sample_request import SampleRequest
 
 
 def run(options: Namespace) -> None:
@@ -62,7 +63,7 @@ def _by_batch(options: Namespace, name: str, most: int, work: Callable[[int], ob
 
 
 def _draw_and_judge(model: DDPM, extractor: DigitsFeatures, n: int) -> None:
-    extractor(model.generate((0, 0, n), DDIM(20)))
+    extractor(model.generate(SampleRequest(n, sampler=DDIM(20)), 0, n))
 
 
 def _together(inception: Inception, pixels: torch.Tensor) -> None:

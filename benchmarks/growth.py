@@ -14,6 +14,7 @@ from lightning_ddpm.commands.main import main
 from lightning_ddpm.data import ImageDataModule, ImageFolder
 from lightning_ddpm.diffusion import Ancestral, FixedLarge, Linear
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.sample_request import SampleRequest
 
 
 def run(options: Namespace) -> None:
@@ -55,7 +56,7 @@ def draw(n: int, T: int) -> None:
     """n digits, 64 at a time, by all steps of a schedule of T."""
     model = pretrained()
     model.schedule = Linear(T).to(device())
-    for _ in generate_batches(model, n, sampler=Ancestral(FixedLarge())):
+    for _ in generate_batches(model, SampleRequest(n, sampler=Ancestral(FixedLarge()))):
         pass
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_ddpm.callbacks.ema import use_averaged_weights
 from lightning_ddpm.callbacks.plots import create_figure, render_figure
 from lightning_ddpm.callbacks.run_logger import get_writers
-from lightning_ddpm.callbacks.sampling import module_on_device, require_image_data, sum_over_ranks
+from lightning_ddpm.callbacks.sampling import get_ranks, module_on_device, require_image_data
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, elbo_term
@@ -86,7 +86,7 @@ class BitsPerDim(Callback):
         with use_averaged_weights(trainer, module):
             self.likelihoods = measure_bits_per_dim(
                 *(model, images, self._count(images), self.variance, self.seed, self.batch_size),
-                *(trainer.global_rank, trainer.world_size, sum_over_ranks(trainer)),
+                get_ranks(trainer),
                 context=trainer.precision_plugin.forward_context,
                 progress=partial(show_progress, what="bits/dim", show=trainer.is_global_zero, bar=False),
             )

@@ -15,11 +15,11 @@ from lightning_ddpm.callbacks.interval import Interval
 from lightning_ddpm.callbacks.run_logger import get_writers
 from lightning_ddpm.callbacks.sampling import (
     generate_images,
+    get_ranks,
     module_on_device,
     prepare_evaluation,
     require_ddpm,
     require_image_data,
-    sum_over_ranks,
 )
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.metrics import FeatureExtractor, MetricSuite, MetricValue, RequestedClasses
@@ -27,6 +27,7 @@ from lightning_ddpm.metrics.frechet import BATCH
 from lightning_ddpm.metrics.suite import check_metrics, list_metric_names
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import format_duration, report, show_progress
 from lightning_ddpm.utils.errors import UserError
 
@@ -82,11 +83,11 @@ class Evaluation(Callback):
         if max_share is not None and every_n_steps is None and every_n_epochs is None:
             raise UserError("max_share is of evaluations at an interval; give every_n_steps, or leave max_share out")
         check_metrics(metrics, n)
-        self.extractor, self.n, self.metrics, self.sampler = extractor, n, metrics, sampler
+        self.extractor, self.metrics = extractor, metrics
+        self.request = SampleRequest(n, seed, batch_size, sampler, guidance)
         at_end = every_n_steps is None and every_n_epochs is None
         self.interval = None if at_end else Interval(every_n_steps, every_n_epochs)
-        self.max_share, self.batch_size, self.seed = max_share, batch_size, seed
-        self.guidance = guidance
+        self.max_share = max_share
         self.suite: MetricSuite | None = None
         self.evaluated = -1
         self.found: dict[str, float] = {}
@@ -96,10 +97,10 @@ class Evaluation(Callback):
         """Load the extractor's weights, on the first rank first: what is missing is said before any work."""
         if stage == "predict" or (self.interval is None and stage != "fit"):
             return
-        prepare_evaluation(trainer, pl_module, self.extractor, self.sampler, self.guidance)
-        if "fid" in self.metrics and self.n < self.extractor.num_features and trainer.is_global_zero:
+        prepare_evaluation(trainer, pl_module, self.extractor, self.request)
+        if "fid" in self.metrics and self.request.n < self.extractor.num_features and trainer.is_global_zero:
             warnings.warn(
-                f"{self.n} images do not fill the covariance of {self.extractor.num_features} features: "
+                f"{self.request.n} images do not fill the covariance of {self.extractor.num_features} features: "
                 f"{self.extractor.metric} will be far off; generate at least {self.extractor.num_features}",
                 stacklevel=2,
             )
@@ -167,42 +168,39 @@ class Evaluation(Callback):
         """The figures now, on all ranks, as ``stage/<figure>``; every rank must call."""
         started = time.monotonic()
         figures = self._prepare(trainer, module)
-        drawn = generate_images(
-            *(trainer, module, self.n, self.seed, self.batch_size, self.sampler, "evaluation"), guidance=self.guidance
-        )
-        for start, pixels in drawn:
+        for start, pixels in generate_images(trainer, module, self.request, "evaluation"):
             figures.update(start, pixels)
-        found = trainer.strategy.broadcast(figures.compute(sum_over_ranks(trainer), trainer.global_rank))
+        found = trainer.strategy.broadcast(figures.compute(get_ranks(trainer)))
         self.evaluated = trainer.global_step
         self.seconds.append(time.monotonic() - started)
         if trainer.is_global_zero:
             said = ", ".join(f"{stage}/{name} {_format_metric(each)}" for name, each in found.items())
-            report(f"step {trainer.global_step}: {said} ({self.n} images)")
+            report(f"step {trainer.global_step}: {said} ({self.request.n} images)")
         return {f"{stage}/{name}": each.value for name, each in found.items()}
 
     def estimate_cost(self, trainer: Trainer, model: DDPM) -> str:
         """What one evaluation takes, from one timed batch of images and one of features, in words."""
-        evaluations = (self.sampler or model.sampler).nfe(model.schedule.T)
-        guided = self.guidance.nfe if self.guidance else 1
-        size, judged = min(self.batch_size, self.n), min(BATCH, self.n)
+        evaluations = (self.request.sampler or model.sampler).nfe(model.schedule.T)
+        guided = self.request.guidance.nfe if self.request.guidance else 1
+        size, judged = min(self.request.batch_size, self.request.n), min(BATCH, self.request.n)
         pixels = torch.zeros(judged, *model.image_shape, dtype=torch.uint8, device=model.device)
         with evaluation_mode(model):
             with trainer.precision_plugin.forward_context():
                 if evaluations is None:  # the images decide: a batch of them is drawn
-                    drawing = _time_call(lambda: model.generate((self.seed, 0, size), self.sampler, self.guidance))
+                    drawing = _time_call(lambda: model.generate(self.request, 0, size))
                 else:
-                    denoise, x, _ = model.prepare_sampling((self.seed, 0, size), self.guidance)
+                    denoise, x, _ = model.prepare_sampling(self.request, 0, size)
                     drawing = evaluations * _time_call(lambda: denoise(x, model.schedule.T // 2 + 1).x_0)
             judging = _time_call(lambda: self.extractor(pixels))
         drawing, judging = (
-            seconds * math.ceil(math.ceil(self.n / batch) / trainer.world_size)
+            seconds * math.ceil(math.ceil(self.request.n / batch) / trainer.world_size)
             for seconds, batch in ((drawing, size), (judging, judged))
         )
         self._estimate = drawing + judging
         if evaluations is None:
-            count = f"as many network evaluations as {self.n} images take"
+            count = f"as many network evaluations as {self.request.n} images take"
         else:
-            count = f"{self.n} images x {evaluations * guided} network evaluations"
+            count = f"{self.request.n} images x {evaluations * guided} network evaluations"
         return (
             f"{count}, about {format_duration(self._estimate)}, {format_duration(judging)} of it for features; "
             f"{', '.join(self._logged())} by {self.extractor.protocol}; {self.reference}"
@@ -213,21 +211,20 @@ class Evaluation(Callback):
         return [f"{stage}/{name}" for name in list_metric_names(self.extractor.metric, self.metrics)]
 
     def _classes(self, model: DDPM) -> RequestedClasses | None:
-        labels = model.choose_labels((self.seed, 0, self.n), self.guidance)
-        return None if labels is None else RequestedClasses(labels, model.list_class_names(self.guidance))
+        labels = model.choose_labels(self.request, 0, self.request.n)
+        return None if labels is None else RequestedClasses(labels, model.list_class_names(self.request.guidance))
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> MetricSuite:
         if self.suite is None:
             data = require_image_data(trainer, "Evaluation compares with an ImageDataModule's training set")
             self.suite = MetricSuite(
-                self.extractor, module.device, self.metrics, self.n, self._classes(require_ddpm(module))
+                self.extractor, module.device, self.metrics, self.request.n, self._classes(require_ddpm(module))
             )
             show = partial(show_progress, what="reference", show=trainer.is_global_zero, bar=False)
-            rank, world = trainer.global_rank, trainer.world_size
-            reduce = sum_over_ranks(trainer)
-            self.reference = self.suite.set_reference(data.reference_images(), None, reduce, rank, world, show)
-            protocol = f"n={self.n}, sampler {self.sampler or require_ddpm(module).sampler}, seed={self.seed}"
-            protocol += f", guidance {self.guidance}" if self.guidance else ""
+            self.reference = self.suite.set_reference(data.reference_images(), None, get_ranks(trainer), show)
+            sampler, guidance = self.request.sampler or require_ddpm(module).sampler, self.request.guidance
+            protocol = f"n={self.request.n}, sampler {sampler}, seed={self.request.seed}"
+            protocol += f", guidance {guidance}" if guidance else ""
             for writer in get_writers(trainer):
                 for name in self._logged():
                     writer.add_text(f"{name}/protocol", f"{protocol}, {self.extractor.protocol}, {self.reference}")

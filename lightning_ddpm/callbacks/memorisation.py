@@ -17,11 +17,11 @@ from lightning_ddpm.callbacks.plots import create_figure, render_figure
 from lightning_ddpm.callbacks.run_logger import get_writers
 from lightning_ddpm.callbacks.sampling import (
     generate_images,
+    get_ranks,
     module_on_device,
     prepare_evaluation,
     require_ddpm,
     require_image_data,
-    sum_over_ranks,
 )
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.data.datasets import ImageDataset
@@ -30,6 +30,7 @@ from lightning_ddpm.diffusion import Sampler
 from lightning_ddpm.metrics import FeatureExtractor, NeighbourDistances, extract_features, find_nearest
 from lightning_ddpm.metrics.nearest_neighbours import MIN_HELD_OUT, QUANTILE
 from lightning_ddpm.metrics.suite import FeatureTable, map_metric_names
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError
 
@@ -87,15 +88,15 @@ class Memorisation(Callback):
             )
         at_the_end = every_n_steps is None and every_n_epochs is None
         self.interval = None if at_the_end else Interval(every_n_steps, every_n_epochs)
-        self.extractor, self.n, self.shown, self.neighbours = extractor, n, shown, neighbours
-        self.sampler, self.batch_size, self.seed = sampler, batch_size, seed
+        self.extractor, self.shown, self.neighbours = extractor, shown, neighbours
+        self.request = SampleRequest(n, seed, batch_size, sampler)
         self.proximity: NeighbourDistances | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the extractor's weights; what cannot be measured is said before any work."""
         if stage not in ("fit", "test"):
             return
-        prepare_evaluation(trainer, pl_module, self.extractor, self.sampler)
+        prepare_evaluation(trainer, pl_module, self.extractor, self.request)
         training = self._data(trainer).reference_images()
         if self.neighbours > len(training):
             raise UserError(
@@ -148,23 +149,21 @@ class Memorisation(Callback):
             What to log: nothing where too few images are held out.
         """
         data, shape = self._data(trainer), require_ddpm(module).image_shape
-        reduce = sum_over_ranks(trainer)
+        ranks = get_ranks(trainer)
         first = FeatureTable(self.shown, math.prod(shape))  # of pixels, whole numbers that float32 has
 
         def images() -> Iterator[tuple[int, Tensor]]:
-            asked = self.n, self.seed, self.batch_size, self.sampler, "memorisation"
-            for start, pixels in generate_images(trainer, module, *asked):
+            for start, pixels in generate_images(trainer, module, self.request, "memorisation"):
                 if start < self.shown:
                     first.put(start, pixels[: self.shown - start].flatten(1).float())
                 yield start, pixels
 
-        features = extract_features(self.extractor, module.device, self.n, images(), reduce)
+        features = extract_features(self.extractor, module.device, self.request.n, images(), ranks)
         show = partial(show_progress, what="training images", show=trainer.is_global_zero, bar=False)
-        training, rank, world = data.reference_images(), trainer.global_rank, trainer.world_size
-        sets = self.neighbours, training, data.held_out
-        found = find_nearest(self.extractor, features, *sets, reduce, rank, world, show)
+        training = data.reference_images()
+        found = find_nearest(self.extractor, features, self.neighbours, training, data.held_out, ranks, show)
         self.proximity = found
-        samples = first.gather(reduce, module.device).to(torch.uint8).reshape(-1, *shape)
+        samples = first.gather(ranks, module.device).to(torch.uint8).reshape(-1, *shape)
         if trainer.is_global_zero:
             self._report(trainer, stage, build_panel(samples, training, found.indices[: self.shown]))
         return {} if found.share is None else {self._name(stage): found.share}
@@ -178,26 +177,26 @@ class Memorisation(Callback):
     def _announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
         """Say what it takes, and what there will not be."""
         data, model = self._data(trainer), require_ddpm(module)
-        evaluations = (self.sampler or model.sampler).nfe(model.schedule.T)
+        evaluations = (self.request.sampler or model.sampler).nfe(model.schedule.T)
         if trainer.is_global_zero:
             report(
-                f"memorisation: {self.n} images x {evaluations or 'as many as they take'} network evaluations and one "
+                f"memorisation: {self.request.n} images x {evaluations or 'as many as they take'} network evaluations and one "
                 f"pass over {len(data.reference_images())} training images, {when}"
             )
-            if min(self.n, len(data.held_out)) < MIN_HELD_OUT:
+            if min(self.request.n, len(data.held_out)) < MIN_HELD_OUT:
                 report(
                     f"memorisation: the nearest images alone, no share: that takes {MIN_HELD_OUT} held-out images or "
-                    f"more, and as large an n; got {len(data.held_out)} and n={self.n}"
+                    f"more, and as large an n; got {len(data.held_out)} and n={self.request.n}"
                 )
 
     def _report(self, trainer: Trainer, stage: str, nearest: Tensor) -> None:
         found, name = self.proximity, self._name(stage)
         assert found is not None
         if found.share is None:
-            title = f"{name}: {self.n} generated images, {len(found.held_out)} held out"
+            title = f"{name}: {self.request.n} generated images, {len(found.held_out)} held out"
         else:
             title = (
-                f"{name} {found.share:.3g}: the share of {self.n} generated images no farther from the training set "
+                f"{name} {found.share:.3g}: the share of {self.request.n} generated images no farther from the training set "
                 f"than {QUANTILE:.0%} of {len(found.held_out)} held-out images"
             )
         report(title if stage == "test" else f"step {trainer.global_step}: {title}")

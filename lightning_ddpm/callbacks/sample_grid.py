@@ -1,5 +1,6 @@
 """Pictures of what the model makes, from the same noise all along the run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning_ddpm.data.image_io import arrange_grid, save_image
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.sample_request import SampleRequest
 
 
 class SampleGrid(Callback):
@@ -38,15 +40,15 @@ class SampleGrid(Callback):
         seed: int = 0,
         guidance: Guidance | None = None,
     ) -> None:
-        self.n, self.sampler, self.seed, self.guidance = n, sampler, seed, guidance
+        self.request = SampleRequest(n, seed, sampler=sampler, guidance=guidance)
         self.interval = Interval(every_n_steps, every_n_epochs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a sampler or guidance that does not go with the model before any work."""
-        if self.sampler is not None and isinstance(pl_module, DDPM):
-            self.sampler.nfe(pl_module.schedule.T)  # refuses more steps than there are
-        if self.guidance is not None and isinstance(pl_module, DDPM):
-            self.guidance.check_model(pl_module)
+        if self.request.sampler is not None and isinstance(pl_module, DDPM):
+            self.request.sampler.nfe(pl_module.schedule.T)  # refuses more steps than there are
+        if self.request.guidance is not None and isinstance(pl_module, DDPM):
+            self.request.guidance.check_model(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interval.start(trainer)
@@ -68,14 +70,9 @@ class SampleGrid(Callback):
         assert isinstance(module, DDPM)
         context = trainer.precision_plugin.forward_context
         with use_averaged_weights(trainer, module):
-            classes = len(module.list_class_names(self.guidance))
-            made = generate_batches(
-                *(module, self.n, self.seed),
-                sampler=self.sampler,
-                context=context,
-                guidance=self.guidance,
-                labels=range(classes) if classes else None,
-            )
+            classes = len(module.list_class_names(self.request.guidance))
+            request = replace(self.request, labels=range(classes) if classes else None)
+            made = generate_batches(module, request, context=context)
             picture = arrange_grid(torch.cat([pixels.cpu() for _, pixels in made]), classes or None)
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from lightning_ddpm.callbacks.ema import use_averaged_weights
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.metrics import FeatureExtractor
-from lightning_ddpm.metrics.frechet import Reduce
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import show_progress
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -44,24 +44,20 @@ def module_on_device(trainer: Trainer, module: LightningModule) -> Iterator[None
         module.to(device)
 
 
-def sum_over_ranks(trainer: Trainer) -> Reduce:
-    """Sums a tensor over all ranks, on all ranks."""
-    return partial(trainer.strategy.reduce, reduce_op="sum")
+def get_ranks(trainer: Trainer) -> Ranks:
+    """Return this process's place among the trainer's ranks."""
+    return Ranks(trainer.global_rank, trainer.world_size, partial(trainer.strategy.reduce, reduce_op="sum"))
 
 
 def prepare_evaluation(
-    trainer: Trainer,
-    module: LightningModule,
-    extractor: FeatureExtractor,
-    sampler: Sampler | None,
-    guidance: Guidance | None = None,
+    trainer: Trainer, module: LightningModule, extractor: FeatureExtractor, request: SampleRequest
 ) -> None:
-    """Load the extractor's weights, on the first rank first: what is missing or cannot work is said before any work."""
+    """Load the extractor's weights, on the first rank first, and refuse before any work what cannot be evaluated."""
     model = require_ddpm(module)
     extractor.check_images(*model.image_shape[:2])
-    (sampler or model.sampler).nfe(model.schedule.T)  # refuses more steps than there are
-    if guidance:
-        guidance.check_model(model)
+    (request.sampler or model.sampler).nfe(model.schedule.T)  # refuses more steps than there are
+    if request.guidance:
+        request.guidance.check_model(model)
     if trainer.is_global_zero:
         extractor.load()
     trainer.strategy.barrier()
@@ -69,25 +65,17 @@ def prepare_evaluation(
 
 
 def generate_images(
-    trainer: Trainer,
-    module: LightningModule,
-    n: int,
-    seed: int,
-    batch_size: int,
-    sampler: Sampler | None,
-    what: str,
-    guidance: Guidance | None = None,
+    trainer: Trainer, module: LightningModule, request: SampleRequest, what: str
 ) -> Iterator[tuple[int, Tensor]]:
-    """This rank's share of n images with the averaged weights: (first of the batch, (b, c, h, w) uint8).
+    """Yield this rank's share of the images with the averaged weights: (first index, (b, c, h, w) uint8).
 
-    ``what`` is the name under which progress is said.
+    Args:
+        trainer, module: the run.
+        request: which images, and how.
+        what: the name under which progress is printed.
     """
+    ranks = get_ranks(trainer)
     with use_averaged_weights(trainer, module):
-        images = generate_batches(
-            *(require_ddpm(module), n, seed, batch_size, trainer.global_rank, trainer.world_size),
-            sampler=sampler,
-            guidance=guidance,
-            context=trainer.precision_plugin.forward_context,
-        )
+        images = generate_batches(require_ddpm(module), request, ranks, trainer.precision_plugin.forward_context)
         counted = ((stop - start, (start, pixels)) for (_, start, stop), pixels in images)
-        yield from show_progress(counted, -(-n // trainer.world_size), what, trainer.is_global_zero, bar=False)
+        yield from show_progress(counted, ranks.share(request.n), what, ranks.is_first, bar=False)

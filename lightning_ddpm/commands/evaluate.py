@@ -30,6 +30,7 @@ from lightning_ddpm.commands.options import (
     add_device_options,
     add_model_options,
     describe_generation,
+    get_ranks,
     launch_fabric,
     list_classes,
     load_model,
@@ -79,31 +80,32 @@ def run(arguments: Sequence[str]) -> None:
     extractors = _extractors(parser, options, judged) if metrics - {BITS_PER_DIM} or options.save_stats else []
 
     fabric = launch_fabric(options)
+    ranks = get_ranks(fabric)
     evaluations = place_model(judged.model, options, fabric) if judged.model else []
     first = fabric.is_global_zero
-    asked_of = _classes(judged, options.seed, asked)
+    asked_of = _classes(judged, options, asked)
     scores = [MetricSuite(each, fabric.device, metrics - {BITS_PER_DIM}, judged.n, asked_of) for each in extractors]
     if first:
         _announce(judged, extractors, options, asked)
     if reference:
         for each in scores:
             said = each.set_reference(
-                *(reference.images, reference.statistics, partial(_sum, fabric), fabric.global_rank),
-                *(fabric.world_size, partial(show_progress, what="reference", show=first)),
+                *(reference.images, reference.statistics, ranks),
+                partial(show_progress, what="reference", show=first),
             )
             if first:
                 report(f"reference: {said}")
     if scores:
         _evaluate_images(scores, judged, options, fabric, asked)
-    spent = int(_sum(fabric, torch.tensor(sum(evaluations), device=fabric.device)))
+    spent = int(ranks.reduce(torch.tensor(sum(evaluations), device=fabric.device)))
 
     found: dict[str, dict[str, Any]] = {}
     if options.save_stats:
-        statistics = scores[0].statistics(partial(_sum, fabric))
+        statistics = scores[0].statistics(ranks)
         if first:
             write_statistics(options.save_stats, statistics)
     for extractor, each in zip(extractors, scores, strict=True):
-        for name, measured in each.compute(partial(_sum, fabric), fabric.global_rank).items():
+        for name, measured in each.compute(ranks).items():
             found[name] = {**_to_json(measured), "protocol": extractor.protocol}
     if BITS_PER_DIM in metrics:
         assert reference is not None
@@ -211,10 +213,10 @@ def _extractors(parser: ArgumentParser, options: Namespace, judged: EvaluatedIma
     return [extractor.with_resize(resize) for resize in made.protocols] if made.protocols else [extractor]
 
 
-def _classes(judged: EvaluatedImages, seed: int, asked: Conditions) -> RequestedClasses | None:
+def _classes(judged: EvaluatedImages, options: Namespace, asked: Conditions) -> RequestedClasses | None:
     """Which classes the images are asked to be of."""
-    drawn = (seed, 0, judged.n)
-    labels = judged.model.choose_labels(drawn, asked.guidance, asked.labels) if judged.model else None
+    request = asked.request(judged.n, options)
+    labels = judged.model.choose_labels(request, 0, judged.n) if judged.model else None
     return None if labels is None else RequestedClasses(labels, asked.names)
 
 
@@ -235,22 +237,17 @@ def _evaluate_images(
     scores: list[MetricSuite], judged: EvaluatedImages, options: Namespace, fabric: Fabric, asked: Conditions
 ) -> None:
     """Show this rank's images to every network."""
-    rank, world = fabric.global_rank, fabric.world_size
+    ranks = get_ranks(fabric)
     batches: Iterator[tuple[int, tuple[int, Tensor]]]
     if judged.model:
-        drawn = generate_batches(
-            *(judged.model, judged.n, options.seed, options.batch_size, rank, world),
-            context=fabric.autocast,
-            guidance=asked.guidance,
-            labels=asked.labels,
-        )
-        batches = ((stop - start, (start, pixels)) for (_, start, stop), pixels in drawn)
+        generated = generate_batches(judged.model, asked.request(judged.n, options), ranks, fabric.autocast)
+        batches = ((stop - start, (start, pixels)) for (_, start, stop), pixels in generated)
     else:
         images = judged.images
         assert images is not None
-        mine = split_ranges(judged.n, 0, BATCH, rank, world)
+        mine = split_ranges(judged.n, 0, BATCH, ranks.rank, ranks.world_size)
         batches = ((stop - start, (start, images.__getitems__(range(start, stop))[0])) for _, start, stop in mine)
-    for start, pixels in show_progress(batches, -(-judged.n // world), "judging", fabric.is_global_zero):
+    for start, pixels in show_progress(batches, ranks.share(judged.n), "judging", fabric.is_global_zero):
         for each in scores:
             each.update(start, pixels)
 
@@ -267,7 +264,7 @@ def _measure_bits_per_dim(
     held_out = reference.data.held_out
     likelihoods = measure_bits_per_dim(
         *(judged.model, held_out, len(held_out), variance, options.seed, options.batch_size),
-        *(fabric.global_rank, fabric.world_size, partial(_sum, fabric), fabric.autocast),
+        *(get_ranks(fabric), fabric.autocast),
         progress=partial(show_progress, what="bits/dim", show=fabric.is_global_zero),
     )
     return {
@@ -279,12 +276,6 @@ def _measure_bits_per_dim(
         }
         for name, each in likelihoods.items()
     }
-
-
-def _sum(fabric: Fabric, tensor: Tensor) -> Tensor:
-    """Over all ranks."""
-    total: Tensor = fabric.all_reduce(tensor, reduce_op="sum")  # type: ignore[assignment]
-    return total
 
 
 def _finite(value: float) -> float | None:

@@ -19,7 +19,9 @@ from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, Sampler
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.checkpoint_guidance import Autoguidance, ClassifierGuidance
 from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.compile import compile_in_place
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError, first_line
 
 CONDITIONS = ("labels", "class_names", "guidance", "guidance_interval", "classifier", "weaker")
@@ -27,11 +29,11 @@ CONDITIONS = ("labels", "class_names", "guidance", "guidance_interval", "classif
 
 
 class Conditions(NamedTuple):
-    """Of which classes images are drawn, and how strongly.
+    """The classes that images are conditioned on, and the guidance towards them.
 
     Attributes:
-        guidance: towards them; ``None`` for none beyond telling the network.
-        labels: the classes, in turn; ``None`` for as often as in the training data.
+        guidance: ``None`` for no guidance beyond conditioning the network.
+        labels: the classes, repeated in turn; ``None`` for the frequencies of the training data.
         names: what the labels mean; empty for a model without classes.
     """
 
@@ -39,13 +41,17 @@ class Conditions(NamedTuple):
     labels: list[int] | None
     names: Sequence[str]
 
+    def request(self, n: int, options: Namespace) -> SampleRequest:
+        """Return the request for n images under these conditions, with the seed and batch size of the options."""
+        return SampleRequest(n, options.seed, options.batch_size, None, self.guidance, self.labels)
+
     def describe(self) -> dict[str, str]:
-        """For a record of how images were made: nothing where there is no condition."""
-        said = {"guidance": str(self.guidance)} if self.guidance else {}
+        """Return the conditions for a record of how images were generated; empty without conditions."""
+        guidance = {"guidance": str(self.guidance)} if self.guidance else {}
         if not self.names:
-            return said
-        asked = [self.names[label] for label in self.labels or ()]
-        return {"classes": ", ".join(asked) or "as in the training data"} | said
+            return guidance
+        requested = [self.names[label] for label in self.labels or ()]
+        return {"classes": ", ".join(requested) or "as in the training data"} | guidance
 
 
 def add_model_options(parser: ArgumentParser, required: bool) -> None:
@@ -231,3 +237,13 @@ def launch_fabric(options: Namespace) -> Fabric:
         ) from error
     fabric.launch()
     return fabric
+
+
+def get_ranks(fabric: Fabric) -> Ranks:
+    """Return this process's place among Fabric's ranks."""
+
+    def reduce(tensor: Tensor) -> Tensor:
+        total: Tensor = fabric.all_reduce(tensor, reduce_op="sum")  # type: ignore[assignment]
+        return total
+
+    return Ranks(fabric.global_rank, fabric.world_size, reduce)

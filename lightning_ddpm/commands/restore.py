@@ -49,6 +49,7 @@ def run(arguments: Sequence[str]) -> None:
     fabric = launch_fabric(options)
     n, first = len(images), fabric.is_global_zero
     spent = place_model(model, options, fabric)
+    request = asked.request(n, options)
     figures = torch.zeros(n, 4, dtype=torch.float64, device=fabric.device)
     rows: list[Tensor] = []
 
@@ -56,7 +57,7 @@ def run(arguments: Sequence[str]) -> None:
         pixels = _as_channels(images.__getitems__(range(start, stop))[0].to(fabric.device), task.shape[0])
         noise = ImageNoise(options.seed, start, stop, "degradation")
         given, sampler = task.prepare(to_float(pixels), noise)
-        denoise, x_T, eps = model.prepare_sampling((options.seed, start, stop), asked.guidance, asked.labels)
+        denoise, x_T, eps = model.prepare_sampling(request, start, stop)
         if model.class_names and asked.labels is None:
             denoise = model.denoiser  # nobody knows the pictures' classes
         made = to_uint8(sampler.sample(denoise, x_T, eps))

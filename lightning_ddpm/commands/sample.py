@@ -17,6 +17,7 @@ from lightning_ddpm.commands.options import (
     add_device_options,
     add_model_options,
     describe_generation,
+    get_ranks,
     launch_fabric,
     load_model,
     parse_options,
@@ -27,6 +28,7 @@ from lightning_ddpm.data.image_io import arrange_grid, save_image, to_uint8
 from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, generate_batches
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable, write_atomically
@@ -71,16 +73,11 @@ def run(arguments: Sequence[str]) -> None:
             report(f"{kept} of them are in {options.out} already")
         _begin(options.out, ours)
     spent = place_model(model, options, fabric)
-    images = generate_batches(
-        *(model, options.n, options.seed, options.batch_size, fabric.global_rank, fabric.world_size),
-        context=fabric.autocast,
-        done=done,
-        guidance=asked.guidance,
-        labels=asked.labels,
-    )
+    ranks, request = get_ranks(fabric), asked.request(options.n, options)
+    images = generate_batches(model, request, ranks, fabric.autocast, done)
     batches = ((stop - start, (start, pixels)) for (_, start, stop), pixels in images)
     drawn = 0
-    for start, pixels in show_progress(batches, -(-(options.n - kept) // fabric.world_size), "sampling", first):
+    for start, pixels in show_progress(batches, ranks.share(options.n - kept), "sampling", first):
         drawn += len(pixels)
         for index, each in enumerate(pixels.cpu(), start):
             write_atomically(_file(options.out, index), partial(save_image, each))
@@ -93,7 +90,7 @@ def run(arguments: Sequence[str]) -> None:
     report(f"wrote {options.n - kept} images and grid.png in {options.out}{cost}")
     if options.trajectory:
         with evaluation_mode(model), fabric.autocast():
-            _animate(model, min(options.n, SHOWN), options.seed, options.trajectory, asked)
+            _animate(model, asked.request(min(options.n, SHOWN), options), options.trajectory, _columns(asked))
         report(f"wrote {options.trajectory}")
 
 
@@ -159,14 +156,12 @@ def _begin(folder: Path, ours: dict[str, Any]) -> None:
     write_atomically(folder / MANIFEST, lambda file: file.write(json.dumps(ours, indent=2).encode()))
 
 
-def _animate(model: DDPM, n: int, seed: int, path: Path, asked: Conditions, frames: int = 60) -> None:
+def _animate(model: DDPM, request: SampleRequest, path: Path, columns: int | None, frames: int = 60) -> None:
     """x_T ... x_0 of the first n images as an animation that stays on its last frame."""
-    denoise, x_T, noise = model.prepare_sampling((seed, 0, n), asked.guidance, asked.labels)
+    denoise, x_T, noise = model.prepare_sampling(request, 0, request.n)
     chain: list[Tensor] = [x_T, *model.sampler.trajectory(denoise, x_T, noise)]
     kept = [*chain[:: max(1, len(chain) // frames)], chain[-1]]
-    pictures = [
-        Image.fromarray(arrange_grid(to_uint8(x).cpu(), _columns(asked)).permute(1, 2, 0).numpy()) for x in kept
-    ]
+    pictures = [Image.fromarray(arrange_grid(to_uint8(x).cpu(), columns).permute(1, 2, 0).numpy()) for x in kept]
     durations = [60] * (len(pictures) - 1) + [3000]
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)

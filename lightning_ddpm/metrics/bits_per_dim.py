@@ -16,6 +16,7 @@ from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.diffusion import Denoiser, ELBOTerms, ReverseVariance, elbos
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.random import ImageNoise
 
 
@@ -56,13 +57,13 @@ class ELBOSums:
         each = torch.stack([torch.ones_like(total), total, total.square(), prior], dim=1)
         self.sums += torch.cat([each, terms], dim=1).sum(0)
 
-    def compute(self, reduce: Callable[[Tensor], Tensor]) -> BitsPerDimEstimate:
+    def compute(self, ranks: Ranks) -> BitsPerDimEstimate:
         """The means; every rank must call.
 
         Args:
-            reduce: sums a tensor over all ranks, on all ranks.
+            ranks: the processes whose sums are added.
         """
-        sums = reduce(self.sums.clone()).cpu()
+        sums = ranks.reduce(self.sums.clone()).cpu()
         count = int(sums[0])
         mean, square, prior = (sums[1:4] / count).tolist()
         # the unbiased variance over n; max keeps NaN, its first argument
@@ -95,9 +96,7 @@ def measure_bits_per_dim(
     variance: ReverseVariance,
     seed: int,
     batch_size: int,
-    rank: int,
-    world: int,
-    reduce: Callable[[Tensor], Tensor],
+    ranks: Ranks,
     context: Callable[[], AbstractContextManager[object]],
     progress: Callable[..., Iterator[list[ELBOTerms]]],
 ) -> dict[str, BitsPerDimEstimate]:
@@ -112,8 +111,7 @@ def measure_bits_per_dim(
         variance: Sigma of the reverse steps.
         seed: of the noise.
         batch_size: images at a time.
-        rank, world: which share of how many.
-        reduce: sums a tensor over ranks.
+        ranks: the processes that share the work.
         context: entered around the network: the precision that it runs in.
         progress: shows (count, batch) pairs passing by.
 
@@ -129,11 +127,11 @@ def measure_bits_per_dim(
         read = build_denoisers(model, context, labels.to(device))
         return elbos(read, variance, x_0, ImageNoise(seed, start, stop, "likelihood"))
 
-    mine = split_ranges(n, seed, batch_size, rank, world)
+    mine = split_ranges(n, seed, batch_size, ranks.rank, ranks.world_size)
     share = sum(stop - start for _, start, stop in mine)
     with evaluation_mode(model):
         counted = ((stop - start, of_batch(start, stop)) for _, start, stop in mine)
         for batch in progress(counted, share):
             for of_reading, bound in zip(sums, batch, strict=True):
                 of_reading.update(bound)
-    return {name: each.compute(reduce) for name, each in zip(NAMES, sums, strict=True)}
+    return {name: each.compute(ranks) for name, each in zip(NAMES, sums, strict=True)}

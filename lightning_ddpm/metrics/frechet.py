@@ -3,7 +3,6 @@
 torchmetrics does the arithmetic, in float64. What is added here: reference statistics that are computed once and kept.
 """
 
-import hashlib
 import math
 import zipfile
 from collections.abc import Callable, Iterator
@@ -18,11 +17,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics.extractors import FeatureExtractor
 from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import get_cache_folder, write_atomically
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sum of a tensor over all ranks, on all ranks."""
+from lightning_ddpm.utils.hashing import make_cache_key
 
 FeatureSink = Callable[[int, Tensor], object]
 """Takes the features (b, d) of images start, start + 1, ..."""
@@ -67,9 +65,7 @@ class FrechetDistance:
     def set_reference(
         self,
         data: ImageDataset,
-        reduce: Reduce,
-        rank: int,
-        world: int,
+        ranks: Ranks,
         progress: Callable[..., Iterator[Tensor]],
         also: FeatureSink | None = None,
     ) -> str:
@@ -77,8 +73,7 @@ class FrechetDistance:
 
         Args:
             data: the images, as they are.
-            reduce: sums a tensor over ranks.
-            rank, world: which rank of how many.
+            ranks: the processes that share the work.
             progress: shows (count, batch) pairs passing by.
             also: takes this rank's features too; the cache does not have them, so they are computed.
 
@@ -86,16 +81,16 @@ class FrechetDistance:
             Where the statistics are kept, in words.
         """
         path = self.cache_path(data)
-        cached = None if also else _read_cached(path, rank)
-        if int(reduce(torch.tensor(float(cached is not None), device=self.device))) < world:
-            cached = self._statistics(data, reduce, rank, world, progress, also)
-            if rank == 0:
+        cached = None if also else _read_cached(path, ranks)
+        if int(ranks.reduce(torch.tensor(float(cached is not None), device=self.device))) < ranks.world_size:
+            cached = self._statistics(data, ranks, progress, also)
+            if ranks.is_first:
                 write_statistics(path, cached)
         assert cached is not None
-        self.set_reference_statistics(cached, rank)
+        self.set_reference_statistics(cached, ranks)
         return f"statistics of {cached.n} images in {path}"
 
-    def set_reference_statistics(self, reference: Statistics, rank: int) -> None:
+    def set_reference_statistics(self, reference: Statistics, ranks: Ranks) -> None:
         """Take these statistics as the reference's."""
         mu, sigma, n = reference
         if len(mu) != self.extractor.num_features:
@@ -103,7 +98,7 @@ class FrechetDistance:
                 f"the reference has statistics of {len(mu)} features and {self.extractor.protocol} gives "
                 f"{self.extractor.num_features}; they are of another network: compute them again"
             )
-        if rank == 0:  # torchmetrics sums over ranks: the reference must be counted once
+        if ranks.is_first:  # torchmetrics sums over ranks: the reference must be counted once
             n = n or 2  # any number stands for these sums; only the statistics go into the distance
             mean, cov = torch.from_numpy(mu), torch.from_numpy(sigma)
             self.metric.real_features_sum.copy_(n * mean)
@@ -112,33 +107,31 @@ class FrechetDistance:
 
     def cache_path(self, data: ImageDataset) -> Path:
         """The file for this data set under this extractor: mu, sigma (as pytorch-fid writes them) and n."""
-        key = hashlib.sha256(f"{data.fingerprint} {self.extractor.protocol} {BATCH}".encode()).hexdigest()[:16]
+        key = make_cache_key(f"{data.fingerprint} {self.extractor.protocol} {BATCH}")
         return get_cache_folder() / "reference" / f"{self.extractor.metric}-{key}.npz"
 
     def _statistics(
         self,
         data: ImageDataset,
-        reduce: Reduce,
-        rank: int,
-        world: int,
+        ranks: Ranks,
         progress: Callable[..., Iterator[Tensor]],
         also: FeatureSink | None,
     ) -> Statistics:
         total = torch.zeros(self.extractor.num_features, dtype=torch.float64)
         products = torch.zeros(self.extractor.num_features, self.extractor.num_features, dtype=torch.float64)
         with torch.no_grad():
-            for start, pixels in progress(iterate_shard(data, len(data), rank, world), -(-len(data) // world)):
+            for start, pixels in progress(iterate_shard(data, len(data), ranks), ranks.share(len(data))):
                 features = self.extractor(to_contiguous(pixels, self.device)).cpu()
                 if also:
                     also(start, features)
                 features = features.double()
                 total += features.sum(0)
                 products += features.T @ features
-        return self._of_sums(reduce, total, products, len(data))
+        return self._of_sums(ranks, total, products, len(data))
 
-    def _of_sums(self, reduce: Reduce, total: Tensor, products: Tensor, n: int) -> Statistics:
+    def _of_sums(self, ranks: Ranks, total: Tensor, products: Tensor, n: int) -> Statistics:
         """Statistics from this rank's sums and the number of images of all ranks."""
-        total, products = (reduce(each.to(self.metric.device)).cpu() for each in (total, products))
+        total, products = (ranks.reduce(each.to(self.metric.device)).cpu() for each in (total, products))
         mean = total / n
         return Statistics(mean.numpy(), ((products - n * torch.outer(mean, mean)) / (n - 1)).numpy(), n)
 
@@ -151,11 +144,11 @@ class FrechetDistance:
         """Add the features (b, d) of generated images."""
         self.metric.update(features.to(self.metric.device), real=False)
 
-    def compute_statistics(self, reduce: Reduce) -> Statistics:
+    def compute_statistics(self, ranks: Ranks) -> Statistics:
         """Statistics of the images added on all ranks; every rank must call."""
         sums = self.metric.fake_features_sum.clone(), self.metric.fake_features_cov_sum.clone()
-        count = reduce(self.metric.fake_features_num_samples.double())
-        return self._of_sums(reduce, *sums, int(count))
+        count = ranks.reduce(self.metric.fake_features_num_samples.double())
+        return self._of_sums(ranks, *sums, int(count))
 
     def compute(self) -> float:
         """The distance over the images of all ranks; then forget them and keep the reference. Every rank must call.
@@ -169,13 +162,13 @@ class FrechetDistance:
         return value
 
 
-def iterate_shard(data: ImageDataset, n: int, rank: int, world: int) -> Iterator[tuple[int, tuple[int, Tensor]]]:
+def iterate_shard(data: ImageDataset, n: int, ranks: Ranks) -> Iterator[tuple[int, tuple[int, Tensor]]]:
     """This rank's blocks of :data:`BATCH` of n images that are spread evenly over a data set.
 
     Yields:
         How many images, and (which of the n the first is, (b, c, h, w) uint8).
     """
-    for start in range(0, n, BATCH)[rank::world]:
+    for start in range(0, n, BATCH)[ranks.rank :: ranks.world_size]:
         chosen = [i * len(data) // n for i in range(start, min(start + BATCH, n))]
         yield len(chosen), (start, data.__getitems__(chosen)[0])
 
@@ -196,14 +189,14 @@ class _PassThrough(nn.Module):
         return features
 
 
-def _read_cached(path: Path, rank: int) -> Statistics | None:
+def _read_cached(path: Path, ranks: Ranks) -> Statistics | None:
     """What the cache has; nothing where it is missing or damaged: it is computed again then."""
     if not path.exists():
         return None
     try:
         return read_statistics(path)
     except UserError as error:
-        if rank == 0:
+        if ranks.is_first:
             report(f"computed again: {error}")
         return None
 

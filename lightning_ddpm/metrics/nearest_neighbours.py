@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics.extractors import FeatureExtractor
-from lightning_ddpm.metrics.frechet import BATCH, Reduce, iterate_shard, to_contiguous
+from lightning_ddpm.metrics.frechet import BATCH, iterate_shard, to_contiguous
 from lightning_ddpm.metrics.suite import FeatureTable
+from lightning_ddpm.utils.distributed import Ranks
 
 QUANTILE = 0.05
 """The share of held-out images that count as near to the training set."""
@@ -47,16 +48,16 @@ class NearestNeighbours:
         indices = torch.arange(start, start + len(vectors), device=distances.device).expand_as(distances)
         self._keep(torch.cat([self.distances, distances], 1), torch.cat([self.indices, indices], 1))
 
-    def gather(self, reduce: Reduce, rank: int, world: int) -> tuple[Tensor, Tensor]:
+    def gather(self, ranks: Ranks) -> tuple[Tensor, Tensor]:
         """Those of the streams of all ranks; every rank must call.
 
         Returns:
             Their distances, (n, k) float64, from the nearest on, and their numbers, (n, k) int64; on the CPU.
         """
         kept = torch.stack([self.distances, self.indices.double()])  # numbers up to 2^53 are exact
-        slots = kept.new_zeros(world, *kept.shape)
-        slots[rank] = kept
-        distances, indices = reduce(slots).permute(1, 2, 0, 3).flatten(2)
+        slots = kept.new_zeros(ranks.world_size, *kept.shape)
+        slots[ranks.rank] = kept
+        distances, indices = ranks.reduce(slots).permute(1, 2, 0, 3).flatten(2)
         self._keep(distances, indices.long())
         return self.distances.cpu(), self.indices.cpu()
 
@@ -96,7 +97,7 @@ class NeighbourDistances(NamedTuple):
 
 @torch.no_grad()
 def extract_features(
-    extractor: FeatureExtractor, device: torch.device, n: int, images: Iterable[tuple[int, Tensor]], reduce: Reduce
+    extractor: FeatureExtractor, device: torch.device, n: int, images: Iterable[tuple[int, Tensor]], ranks: Ranks
 ) -> Tensor:
     """Features of n images, of which each rank has some; every rank must call.
 
@@ -105,7 +106,7 @@ def extract_features(
         device: where features are computed.
         n: number of images of all ranks.
         images: this rank's: (start, (b, c, h, w) uint8), images start, start + 1, ...
-        reduce: sums a tensor over ranks.
+        ranks: the processes that share the work.
 
     Returns:
         (n, num_features) float32 on the device.
@@ -115,7 +116,7 @@ def extract_features(
     for start, pixels in images:
         for offset, batch in enumerate(torch.split(pixels, BATCH)):
             rows.put(start + offset * BATCH, extractor(to_contiguous(batch, device)))
-    return rows.gather(reduce, device).to(device)
+    return rows.gather(ranks, device).to(device)
 
 
 @torch.no_grad()
@@ -125,9 +126,7 @@ def find_nearest(
     k: int,
     training: ImageDataset,
     held_out: ImageDataset,
-    reduce: Reduce,
-    rank: int,
-    world: int,
+    ranks: Ranks,
     progress: Callable[..., Iterator[tuple[int, Tensor]]],
 ) -> NeighbourDistances:
     """Search the training set, once, for the images nearest to given ones and to held-out ones; every rank must call.
@@ -138,17 +137,14 @@ def find_nearest(
         k: training images to find for each.
         training: the training set as it is, not augmented.
         held_out: the held-out images, of which n at most are taken, spread evenly.
-        reduce: sums a tensor over ranks.
-        rank, world: which rank of how many.
+        ranks: the processes that share the work.
         progress: shows (count, batch) pairs passing by.
     """
     device, m = images.device, min(len(images), len(held_out))
-    unseen = extract_features(
-        extractor, device, m, (batch for _, batch in iterate_shard(held_out, m, rank, world)), reduce
-    )
+    unseen = extract_features(extractor, device, m, (batch for _, batch in iterate_shard(held_out, m, ranks)), ranks)
     of_images, of_held_out = NearestNeighbours(images, k), NearestNeighbours(unseen, 1)
-    for start, pixels in progress(iterate_shard(training, len(training), rank, world), -(-len(training) // world)):
+    for start, pixels in progress(iterate_shard(training, len(training), ranks), ranks.share(len(training))):
         features = extractor(to_contiguous(pixels, device))
         of_images.update(start, features)
         of_held_out.update(start, features)
-    return NeighbourDistances(*of_images.gather(reduce, rank, world), of_held_out.gather(reduce, rank, world)[0][:, 0])
+    return NeighbourDistances(*of_images.gather(ranks), of_held_out.gather(ranks)[0][:, 0])

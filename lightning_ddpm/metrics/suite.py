@@ -15,7 +15,8 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics.extractors import FeatureExtractor
-from lightning_ddpm.metrics.frechet import BATCH, FrechetDistance, Reduce, Statistics, to_contiguous
+from lightning_ddpm.metrics.frechet import BATCH, FrechetDistance, Statistics, to_contiguous
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
 METRICS = {
@@ -166,9 +167,11 @@ class FeatureTable:
         """Keep the vectors of images start, start + 1, ..."""
         self.rows[start : start + len(rows)] = rows.cpu()
 
-    def gather(self, reduce: Reduce, device: torch.device) -> Tensor:
+    def gather(self, ranks: Ranks, device: torch.device) -> Tensor:
         """Those of all ranks, (n, width) float32 on the CPU: where one has a vector, the others have zeros."""
-        return reduce(self.rows.to(device, copy=True)).cpu()  # reduce may sum in place; this rank's own are kept apart
+        return ranks.reduce(
+            self.rows.to(device, copy=True)
+        ).cpu()  # reduce may sum in place; this rank's own are kept apart
 
 
 class MetricSuite:
@@ -225,9 +228,7 @@ class MetricSuite:
         self,
         images: ImageDataset | None,
         statistics: Statistics | None,
-        reduce: Reduce,
-        rank: int,
-        world: int,
+        ranks: Ranks,
         progress: Callable[..., Iterator[Tensor]],
     ) -> str:
         """Take what to compare with; every rank must call.
@@ -235,8 +236,7 @@ class MetricSuite:
         Args:
             images: the reference's images, as they are.
             statistics: theirs, where they are known already; the Fréchet distance takes them then.
-            reduce: sums a tensor over ranks.
-            rank, world: which rank of how many.
+            ranks: the processes that share the work.
             progress: shows (count, batch) pairs passing by.
 
         Returns:
@@ -250,10 +250,10 @@ class MetricSuite:
             )
         if images is not None and (self._keeps_features or ("fid" in self.metrics and statistics is None)):
             rows = FeatureTable(len(images), self.extractor.num_features) if self._keeps_features else None
-            said = self.distance.set_reference(images, reduce, rank, world, progress, also=rows.put if rows else None)
-            self.reference = rows.gather(reduce, self.device) if rows else None
+            said = self.distance.set_reference(images, ranks, progress, also=rows.put if rows else None)
+            self.reference = rows.gather(ranks, self.device) if rows else None
         if statistics is not None and "fid" in self.metrics:
-            self.distance.set_reference_statistics(statistics, rank)
+            self.distance.set_reference_statistics(statistics, ranks)
         return said
 
     @torch.no_grad()
@@ -269,11 +269,11 @@ class MetricSuite:
                 self.logits.put(start, logits)
             start += len(batch)
 
-    def statistics(self, reduce: Reduce) -> Statistics:
+    def statistics(self, ranks: Ranks) -> Statistics:
         """Of the images judged on all ranks; every rank must call, before :meth:`compute`."""
-        return self.distance.compute_statistics(reduce)
+        return self.distance.compute_statistics(ranks)
 
-    def compute(self, reduce: Reduce, rank: int) -> dict[str, MetricValue]:
+    def compute(self, ranks: Ranks) -> dict[str, MetricValue]:
         """Every figure under its name; every rank must call.
 
         Returns:
@@ -283,16 +283,16 @@ class MetricSuite:
         found: dict[str, MetricValue] = {}
         if "fid" in self.metrics:
             found[called["fid"]] = MetricValue(self.distance.compute())
-        features = self.features.gather(reduce, self.device) if self.features else None
-        logits = self.logits.gather(reduce, self.device) if self.logits else None
-        if rank == 0 and features is not None:
+        features = self.features.gather(ranks, self.device) if self.features else None
+        logits = self.logits.gather(ranks, self.device) if self.logits else None
+        if ranks.is_first and features is not None:
             assert self.reference is not None, "set_reference() comes first"
             if "kid" in self.metrics:
                 found[called["kid"]] = kernel_distance(features, self.reference)
             if "pr" in self.metrics:
                 on_device = features.to(self.device), self.reference.to(self.device)
                 found[called["precision"]], found[called["recall"]] = precision_recall(*on_device)
-        if rank == 0 and logits is not None:
+        if ranks.is_first and logits is not None:
             if "is" in self.metrics:
                 found[called["is"]] = inception_score(logits)
             if "accuracy" in self.metrics:

@@ -30,6 +30,7 @@ from lightning_ddpm.diffusion import (
     sum_by_quarter,
 )
 from lightning_ddpm.models.optimizer import build_optimizer, collect_gradients
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import ImageNoise, get_run_seed, make_generator, seed_globally
 
@@ -206,60 +207,36 @@ class DDPM(LightningModule):
             self.log(f"{stage}/loss_quarter{quarter + 1}", sums[quarter] / counts[quarter], sync_dist=False)
 
     def predict_step(self, batch: ImageRange, batch_idx: int = 0) -> Tensor:
-        """Generate a batch with the model's own sampler; see :meth:`generate_batches`."""
-        return self.generate(batch)
-
-    def generate(
-        self,
-        batch: ImageRange,
-        sampler: Sampler | None = None,
-        guidance: Guidance | None = None,
-        labels: Sequence[int] | None = None,
-    ) -> Tensor:
-        """Draw images ``start``..``stop`` of the set ``seed``: functions of weights, arguments and index alone.
-
-        Args:
-            batch: (seed, start, stop).
-            sampler: how; ``None`` for the model's own.
-            guidance: towards their classes; ``None`` for none beyond telling the network, if it has classes.
-            labels: the classes, in turn; ``None`` for as often as they are in the training data, or, of a model without
-                classes, all that its guide knows in turn.
-
-        Returns:
-            (stop - start, c, h, w) uint8.
-        """
-        return to_uint8((sampler or self.sampler).sample(*self.prepare_sampling(batch, guidance, labels)))
-
-    def prepare_sampling(
-        self, batch: ImageRange, guidance: Guidance | None = None, labels: Sequence[int] | None = None
-    ) -> tuple[Denoiser, Tensor, ImageNoise]:
-        """What a sampler draws images from: denoiser, x_T and noise; arguments as for :meth:`generate_batches`."""
+        """Generate a batch of images with the model's own sampler."""
         seed, start, stop = (int(each) for each in batch)
-        noise = ImageNoise(seed, start, stop)
+        return self.generate(SampleRequest(n=stop, seed=seed), start, stop)
+
+    def generate(self, request: SampleRequest, start: int, stop: int) -> Tensor:
+        """Return images ``start``..``stop`` of the request, (stop - start, c, h, w) uint8."""
+        return to_uint8((request.sampler or self.sampler).sample(*self.prepare_sampling(request, start, stop)))
+
+    def prepare_sampling(self, request: SampleRequest, start: int, stop: int) -> tuple[Denoiser, Tensor, ImageNoise]:
+        """Return what a sampler generates images ``start``..``stop`` from: the denoiser, x_T and the noise."""
+        noise = ImageNoise(request.seed, start, stop)
         x_T = noise(torch.empty(stop - start, *self.image_shape, device=self.device))
-        label = self.choose_labels(batch, guidance, labels)
-        if label is None and guidance is None:
+        label = self.choose_labels(request, start, stop)
+        if label is None and request.guidance is None:
             return self.denoiser, x_T, noise
         if label is None:
             label = torch.full((stop - start,), -1)
-        return (guidance or ClassifierFree())(self.denoiser, label.to(self.device)), x_T, noise
+        return (request.guidance or ClassifierFree())(self.denoiser, label.to(self.device)), x_T, noise
 
-    def choose_labels(
-        self, batch: ImageRange, guidance: Guidance | None = None, labels: Sequence[int] | None = None
-    ) -> Tensor | None:
-        """Which classes :meth:`generate_batches` draws with these arguments, (stop - start,) int64 on the CPU; ``None`` of a
-        model that cannot be asked for one.
-        """
-        names = self.list_class_names(guidance)
+    def choose_labels(self, request: SampleRequest, start: int, stop: int) -> Tensor | None:
+        """Return the classes of images ``start``..``stop``, (stop - start,) int64 on the CPU; ``None`` without classes."""
+        names = self.list_class_names(request.guidance)
         if not names:
             return None
-        seed, start, stop = (int(each) for each in batch)
-        if labels is None and self.class_names:
-            return spread_labels(self.class_counts, seed, start, stop)
-        return cycle_labels(labels or range(len(names)), start, stop)
+        if request.labels is None and self.class_names:
+            return spread_labels(self.class_counts, request.seed, start, stop)
+        return cycle_labels(request.labels or range(len(names)), start, stop)
 
     def list_class_names(self, guidance: Guidance | None) -> Sequence[str]:
-        """Which classes can be asked for: the model's, or those that its guide knows; empty for none."""
+        """Return the classes that can be requested: the model's, or those that the guidance knows; empty for none."""
         return self.class_names or (guidance.class_names if guidance else ())
 
     @property

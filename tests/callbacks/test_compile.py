@@ -18,6 +18,7 @@ from lightning_ddpm.callbacks import EMA, Compile, SampleGrid
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.compile import compile_in_place
 from lightning_ddpm.utils.errors import UserError
 
@@ -54,10 +55,10 @@ def test_network_calls_are_counted_without_another_program_for_each_count(monkey
     model = tiny_model()
     options, fabric = Namespace(compile=True), Namespace(device=torch.device("cpu"))
     spent = model_options.place_model(model, options, fabric)  # type: ignore[arg-type]
-    images = [pixels for _, pixels in generate_batches(model, 56, batch_size=20)]
+    images = [pixels for _, pixels in generate_batches(model, SampleRequest(56, batch_size=20))]
     assert spent == [20, 20, 20, 20, 16, 16]
     assert counters["stats"]["unique_graphs"] == 1
-    plain = [pixels for _, pixels in generate_batches(tiny_model(), 56, batch_size=20)]
+    plain = [pixels for _, pixels in generate_batches(tiny_model(), SampleRequest(56, batch_size=20))]
     assert (torch.cat(images).int() - torch.cat(plain).int()).abs().max() <= 1
 
 

@@ -24,6 +24,8 @@ from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, ModuleFeatur
 from lightning_ddpm.metrics.suite import inception_score, kernel_distance, precision_recall
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.sample_request import SampleRequest
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
 NAME = "val/fd_digits"
@@ -38,8 +40,8 @@ def distance_by_hand(model: DDPM, n: int = 70) -> float:
     data = ImageDataModule(Digits()).reference_images()
     distance = FrechetDistance(DigitsFeatures(), torch.device("cpu"))
     distance.extractor.load()
-    distance.set_reference(data, lambda x: x, 0, 1, lambda batches, total: (batch for _, batch in batches))
-    for _, pixels in generate_batches(model, n, batch_size=32, sampler=DDIM(steps=2)):
+    distance.set_reference(data, Ranks(), lambda batches, total: (batch for _, batch in batches))
+    for _, pixels in generate_batches(model, SampleRequest(n, batch_size=32, sampler=DDIM(steps=2))):
         distance.update(pixels)
     return distance.compute()
 
@@ -121,7 +123,9 @@ def test_the_grid_is_a_png_and_a_tensorboard_image_of_the_averaged_weights_image
     for step in (2, 4):
         model.load_state_dict(torch.load(run.folder / f"step-{step}.ckpt", weights_only=True)["state_dict"])
         expected = (
-            arrange_grid(torch.cat([pixels for _, pixels in generate_batches(model, 9)])).permute(1, 2, 0).numpy()
+            arrange_grid(torch.cat([pixels for _, pixels in generate_batches(model, SampleRequest(9))]))
+            .permute(1, 2, 0)
+            .numpy()
         )
         assert np.array_equal(np.array(Image.open(samples / f"step-{step:07d}.png")), expected)
 
@@ -233,7 +237,7 @@ def test_all_figures_come_from_one_evaluation(tmp_path: Path) -> None:
     real = ImageDataModule(Digits()).reference_images()
     with torch.no_grad():
         reference = extractor(real.__getitems__(range(len(real)))[0])
-        made = torch.cat([pixels for _, pixels in generate_batches(frozen, 70, sampler=DDIM(steps=2))])
+        made = torch.cat([pixels for _, pixels in generate_batches(frozen, SampleRequest(70, sampler=DDIM(steps=2)))])
         features, logits = extractor.features_and_logits(made)
     precision, recall = precision_recall(features, reference)
     expected = {

@@ -24,7 +24,9 @@ from lightning_ddpm.diffusion import DDIM, Denoiser, Sampler
 from lightning_ddpm.metrics import DigitsFeatures, Inception, NearestNeighbours, NeighbourDistances
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.image_classifier import ImageClassifier
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.networks import SmallCNN
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import make_generator
 
@@ -54,8 +56,8 @@ def search(queries: Tensor, stream: Tensor, k: int, block: int, world: int = 1) 
 
     parts: list[Tensor] = []
     for rank in range(world):
-        on(rank).gather(lambda part: parts.append(part.clone()) or part, rank, world)  # type: ignore[func-returns-value]
-    return on(0).gather(lambda part: torch.stack(parts).sum(0), 0, world)
+        on(rank).gather(Ranks(rank, world, lambda part: parts.append(part.clone()) or part))  # type: ignore[func-returns-value]
+    return on(0).gather(Ranks(0, world, lambda part: torch.stack(parts).sum(0)))
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -86,7 +88,7 @@ def test_blocks_in_any_order_and_a_stream_no_longer_than_k() -> None:
     nearest = NearestNeighbours(queries, 4)
     for start in (3, 0, 2, 1):
         nearest.update(start, stream[start : start + 1])
-    distances, indices = nearest.gather(lambda part: part, 0, 1)
+    distances, indices = nearest.gather(Ranks())
     expected, which = brute_force(queries, stream, 4)
     assert torch.equal(indices, which)
     torch.testing.assert_close(distances, expected, rtol=1e-14, atol=0)
@@ -103,10 +105,11 @@ import torch
 from benchmarks.report import megabytes_at_most
 from helpers.big_dataset import Big, pixels_as_they_are
 from lightning_ddpm.metrics import find_nearest
+from lightning_ddpm.utils.distributed import Ranks
 images = torch.zeros(8, 3 * 64 * 64)
 peaks = []
 for n in (3200, 6400):
-    find_nearest(pixels_as_they_are(3 * 64 * 64), images, 4, Big(n), Big(8), lambda part: part, 0, 1,
+    find_nearest(pixels_as_they_are(3 * 64 * 64), images, 4, Big(n), Big(8), Ranks(),
                  lambda batches, total: (batch for _, batch in batches))
     peaks.append(megabytes_at_most(of_the_process=True))
 print(peaks[1] - peaks[0])
@@ -195,7 +198,9 @@ def test_the_end_of_fit_shows_the_averaged_weights_images_beside_their_nearest(t
     )
     both = [callback, average] if first else [average, callback]
     fit(tmp_path / "run", both, model, logger=tensorboard(tmp_path))
-    made = torch.cat([pixels for _, pixels in generate_batches(model, 70, batch_size=32, sampler=DDIM(steps=2))])
+    made = torch.cat(
+        [pixels for _, pixels in generate_batches(model, SampleRequest(70, batch_size=32, sampler=DDIM(steps=2)))]
+    )
     training, unseen = digits("train"), digits("test")[[i * 179 // 70 for i in range(70)]]
     distances, indices = brute_force(made.flatten(1) / 127.5, training.flatten(1) / 127.5, 3)
     of_unseen, _ = brute_force(unseen.flatten(1) / 127.5, training.flatten(1) / 127.5, 1)
@@ -335,7 +340,7 @@ def classifier() -> ImageClassifier:
         ({"neighbours": 1619}, tiny_model, "there are 1618 training images and the .* shows 1619 neighbours; lower"),
         ({"sampler": DDIM(steps=21)}, tiny_model, "21"),
         ({"extractor": Inception("nowhere.pth")}, tiny_model, "there is no file nowhere.pth"),
-        ({}, classifier, "generating images needs a DDPM, got Classifier"),
+        ({}, classifier, "generating images needs a DDPM, got ImageClassifier"),
     ],
     ids=["neighbours", "steps", "weights", "a classifier"],
 )

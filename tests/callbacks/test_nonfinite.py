@@ -19,6 +19,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from lightning_ddpm.callbacks import EMA, Checkpoints, NonFinite, StopAllRanks
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -216,7 +217,7 @@ def test_a_limit_below_one_is_an_error() -> None:
 
 def test_a_batch_that_does_not_fit_the_memory_is_drawn_in_parts_and_said(capsys: pytest.CaptureFixture[str]) -> None:
     model, asked = tiny_model(), []
-    whole = torch.cat([pixels for _, pixels in generate_batches(model, n=20, seed=3, batch_size=8)])
+    whole = torch.cat([pixels for _, pixels in generate_batches(model, SampleRequest(n=20, seed=3, batch_size=8))])
     draw = model.generate
 
     def small(batch: Any, *how: Any) -> torch.Tensor:
@@ -228,15 +229,15 @@ def test_a_batch_that_does_not_fit_the_memory_is_drawn_in_parts_and_said(capsys:
     model.generate = small  # type: ignore[method-assign]
     ranges = []
     parts = []
-    for batch, pixels in generate_batches(model, n=20, seed=3, batch_size=8):
+    for batch, pixels in generate_batches(model, SampleRequest(n=20, seed=3, batch_size=8)):
         ranges.append(batch)
         parts.append(pixels)
     assert ranges == [(3, 0, 8), (3, 8, 16), (3, 16, 20)]
     assert (torch.cat(parts).int() - whole.int()).abs().max() <= 1
     assert asked == [8, 4, 2, 2, 2, 2, *[2] * 4, *[2] * 2]
     said = capsys.readouterr().out
-    assert "8 images at a time are more than the memory holds; going on with 4" in said
-    assert "4 images at a time are more than the memory holds; going on with 2" in said
+    assert "a batch of 8 images does not fit into memory; continuing with 4" in said
+    assert "a batch of 4 images does not fit into memory; continuing with 2" in said
 
 
 def test_an_image_that_does_not_fit_the_memory_is_an_error() -> None:
@@ -247,7 +248,7 @@ def test_an_image_that_does_not_fit_the_memory_is_an_error() -> None:
 
     model.generate = none  # type: ignore[method-assign]
     with pytest.raises(torch.OutOfMemoryError):
-        list(generate_batches(model, n=4, batch_size=4))
+        list(generate_batches(model, SampleRequest(n=4, batch_size=4)))
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])

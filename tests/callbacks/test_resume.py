@@ -15,6 +15,8 @@ from helpers.images import stacked
 from helpers.tiny import tiny_model
 
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.sample_request import SampleRequest
+from lightning_ddpm.utils.distributed import Ranks
 
 CKPT = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
 SET = ("--ckpt", CKPT, "--n", "50", "--batch_size", "8", "--steps", "2", "--seed", "5", "--accelerator", "cpu")
@@ -131,10 +133,14 @@ def test_images_can_be_read_by_whoever_can_read_other_new_files(whole, tmp_path)
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_batches_that_are_done_are_left_out_and_the_others_dealt(world):
     model = tiny_model()
-    all_images = dict(enumerate(image for _, batch in generate_batches(model, 37, 1, 5) for image in batch))
+    all_images = dict(
+        enumerate(image for _, batch in generate_batches(model, SampleRequest(37, 1, 5)) for image in batch)
+    )
     made = {}
     for rank in range(world):
-        for (_, start, stop), pixels in generate_batches(model, 37, 1, 5, rank, world, done={0, 15, 35}):
+        for (_, start, stop), pixels in generate_batches(
+            model, SampleRequest(37, 1, 5), Ranks(rank, world), done={0, 15, 35}
+        ):
             made |= dict(zip(range(start, stop), pixels, strict=True))
     missing = [*range(5, 15), *range(20, 35)]
     assert sorted(made) == missing

@@ -43,6 +43,7 @@ from lightning_ddpm.diffusion import (
     simple_loss,
     snr,
 )
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.errors import UserError
 
@@ -336,7 +337,7 @@ def test_it_trains_and_its_history_goes_on_from_the_checkpoint(tmp_path: Path) -
     again = learning_model()
     quiet_trainer(tmp_path, max_steps=4).fit(again, datamodule=data, ckpt_path=tmp_path / "last.ckpt")
     assert again.timesteps.counts.sum() == 64
-    assert again.generate((0, 0, 2)).shape == (2, 1, 8, 8)
+    assert again.generate(SampleRequest(2), 0, 2).shape == (2, 1, 8, 8)
 
 
 def test_a_prediction_that_the_schedule_forbids_is_refused_when_the_model_is_built() -> None:

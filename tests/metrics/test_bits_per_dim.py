@@ -42,6 +42,7 @@ from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_classifier import ImageClassifier
 from lightning_ddpm.networks import SmallCNN, UNet
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import ImageNoise
 
@@ -185,7 +186,7 @@ def test_sums_give_the_mean_and_its_standard_error_whatever_the_batches_and_rank
     ranks = [ELBOSums(5, torch.device("cpu")) for _ in range(2)]
     for rank, batch in ((0, slice(0, 4)), (1, slice(4, 8)), (0, slice(8, 10))):
         ranks[rank].update(ELBOTerms(prior[batch], terms[batch]))
-    got = ranks[0].compute(lambda sums: sums + ranks[1].sums)
+    got = ranks[0].compute(Ranks(0, 2, lambda sums: sums + ranks[1].sums))
     assert got.n == 10
     assert got.mean == pytest.approx(whole.mean().item(), rel=1e-12)
     assert got.standard_error == pytest.approx(whole.std().item() / 10**0.5, rel=1e-9)

@@ -18,6 +18,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from lightning_ddpm.data import Digits, MemoryDataset
 from lightning_ddpm.metrics import DigitsFeatures, DINOv2, FeatureExtractor, FrechetDistance, Inception
 from lightning_ddpm.metrics.classifier_features import ClassifierFeatures
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def against(extractor: FeatureExtractor, data: MemoryDataset) -> FrechetDistance
     """A distance to a data set, on one rank."""
     extractor.load()
     distance = FrechetDistance(extractor, CPU)
-    distance.set_reference(data, lambda tensor: tensor, 0, 1, silent)
+    distance.set_reference(data, Ranks(), silent)
     return distance
 
 
@@ -216,7 +217,7 @@ for index in range(rounds):
         assert time.monotonic() < until, "the other process is gone"
         time.sleep(0.001)
     distance = FrechetDistance(extractor, torch.device("cpu"))
-    distance.set_reference(data, lambda tensor: tensor, 0, 1, show)
+    distance.set_reference(data, Ranks(), show)
     sums = distance.metric.real_features_sum, distance.metric.real_features_cov_sum
     (folder / f"{index}-{me}-filled").touch()
     while True:  # read on while the other writes

@@ -46,6 +46,7 @@ from lightning_ddpm.metrics.suite import (
     precision_recall,
 )
 from lightning_ddpm.networks import SmallCNN
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -63,9 +64,6 @@ def silent(batches: Iterable[tuple[int, object]], total: int) -> Iterator[object
     yield from (batch for _, batch in batches)
 
 
-def same(tensor: Tensor) -> Tensor:
-    """The sum over one rank."""
-    return tensor
 
 
 def digits(start: int, stop: int) -> Tensor:
@@ -91,10 +89,10 @@ def measure(
 ) -> dict[str, MetricValue]:
     """All figures on one rank, the images handed over in batches of this size."""
     figures = MetricSuite(loaded(extractor or DigitsFeatures()), CPU, set(metrics), len(made), classes)
-    figures.set_reference(memory(real), None, same, 0, 1, silent)
+    figures.set_reference(memory(real), None, Ranks(), silent)
     for start in range(0, len(made), batch):
         figures.update(start, made[start : start + batch])
-    return figures.compute(same, 0)
+    return figures.compute(Ranks())
 
 
 def features(n: int, width: int = 32, shift: float = 0.0, seed: int = 0) -> Tensor:
@@ -219,9 +217,9 @@ def test_ranks_that_share_the_images_out_find_the_same_as_one(world: int) -> Non
         ranks[index % world].update(start, made[start : start + 64])
     gathered = [sum(parts) for parts in zip(*((r.features.rows, r.logits.rows) for r in ranks), strict=True)]
     ranks[0].features.rows, ranks[0].logits.rows = gathered
-    ranks[0].set_reference(memory(real), None, same, 0, 1, silent)
-    assert ranks[0].compute(same, 0) == alone
-    assert ranks[1].compute(same, 1) == {}
+    ranks[0].set_reference(memory(real), None, Ranks(), silent)
+    assert ranks[0].compute(Ranks()) == alone
+    assert ranks[1].compute(Ranks(1, 2)) == {}
 
 
 TEN = [f"digit {label}" for label in range(10)]
@@ -443,12 +441,12 @@ def test_given_statistics_give_the_distance_of_the_images_they_are_of() -> None:
     real, made = digits(0, 700), digits(700, 1200)
     source = MetricSuite(loaded(DigitsFeatures()), CPU, set(), len(real))
     source.update(0, real)
-    statistics = source.statistics(same)
+    statistics = source.statistics(Ranks())
     assert statistics.n == 700
     figures = MetricSuite(loaded(DigitsFeatures()), CPU, {"fid"}, len(made))
-    figures.set_reference(None, statistics._replace(n=0), same, 0, 1, silent)
+    figures.set_reference(None, statistics._replace(n=0), Ranks(), silent)
     figures.update(0, made)
-    found = figures.compute(same, 0)["fd_digits"].value
+    found = figures.compute(Ranks())["fd_digits"].value
     assert found == pytest.approx(measure(made, real, {"fid"})["fd_digits"].value, rel=1e-6)
 
 
@@ -456,24 +454,24 @@ def test_a_shift_of_features_is_its_length_squared_and_a_stretch_the_difference_
     x = features(500, 64)
     known = Statistics(x.double().mean(0).numpy(), np.cov(x.double().numpy().T), 500)
     figures = MetricSuite(ModuleFeatures(nn.Flatten(), 64, "pixels"), CPU, {"fid"}, 500)
-    figures.distance.set_reference_statistics(known, 0)
+    figures.distance.set_reference_statistics(known, Ranks())
     figures.distance.update_features(x + 0.5)
-    assert figures.compute(same, 0)["fd_pixels"].value == pytest.approx(64 * 0.5**2, rel=1e-5)
+    assert figures.compute(Ranks())["fd_pixels"].value == pytest.approx(64 * 0.5**2, rel=1e-5)
     figures.distance.update_features(2 * (x - x.mean(0)) + x.mean(0))
-    assert figures.compute(same, 0)["fd_pixels"].value == pytest.approx(float(np.trace(known.sigma)), rel=1e-5)
+    assert figures.compute(Ranks())["fd_pixels"].value == pytest.approx(float(np.trace(known.sigma)), rel=1e-5)
 
 
 def test_statistics_of_other_features_are_refused() -> None:
     figures = MetricSuite(loaded(DigitsFeatures()), CPU, {"fid"}, 10)
     with pytest.raises(UserError, match=r"statistics of 5 features and digits classifier .* gives 64"):
-        figures.set_reference(None, some_statistics(5), same, 0, 1, silent)
+        figures.set_reference(None, some_statistics(5), Ranks(), silent)
 
 
 @pytest.mark.parametrize("metric", ["kid", "pr"])
 def test_statistics_alone_have_no_kernel_distance_or_neighbours(metric: str) -> None:
     figures = MetricSuite(loaded(DigitsFeatures()), CPU, {metric}, 10)
     with pytest.raises(UserError, match="the reference has statistics alone"):
-        figures.set_reference(None, some_statistics(64), same, 0, 1, silent)
+        figures.set_reference(None, some_statistics(64), Ranks(), silent)
 
 
 # the real Inception

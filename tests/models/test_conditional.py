@@ -26,6 +26,7 @@ from lightning_ddpm.models.checkpoint_guidance import Autoguidance, ClassifierGu
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.noisy_classifier import NoisyClassifier
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.networks import UNet, UNetEncoder
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import make_generator
@@ -177,11 +178,11 @@ def test_generating_tells_the_network_each_images_class_and_guidance_0_none() ->
     model = tiny_model(network=tiny_network(classes=10)).eval()
     with torch.no_grad():
         for guidance in (None, ClassifierFree(1.0)):
-            made = model.generate((0, 0, 4), guidance=guidance, labels=[7, 3])
-            _, x_T, noise = model.prepare_sampling((0, 0, 4))
+            made = model.generate(SampleRequest(4, guidance=guidance, labels=[7, 3]), 0, 4)
+            _, x_T, noise = model.prepare_sampling(SampleRequest(4), 0, 4)
             of_class = model.sampler.sample(model.denoiser.conditioned_on(torch.tensor([7, 3, 7, 3])), x_T, noise)
             assert torch.equal(made, ((of_class.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
-        free, x_T, noise = model.prepare_sampling((0, 0, 4), ClassifierFree(0.0), [7, 3])
+        free, x_T, noise = model.prepare_sampling(SampleRequest(4, guidance=ClassifierFree(0.0), labels=[7, 3]), 0, 4)
         assert torch.equal(model.sampler.sample(free, x_T, noise), model.sampler.sample(model.denoiser, x_T, noise))
 
 
@@ -327,8 +328,8 @@ def test_sample_draws_the_classes_in_turn_each_in_a_column(vivid, command, tmp_p
     assert status == 0, err
     model = load(ckpt, DDPM)
     with torch.no_grad():
-        expected = model.generate((0, 0, 6), guidance=ClassifierFree(2.0), labels=[7, 3])
-        others = model.generate((0, 0, 6), guidance=ClassifierFree(2.0), labels=[1])
+        expected = model.generate(SampleRequest(6, guidance=ClassifierFree(2.0), labels=[7, 3]), 0, 6)
+        others = model.generate(SampleRequest(6, guidance=ClassifierFree(2.0), labels=[1]), 0, 6)
     assert near(drawn(tmp_path, 6), expected)
     assert not near(drawn(tmp_path, 6), others)
     with Image.open(tmp_path / "grid.png") as picture:
@@ -348,10 +349,10 @@ def test_guidance_0_draws_as_the_model_that_is_told_nothing(vivid, command, tmp_
     status, _, err = command("sample", "--ckpt", ckpt, "--guidance", "0", "--n", "4", "--out", tmp_path)
     assert status == 0, err
     model = load(ckpt, DDPM)
-    _, x_T, noise = model.prepare_sampling((0, 0, 4))
+    _, x_T, noise = model.prepare_sampling(SampleRequest(4), 0, 4)
     with torch.no_grad():
         x_0 = model.sampler.sample(model.denoiser, x_T, noise)
-        told = model.generate((0, 0, 4))
+        told = model.generate(SampleRequest(4), 0, 4)
     assert near(drawn(tmp_path, 4), ((x_0.clamp(-1, 1) + 1) * 127.5).round())
     assert not near(drawn(tmp_path, 4), told)
 
@@ -395,7 +396,12 @@ def verdicts_on(ckpt: Path, guidance=None, labels=None) -> Tensor:
     """What the digits' classifier takes the first 20 images for."""
     extractor = DigitsFeatures()
     extractor.load()
-    made = torch.cat([pixels for _, pixels in generate_batches(load(ckpt, DDPM), 20, guidance=guidance, labels=labels)])
+    made = torch.cat(
+        [
+            pixels
+            for _, pixels in generate_batches(load(ckpt, DDPM), SampleRequest(20, guidance=guidance, labels=labels))
+        ]
+    )
     with torch.no_grad():
         return extractor.features_and_logits(made)[1].argmax(1)
 
@@ -403,7 +409,7 @@ def verdicts_on(ckpt: Path, guidance=None, labels=None) -> Tensor:
 def test_the_accuracy_is_of_the_classes_that_were_drawn_in_the_datas_proportions(vivid, command, tmp_path) -> None:
     figures = judged(command, vivid, tmp_path / "result.json", "--metrics", "accuracy")["figures"]
     model = load(vivid, DDPM)
-    asked = model.choose_labels((0, 0, 20))
+    asked = model.choose_labels(SampleRequest(20), 0, 20)
     assert torch.equal(asked, spread_labels(model.class_counts, 0, 0, 20))
     right = verdicts_on(vivid) == asked
     expected = {
@@ -433,7 +439,7 @@ def test_training_logs_the_accuracy_of_each_class_that_was_drawn(conditional_run
     tags = EventAccumulator(str(conditional_run.parent)).Reload().Tags()["scalars"]
     model = load(conditional_run, DDPM)
     n = callback(read_yaml(conditional_run.parent / "config.yaml"), "Evaluation")["n"]
-    drawn_classes = set(model.choose_labels((0, 0, n)).tolist())
+    drawn_classes = set(model.choose_labels(SampleRequest(n), 0, n).tolist())
     assert {f"val/accuracy_digits/{label}" for label in drawn_classes} | {"val/accuracy_digits"} == {
         each for each in tags if each.startswith("val/accuracy")
     }

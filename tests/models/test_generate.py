@@ -10,6 +10,8 @@ from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.diffusion import DDIM, Ancestral, FixedSmall, Sampler
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.sample_request import SampleRequest
+from lightning_ddpm.utils.distributed import Ranks
 
 SAMPLERS = [DDIM(steps=3), DDIM(steps=3, eta=1.0), Ancestral(FixedSmall(), steps=5)]
 
@@ -18,7 +20,7 @@ def collect(model: DDPM, n: int, batch_size: int, world: int = 1, seed: int = 0)
     """All ranks' images by index; fails if one is made twice."""
     images: dict[int, Tensor] = {}
     for rank in range(world):
-        for (_, start, stop), pixels in generate_batches(model, n, seed, batch_size, rank, world):
+        for (_, start, stop), pixels in generate_batches(model, SampleRequest(n, seed, batch_size), Ranks(rank, world)):
             assert pixels.dtype == torch.uint8
             assert len(pixels) == stop - start
             for index, image in enumerate(pixels, start):
@@ -59,8 +61,8 @@ def test_the_seed_names_the_set() -> None:
 
 def test_the_given_sampler_goes_before_the_model_s_own() -> None:
     model = tiny_model(sampler=DDIM(steps=2))
-    given = torch.cat([pixels for _, pixels in generate_batches(model, 8, sampler=DDIM(steps=7))])
-    own = torch.cat([pixels for _, pixels in generate_batches(tiny_model(sampler=DDIM(steps=7)), 8)])
+    given = torch.cat([pixels for _, pixels in generate_batches(model, SampleRequest(8, sampler=DDIM(steps=7)))])
+    own = torch.cat([pixels for _, pixels in generate_batches(tiny_model(sampler=DDIM(steps=7)), SampleRequest(8))])
     assert torch.equal(given, own)
     assert not torch.equal(given, stacked(collect(model, 8, 64)))
 
@@ -86,7 +88,7 @@ def test_generating_is_without_dropout_and_gradients_and_leaves_the_mode_as_it_w
 def test_an_exception_leaves_the_mode_as_it_was() -> None:
     model = tiny_model().train()
     with pytest.raises(ValueError, match="sampling steps"):
-        list(generate_batches(model, 4, sampler=DDIM(steps=21)))  # of a schedule of 20 steps
+        list(generate_batches(model, SampleRequest(4, sampler=DDIM(steps=21))))  # of a schedule of 20 steps
     assert model.training
     assert torch.is_grad_enabled()
 
@@ -95,6 +97,6 @@ def test_each_batch_runs_in_the_given_context() -> None:
     seen: list[bool] = []
     model = tiny_model()
     model.network.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    list(generate_batches(model, 4, context=lambda: torch.autocast("cpu", torch.bfloat16)))
+    list(generate_batches(model, SampleRequest(4), context=lambda: torch.autocast("cpu", torch.bfloat16)))
     assert seen == [True, True]
     assert not torch.is_autocast_enabled("cpu")

@@ -60,6 +60,7 @@ from lightning_ddpm.diffusion import (
 from lightning_ddpm.metrics import DigitsFeatures, FeatureExtractor, Inception
 from lightning_ddpm.metrics.bits_per_dim import ELBOSums
 from lightning_ddpm.metrics.nearest_neighbours import NearestNeighbours
+from lightning_ddpm.models.sample_request import SampleRequest
 
 WAITS = {
     *(torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.is_nonzero.default),
@@ -198,7 +199,7 @@ SAMPLERS = [
 def test_drawing_waits_for_nothing(sampler: Sampler) -> None:
     model = tiny_model(network=tiny_network(outputs=2))
     with pretended_gpu():
-        drawn = model.to(GPU).generate((0, 3, 7), sampler)
+        drawn = model.to(GPU).generate(SampleRequest(7, sampler=sampler), 3, 7)
     assert (drawn.shape, drawn.dtype, drawn.device) == ((4, 1, 8, 8), torch.uint8, GPU)
 
 
@@ -206,7 +207,10 @@ def test_drawing_waits_for_nothing(sampler: Sampler) -> None:
 def test_drawing_a_class_waits_for_nothing(guidance: Guidance | None) -> None:
     model = tiny_model(network=tiny_network(classes=10))
     with pretended_gpu():
-        assert model.to(GPU).generate((0, 3, 7), DDIM(5), guidance, [1, 2]).device == GPU
+        assert (
+            model.to(GPU).generate(SampleRequest(7, sampler=DDIM(5), guidance=guidance, labels=[1, 2]), 3, 7).device
+            == GPU
+        )
 
 
 PREDICTIONS = [Epsilon(), Velocity(), X0(), PosteriorMean()]

@@ -1,0 +1,28 @@
+"""Which images to generate, and how."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_ddpm.diffusion import Guidance, Sampler
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """n images of the set that a seed names: image i is a function of the weights, this request and i alone.
+
+    Attributes:
+        n: number of images.
+        seed: seed of the set of images.
+        batch_size: images generated at a time on each rank.
+        sampler: ``None`` for the model's own.
+        guidance: ``None`` for no guidance beyond conditioning the network on the classes, if it has any.
+        labels: classes of the images, repeated in turn; ``None`` for the frequencies of the training data or, of a model
+            without classes, all classes that the guidance knows in turn.
+    """
+
+    n: int
+    seed: int = 0
+    batch_size: int = 64
+    sampler: Sampler | None = None
+    guidance: Guidance | None = None
+    labels: Sequence[int] | None = None
