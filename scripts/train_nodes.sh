@@ -1,9 +1,9 @@
 #!/bin/bash
-# Trains on several machines without a scheduler; the same command on each of them.
+# Train on several machines without a scheduler: run the same command on each of them.
 #
-# command:   NODES=2 GPUS=8 HOST=first-machine bash scripts/train_nodes.sh configs/cifar10.yaml /shared/run --data.batch_size 8
+# command:   NODES=2 GPUS=8 HOST=first-machine bash scripts/train_nodes.sh configs/cifar10.yaml /nfs/run --data.batch_size 8
 #
-# The run's folder must be seen by all of them. The first machine is HOST. Given again after a failure, it goes on.
+# All machines must see the run's folder; HOST is the first of them. After a failure, the same command resumes the run.
 config=$1 run=$2
 shift 2
 resume=()
