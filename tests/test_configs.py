@@ -1,8 +1,9 @@
-"""Every config is a complete experiment: it says what it is, it builds its model, and the small ones train."""
+"""Every config is a complete experiment: its header describes it, it builds its model, and the small ones train."""
 
 import functools
 import math
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from helpers.command_line import CONFIGS, REPOSITORY, read_yaml, write_yaml
 from PIL import Image
 
 from lightning_ddpm import callbacks, diffusion
-from lightning_ddpm.commands import fit as trainer_cli
+from lightning_ddpm.commands import fit
 from lightning_ddpm.metrics import Inception
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_classifier import ImageClassifier
@@ -20,33 +21,39 @@ from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.random import make_generator
 
 NAMES = [path.stem for path in CONFIGS]
-JUDGES, GUIDES = ("digits_features", "mnist_features"), ("digits_classifier", "mnist_classifier", "cifar10_classifier")
-LARGE = {"celebahq256": "celebahq", "lsun_church256": "church", "lsun_bedroom256": "bedroom", "lsun_cat256": "cat"}
+FEATURES = ("digits_features", "mnist_features")
+GUIDES = ("digits_classifier", "mnist_classifier", "cifar10_classifier")
+LARGE = {  # name and category: where the data are, flips, training steps
+    ("celebahq256", None): ("celebahq", True, 500_000),
+    ("lsun256", "church"): ("church_outdoor", True, 1_200_000),
+    ("lsun256", "bedroom"): ("bedroom", True, 2_400_000),
+    ("lsun256", "cat"): ("cat", False, 1_800_000),
+}
 
 
 @pytest.fixture
 def build(monkeypatch, tmp_path):
-    """Builds trainer, model and data of a config as the command line does, and stops; U-Nets have no memory."""
+    """Return a function that builds a config's trainer, model and data as the command line does; U-Nets have no weights."""
     built = []
 
-    class Built(trainer_cli.DDPMCLI):
+    class Built(fit.DDPMCLI):
         def _run_subcommand(self, subcommand):
             built.append(self)
 
-    initialise = UNet.__init__
+    original_init = UNet.__init__
 
-    @functools.wraps(initialise)
-    def without_memory(self, *args, **kwargs):
+    @functools.wraps(original_init)
+    def init_on_meta_device(self, *args, **kwargs):
         with torch.device("meta"):
-            initialise(self, *args, **kwargs)
+            original_init(self, *args, **kwargs)
 
-    monkeypatch.setattr(trainer_cli, "DDPMCLI", Built)
-    monkeypatch.setattr(UNet, "__init__", without_memory)
+    monkeypatch.setattr(fit, "DDPMCLI", Built)
+    monkeypatch.setattr(UNet, "__init__", init_on_meta_device)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
 
     def call(name, *options):
-        here = ("--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path))
-        trainer_cli.run(["fit", "--config", str(config(name)), *here, *options])
+        overrides = ("--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path))
+        fit.run(["fit", "--config", str(config(name)), *options, *overrides])
         return built[-1]
 
     return call
@@ -56,29 +63,40 @@ def config(name):
     return REPOSITORY / "configs" / f"{name}.yaml"
 
 
-def parameters(module):
+def read_header(name):
+    return config(name).read_text().split("\nseed_everything")[0].splitlines()
+
+
+def read_category_options(name, category):
+    """Return the options that the header gives for a category of the data."""
+    (line,) = [line for line in read_header(name) if line.startswith(f"#            {category}:")]
+    return shlex.split(line[line.index("--") :]) if ": --" in " ".join(line.split()) else []
+
+
+def count_parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_all_the_promised_configs_are_there():
-    promised = {"digits", "mnist", "fashion_mnist", "cifar10", "image_folder", *LARGE}
-    promised |= {f"{name}_conditional" for name in ("digits", "mnist", "fashion_mnist", "cifar10")}
-    promised |= set(JUDGES) | set(GUIDES)
-    assert promised <= set(NAMES)
+def test_all_documented_configs_exist():
+    documented = {"digits", "mnist", "fashion_mnist", "cifar10", "cifar10_fast", "image_folder"}
+    documented |= {f"{name}_conditional" for name in ("digits", "mnist", "fashion_mnist", "cifar10")}
+    documented |= {*FEATURES, *GUIDES, *(name for name, _ in LARGE)}
+    assert documented == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_config_says_its_command_hardware_and_what_to_expect(name):
-    header = config(name).read_text().split("\nseed_everything")[0].splitlines()
+def test_a_header_gives_command_hardware_time_and_expected_result(name):
+    header = read_header(name)
     assert all(line.startswith("#") for line in header)
-    for said in ("command:", "hardware:", "expect:"):
-        assert any(line.startswith(f"# {said}  ") for line in header), f"no '# {said}' in {name}.yaml's header"
+    assert header[0].endswith(".")
+    for key in ("command:", "hardware:", "time:", "expect:"):
+        assert any(line.startswith(f"# {key}  ") for line in header), f"no '# {key}' in {name}.yaml's header"
     command = next(line for line in header if line.startswith("# command:"))
     assert f"python -m lightning_ddpm fit --config configs/{name}.yaml" in command
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_config_keeps_its_run_in_a_folder_of_its_own_name_and_fixes_the_seed(name):
+def test_a_config_sets_the_seed_and_a_run_folder_of_its_own_name(name):
     content = read_yaml(config(name))
     assert content["trainer"]["default_root_dir"] == f"checkpoints/{name}"
     assert isinstance(content["seed_everything"], int)
@@ -86,23 +104,23 @@ def test_a_config_keeps_its_run_in_a_folder_of_its_own_name_and_fixes_the_seed(n
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_builds_its_model_and_data_without_the_data(name, build, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # where no data lie
+    monkeypatch.chdir(tmp_path)  # a folder without data
     cli = build(name)
     network = cli.model.network
     assert (network.channels, network.size) == (cli.datamodule.channels, cli.datamodule.size)
-    others = dict.fromkeys(JUDGES, ImageClassifier) | dict.fromkeys(GUIDES, NoisyClassifier)
+    others = dict.fromkeys(FEATURES, ImageClassifier) | dict.fromkeys(GUIDES, NoisyClassifier)
     assert isinstance(cli.model, others.get(name, DDPM))
     assert getattr(network, "classes", 0) == (10 if name in others or name.endswith("_conditional") else 0)
     optimizer = cli.model.configure_optimizers()["optimizer"]
     assert optimizer.param_groups[0]["lr"] > 0
     if isinstance(cli.model, DDPM):
         assert cli.model.sampler.nfe(cli.model.schedule.T) <= cli.model.schedule.T
-        assert cli.model.schedule.alpha_bar[-1] < 1e-4  # hardly anything of x_0 is left in x_T
+        assert cli.model.schedule.alpha_bar[-1] < 1e-4  # x_T has almost no signal
         assert any(isinstance(each, callbacks.EMA) for each in cli.trainer.callbacks)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_the_best_is_chosen_by_is_a_figure_that_is_logged(name, build):
+def test_the_monitored_metric_is_logged(name, build):
     cli = build(name)
     keeper = next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.Checkpoints))
     evaluations = [each for each in cli.trainer.callbacks if isinstance(each, callbacks.Evaluation)]
@@ -111,8 +129,8 @@ def test_what_the_best_is_chosen_by_is_a_figure_that_is_logged(name, build):
         assert each.interval is None or each.interval.steps <= cli.trainer.max_steps
 
 
-def ho(cli, flips):
-    """What Ho et al. do alike on all data sets; CORRECTNESS.md 22 and appendix B of the paper."""
+def check_ho_recipe(cli, flips):
+    """Check what Ho et al. do alike on all datasets (appendix B)."""
     model, data = cli.model, cli.datamodule
     assert torch.equal(model.schedule.beta[1:], torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
     assert isinstance(model.sampler, diffusion.Ancestral)
@@ -127,15 +145,15 @@ def ho(cli, flips):
     assert isinstance(evaluation.extractor, Inception)
 
 
-def test_cifar10_ends_with_the_figure_that_is_published(build):
+def test_cifar10_ends_with_the_published_evaluation(build):
     cheap, full = (each for each in build("cifar10").trainer.callbacks if isinstance(each, callbacks.Evaluation))
-    assert (cheap.n, cheap.sampler.nfe(1000), cheap.interval.steps) == (5000, 100, 20_000)
-    assert (full.n, full.sampler, full.interval) == (50_000, None, None)
+    assert (cheap.request.n, cheap.request.sampler.nfe(1000), cheap.interval.steps) == (5000, 100, 20_000)
+    assert (full.request.n, full.request.sampler, full.interval) == (50_000, None, None)
     assert all(isinstance(each.extractor, Inception) for each in (cheap, full))
 
 
-def optimisation(cli):
-    """(class of the optimizer, its settings, learning rate by step)."""
+def record_learning_rates(cli):
+    """Return the optimizer, and the learning rate at every step of the warm-up."""
     configured = cli.model.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     assert configured["lr_scheduler"]["interval"] == "step"
@@ -147,14 +165,14 @@ def optimisation(cli):
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step\\(\\)` before")
-def test_cifar10_is_hos_recipe_to_the_letter(build):
+def test_cifar10_follows_ho_et_al(build):
     cli = build("cifar10")
-    ho(cli, flips=True)
-    assert parameters(cli.model) == 35_746_307
+    check_ho_recipe(cli, flips=True)
+    assert count_parameters(cli.model) == 35_746_307
     assert (cli.model.network.channels, cli.model.network.size) == (3, 32)
     assert {layer.p for layer in cli.model.modules() if isinstance(layer, torch.nn.Dropout)} == {0.1}
     assert (cli.datamodule.batch_size, cli.trainer.max_steps) == (128, 800_000)
-    optimizer, rates = optimisation(cli)
+    optimizer, rates = record_learning_rates(cli)
     assert type(optimizer) is torch.optim.Adam
     assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)
     assert optimizer.defaults["weight_decay"] == 0
@@ -164,24 +182,24 @@ def test_cifar10_is_hos_recipe_to_the_letter(build):
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step\\(\\)` before")
-@pytest.mark.parametrize("name", LARGE)
-def test_the_large_models_are_hos(name, build):
-    cli = build(name)
-    ho(cli, flips=name != "lsun_cat256")
-    assert parameters(cli.model) == 113_673_219
+@pytest.mark.parametrize(("name", "category"), LARGE)
+def test_the_256x256_configs_follow_ho_et_al(name, category, build):
+    data, flips, steps = LARGE[name, category]
+    cli = build(name, *(read_category_options(name, category) if category else []))
+    check_ho_recipe(cli, flips)
+    assert count_parameters(cli.model) == 113_673_219
     assert {layer.p for layer in cli.model.modules() if isinstance(layer, torch.nn.Dropout)} == {0.0}
     assert cli.datamodule.batch_size * 8 == 64  # the header's eight devices
     assert "--trainer.devices 8" in config(name).read_text()
-    steps = {"celebahq256": 500_000, "lsun_church256": 1_200_000, "lsun_bedroom256": 2_400_000}
-    assert cli.trainer.max_steps == steps.get(name, 1_800_000)
-    assert LARGE[name] in str(vars(cli.datamodule.source)) + str(cli.datamodule.root)
-    _, rates = optimisation(cli)
+    assert cli.trainer.max_steps == steps
+    assert data in {getattr(cli.datamodule.source, "category", None), cli.datamodule.root.name}
+    _, rates = record_learning_rates(cli)
     assert max(rates) == pytest.approx(2e-5)
 
 
-def test_the_fast_recipe_has_hos_network_and_the_half_life_that_its_header_says(build):
+def test_the_fast_recipe_has_the_network_of_ho_et_al_and_the_ema_half_life_of_its_header(build):
     cli = build("cifar10_fast")
-    assert parameters(cli.model) == 35_746_307
+    assert count_parameters(cli.model) == 35_746_307
     images = cli.trainer.max_steps * cli.datamodule.batch_size
     assert images == 12.8e6
     average = next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.EMA))
@@ -191,8 +209,8 @@ def test_the_fast_recipe_has_hos_network_and_the_half_life_that_its_header_says(
     assert any(isinstance(each, callbacks.Compile) for each in cli.trainer.callbacks)
 
 
-def trains(command, path, folder, *options):
-    """Two steps on two images each, from the config as it is but for what does not concern them; the finite losses."""
+def check_training(command, path, folder, *options):
+    """Train for two steps on two images each, otherwise by the config, and check that the loss is finite."""
     content = read_yaml(path)
     kept = [each for each in content["trainer"]["callbacks"] if "Inception" not in str(each)]
     content["trainer"].update(callbacks=kept, accelerator="cpu", log_every_n_steps=1, num_sanity_val_steps=1)
@@ -210,7 +228,7 @@ def trains(command, path, folder, *options):
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_a_guide_is_of_the_schedule_of_those_whom_it_guides(name, build):
+def test_a_noisy_classifier_has_the_schedule_of_the_models_that_it_guides(name, build):
     schedule = build(name).model.schedule.alpha_bar
     data = name.removesuffix("_classifier")
     for guided in (data, f"{data}_conditional"):
@@ -218,13 +236,13 @@ def test_a_guide_is_of_the_schedule_of_those_whom_it_guides(name, build):
 
 
 @pytest.mark.parametrize("name", ["digits_conditional", "digits_classifier"])
-def test_what_the_data_calls_its_classes_is_what_the_model_does(name, build):
+def test_the_class_names_of_the_data_reach_the_model(name, build):
     assert build(name).model.class_names == list("0123456789")
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_features", "digits_conditional", "digits_classifier"])
-def test_the_digits_train(name, command, tmp_path):
-    trains(command, config(name), tmp_path)
+def test_the_digits_configs_train(name, command, tmp_path):
+    check_training(command, config(name), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -234,14 +252,14 @@ def test_the_digits_train(name, command, tmp_path):
         *((name, "FashionMNIST") for name in ("fashion_mnist", "fashion_mnist_conditional")),
     ],
 )
-def test_the_laptops_configs_train(name, data, command, tmp_path):
+def test_the_mnist_configs_train(name, data, command, tmp_path):
     root = os.environ.get("LIGHTNING_DDPM_TEST_DATA")
     if not root or not (Path(root) / data).is_dir():
         pytest.skip(f"no folder {data} where LIGHTNING_DDPM_TEST_DATA points")
-    trains(command, config(name), tmp_path, "--data.root", root)
+    check_training(command, config(name), tmp_path, "--data.root", root)
 
 
-def test_a_folder_of_ones_own_images_trains(command, tmp_path):
+def test_a_folder_of_images_trains(command, tmp_path):
     for index in range(8):
         noise = torch.randint(
             0, 256, (40, 48, 3), generator=make_generator("cpu", "test", index=index), dtype=torch.uint8
@@ -250,4 +268,4 @@ def test_a_folder_of_ones_own_images_trains(command, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.numpy()).save(folder / f"{index}.png")
     small = ("--data.root", tmp_path / "images", "--data.source.size", "32", "--data.source.holdout", "0.25")
-    trains(command, config("image_folder"), tmp_path, *small, "--model.network.width", "32")
+    check_training(command, config("image_folder"), tmp_path, *small, "--model.network.width", "32")
