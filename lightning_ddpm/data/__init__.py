@@ -1,4 +1,4 @@
-"""Images: where they come from and how they reach the model."""
+"""Image sources, datasets and the DataModule that feeds them to a model."""
 
 from lightning_ddpm.data.datamodule import ImageDataModule
 from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset

@@ -1,4 +1,4 @@
-"""Which class each image of a set is to be of: a function of the set and the image's number alone."""
+"""Choose the class of each image to generate, as a function of the seed and the image's index alone."""
 
 from collections.abc import Sequence
 
@@ -9,27 +9,28 @@ from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import make_generator
 
 GOLDEN = (5**0.5 - 1) / 2
-"""Its multiples lie in [0, 1) as evenly as any number's, whatever their count."""
+"""The fractional parts of its multiples fill [0, 1) as evenly as possible, however many are taken."""
 
 
 def cycle_labels(labels: Sequence[int], start: int, stop: int) -> Tensor:
-    """The classes in this order, again and again: images ``start``..``stop``, (stop - start,) int64."""
+    """Return the labels of images ``start``..``stop``, (stop - start,) int64: ``labels`` in order, repeated."""
     return torch.tensor(labels)[torch.arange(start, stop) % len(labels)]
 
 
 def spread_labels(counts: Tensor, seed: int, start: int, stop: int) -> Tensor:
-    """Classes as often as they were counted, or all equally where nothing was.
+    """Return labels in the proportions of ``counts``, or in equal proportions if all counts are 0.
 
-    Image i has the class in whose share of [0, 1) the fractional part of u + i (sqrt(5) - 1)/2 lies, u being the
-    seed's: any n images in a row have the proportions to within a few images.
+    [0, 1) is divided into one interval for each class, as long as its proportion. Image i has the class whose interval
+    holds the fractional part of u + i (sqrt(5) - 1)/2, where u ~ U(0, 1) depends on the seed. Any n consecutive images
+    have the proportions to within a few images.
 
     Args:
-        counts: (classes,) how often each occurs.
-        seed: of the set of images.
+        counts: (classes,) number of occurrences of each class.
+        seed: seed of the generated images.
         start, stop: the images, as ``range(start, stop)``.
 
     Returns:
-        (stop - start,) int64, on the CPU, whose random numbers are the same everywhere.
+        (stop - start,) int64. They are computed on the CPU, whose random numbers do not depend on the device.
     """
     counts = counts.cpu()
     shares = counts.double() if counts.any() else torch.ones(len(counts), dtype=torch.float64)
@@ -39,12 +40,12 @@ def spread_labels(counts: Tensor, seed: int, start: int, stop: int) -> Tensor:
 
 
 def parse_labels(named: Sequence[str], names: Sequence[str], by_name: bool) -> list[int]:
-    """The labels that somebody asks for.
+    """Convert class names or numbers to labels.
 
     Args:
-        named: classes, by name or by number.
-        names: of all classes there are, in order.
-        by_name: which of the two.
+        named: the classes to convert.
+        names: the names of all classes, in the order of their labels.
+        by_name: whether ``named`` holds names; otherwise it holds numbers.
 
     Raises:
         UserError: there is no such class.

@@ -1,4 +1,4 @@
-"""One DataModule over any image source."""
+"""The DataModule of any image source."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from lightning_ddpm.utils.random import get_run_seed, make_generator
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches of images (b, c, h, w) in [-1, 1] and labels (b,) int64, -1 where there is none.
+    """Batches of images (b, c, h, w) in [-1, 1] and labels (b,) int64, where -1 means no label.
 
-    Images travel to the device as uint8 and become floats there, in :meth:`on_after_batch_transfer` alone.
+    Images are transferred to the device as uint8; only :meth:`on_after_batch_transfer` converts them to floats.
 
     Args:
-        source: the data set.
-        root: the folder it lies in, or is downloaded to.
-        batch_size: images a step on each device.
-        flip: mirror half of the training images left to right, as Ho et al. do but for LSUN-cat and digits.
-        workers: processes that read ahead; 0 for sets kept in memory.
-        generate: images that ``predict`` generates.
-        decoded: folder for the decoded pictures of sets too large for memory (over 1 GiB), which all processes of a
-            machine then share; ``null`` to decode them at every turn.
+        source: the dataset.
+        root: the folder that holds the data, or that they are downloaded to.
+        batch_size: number of images in a batch on each device.
+        flip: mirror half of the training images left to right. Ho et al. do so except for LSUN-cat; do not for digits.
+        num_workers: processes that read ahead; 0 is best for datasets kept in memory.
+        predict_images: number of images that ``predict`` generates.
+        decode_cache: folder for the decoded images of datasets over 1 GiB, which are not kept in memory; all processes
+            of a machine share the file. With ``null`` they are decoded at every access.
     """
 
     def __init__(
@@ -54,30 +54,33 @@ class ImageDataModule(LightningDataModule):
         self.channels, self.size = source.channels, source.size
 
     def class_names(self) -> list[str]:
-        """What the labels mean; empty where there are none."""
+        """Return the names of the labels 0, 1, ...; empty if the images have no labels."""
         return self.source.class_names(self.root)
 
     def check_model(self, image_shape: tuple[int, int, int], class_names: Sequence[str]) -> None:
-        """Refuse a model that is made for other images, before anything is computed.
+        """Check that a model fits the data.
 
         Args:
-            image_shape: (channels, height, width) of the model's.
-            class_names: what its labels mean; empty where it has none.
+            image_shape: (channels, height, width) of the model's images.
+            class_names: names of the model's labels; empty if it has none.
+
+        Raises:
+            UserError: the shape of the images or the classes differ.
         """
         channels, size, _ = image_shape
         if (self.channels, self.size) != (channels, size):
             raise UserError(
                 f"the data has images of {self.channels}x{self.size}x{self.size} and the network is made for "
-                f"{channels}x{size}x{size} (channels x height x width); make them agree"
+                f"{channels}x{size}x{size} (channels x height x width); make them equal"
             )
         if class_names and self.class_names() != list(class_names):
             raise UserError(
                 f"the model has the classes {', '.join(class_names)} and the data has "
-                f"{', '.join(self.class_names()) or 'no labels'}; make them agree, or take a model without classes"
+                f"{', '.join(self.class_names()) or 'no labels'}; make them equal, or use a model without classes"
             )
 
     def prepare_data(self) -> None:
-        """Fetch, check and, where asked, decode the data, in one process of a machine before the others open it."""
+        """Download, check and, with ``decode_cache``, decode the data, in one process of each machine."""
         self.source.prepare(self.root)
         for split in SPLITS if self.decode_cache else ():
             data = self.source.open(self.root, split)
@@ -91,68 +94,68 @@ class ImageDataModule(LightningDataModule):
             self.train: ImageDataset = self._cache_decoded(self.source.open(self.root, "train"))
         if stage in ("fit", "validate", "test") and not hasattr(self, "held_out"):
             self.held_out: ImageDataset = self._cache_decoded(self.source.open(self.root, "test"))
-        if stage == "fit" and self.batch_size * self._world > len(self.train):
+        if stage == "fit" and self.batch_size * self._world_size > len(self.train):
             raise UserError(
-                f"a batch of {self.batch_size} images on each of {self._world} devices is more than the data set has "
-                f"({len(self.train)}); lower data.batch_size"
+                f"a batch of {self.batch_size} images on each of {self._world_size} devices is larger than the dataset "
+                f"({len(self.train)} images); lower data.batch_size"
             )
 
     def reference_images(self) -> ImageDataset:
-        """The training images as they are, un-flipped: what generated images are compared with."""
+        """Return the training images without flips, which generated images are compared with."""
         if not hasattr(self, "train"):
             self.train = self._cache_decoded(self.source.open(self.root, "train"))
         return self.train
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        order = ShuffledShard(len(self.train), get_run_seed(), self._rank, self._world, *self._begins)
+        order = ShuffledShard(len(self.train), get_run_seed(), self._rank, self._world_size, *self._begins)
         return self._loader(self.train, order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.held_out, Shard(len(self.held_out), self.batch_size, self._rank, self._world))
+        return self._loader(self.held_out, Shard(len(self.held_out), self.batch_size, self._rank, self._world_size))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[ImageRange]:
-        """The images to generate, not to read."""
-        mine = split_ranges(self.predict_images, get_run_seed(), self.batch_size, self._rank, self._world)
+        """Return a loader of ranges of images to generate; it reads no images."""
+        mine = split_ranges(self.predict_images, get_run_seed(), self.batch_size, self._rank, self._world_size)
         return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the order of the training images the run is: the epoch, and its images that all ranks have had."""
+        """Return the position in the order of training images: the epoch, and its images seen, summed over ranks."""
         loader = self.trainer.train_dataloader if self.trainer is not None else None
         if self.trainer is None or loader is None or self.trainer.state.fn != "fit":
             return {}
         epoch, batches = loader.sampler.epoch, self.trainer.fit_loop.batch_idx + 1
         if batches >= self.trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
-        seen = batches * self.batch_size * self._world
-        return {"epoch": epoch, "seen": seen, "images": len(self.train), "batch": [self.batch_size, self._world]}
+        seen = batches * self.batch_size * self._world_size
+        return {"epoch": epoch, "seen": seen, "images": len(self.train), "batch": [self.batch_size, self._world_size]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there, not from the epoch's first images.
+        """Resume at that position instead of at the start of the epoch.
 
         Raises:
-            UserError: the training set has another size, so that its order is another.
+            UserError: the number of training images has changed, and with it their order.
         """
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         if state_dict["images"] != len(self.train):
             raise UserError(
-                f"the checkpoint's run was trained on {state_dict['images']} images, and there are {len(self.train)} "
-                "now, whose order is another; give it its images back, or start another run"
+                f"the checkpoint's run was trained on {state_dict['images']} images and there are {len(self.train)} "
+                "now, so their order has changed; restore the images, or start another run"
             )
         self._begins = state_dict["epoch"], state_dict["seen"]
-        # Lightning looks for the position in the loader, which some callbacks make before it is known.
+        # Lightning expects the position in the loader, which some callbacks create before the position is known.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
 
     def count_batches_done(self) -> int:
-        """Batches of the epoch that training goes on in which come before, each of the size that it has now."""
-        whole, left = (n // self._world for n in (len(self.train), len(self.train) - self._begins[1]))
+        """Return the number of batches of the resumed epoch that are done, counted in the current batch size."""
+        whole, left = (n // self._world_size for n in (len(self.train), len(self.train) - self._begins[1]))
         return -(-whole // self.batch_size) + -left // self.batch_size
 
     def list_batch_indices(self, batch: int) -> list[int]:
-        """The numbers of the training images in this rank's batch of this index in the current epoch."""
+        """Return the indices of the training images in a batch of this rank, by its index in the current epoch."""
         assert self.trainer is not None
         assert self.trainer.train_dataloader is not None
         sampler: ShuffledShard = self.trainer.train_dataloader.sampler
@@ -167,7 +170,7 @@ class ImageDataModule(LightningDataModule):
         return (self._flip(x_0) if self.flip and self._training else x_0), labels
 
     def _cache_decoded(self, data: ImageDataset) -> ImageDataset:
-        """Pictures decoded in memory or in a file, where there is room for them."""
+        """Decode image files into memory if they fit, else into the cache if there is one."""
         if not isinstance(data, FileDataset):
             return data
         if fits_in_memory(data):
@@ -183,7 +186,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, data: ImageDataset, sampler: Shard | ShuffledShard) -> DataLoader[Batch]:
         return DataLoader(
-            data,  # type: ignore[arg-type]  # __getitems__ hands out batches
+            data,  # type: ignore[arg-type]  # __getitems__ returns batches
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -201,7 +204,7 @@ class ImageDataModule(LightningDataModule):
         return self.trainer.global_rank if self.trainer else 0
 
     @property
-    def _world(self) -> int:
+    def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
 

@@ -1,4 +1,4 @@
-"""Images in memory or behind a reader, as uint8."""
+"""Datasets of uint8 images, in memory or in files."""
 
 import os
 from abc import ABC, abstractmethod
@@ -15,15 +15,31 @@ from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import make_cache_key
 
 Batch = tuple[Tensor, Tensor]
-"""Images (b, c, h, w) and labels (b,) int64, -1 where there is none."""
+"""Images (b, c, h, w) and labels (b,) int64; a label of -1 means none."""
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
-    """Images of one shape, uint8, with labels (-1 where there is none).
+    """A dataset of uint8 images of one shape, with a class label each.
+
+    Most sources need no subclass: :class:`MemoryDataset` holds an array and :class:`FileDataset` decodes files. Write
+    one to read another storage::
+
+        class Memmap(ImageDataset):
+            def __init__(self, path: Path) -> None:
+                self.images = np.load(path, mmap_mode="r")  # (n, c, h, w) uint8
+                self.labels = torch.full((len(self.images),), -1)
+                self.fingerprint = make_cache_key(describe_file_state(path))
+
+            def __len__(self) -> int:
+                return len(self.images)
+
+            def __getitems__(self, indices: Sequence[int]) -> Batch:
+                return torch.from_numpy(self.images[np.asarray(indices)]), self.labels[torch.as_tensor(indices)]
 
     Attributes:
-        fingerprint: names the very images, for caches of what was computed from them.
-        labels: (n,) int64.
+        fingerprint: identifies the images. Statistics computed from them are cached under it, so it must change
+            whenever any pixel does.
+        labels: (n,) int64, -1 for an image without a label.
     """
 
     fingerprint: str
@@ -31,11 +47,11 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The images and labels at these indices, as a batch: what a DataLoader calls."""
+        """Return the images and labels at these indices as one batch; a DataLoader calls this, not __getitem__."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         images, labels = self.__getitems__([index])
@@ -43,11 +59,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
 
 
 class MemoryDataset(ImageDataset):
-    """A decoded set in memory.
+    """A dataset of decoded images in memory.
 
     Args:
-        images: (n, c, h, w) uint8, in any layout; kept contiguous, for activations would take over a batch's layout.
-        labels: (n,) int64.
+        images: (n, c, h, w) uint8 in any memory layout. They are stored contiguously, because a network's activations
+            would inherit the layout of a batch.
+        labels: (n,) int64, -1 for an image without a label.
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
@@ -63,14 +80,14 @@ class MemoryDataset(ImageDataset):
 
 
 class FileDataset(ImageDataset):
-    """Pictures decoded when asked for.
+    """A dataset of image files, decoded at every access.
 
     Args:
-        names: what each picture is called in errors.
-        file: the picture at an index: its path, or its bytes.
-        labels: (n,) int64.
-        channels, size: what every picture is turned into.
-        state: changes when the pictures do, for the fingerprint.
+        names: the name of each image in error messages.
+        file: returns the path or the bytes of the image at an index.
+        labels: (n,) int64, -1 for an image without a label.
+        channels, size: shape that every image is converted to; see :func:`decode_image`.
+        state: part of the fingerprint; it must change whenever a file does, see :func:`describe_file_state`.
     """
 
     def __init__(
@@ -100,15 +117,15 @@ class FileDataset(ImageDataset):
             raise UserError(f"{self.names[index]} cannot be used: {error}") from error
 
     def decode(self, index: int) -> DecodedImage:
-        """The decoded picture, and what its file says of it.
+        """Decode the image at an index.
 
         Raises:
-            UserError: it cannot be used; the sentence does not name it.
+            UserError: it cannot be used; the message does not contain its name.
         """
         return read_image(self.file(index), self.channels, self.size)
 
     def subset(self, indices: Sequence[int]) -> "FileDataset":
-        """Some of the pictures."""
+        """Return the dataset of the images at these indices."""
         names, labels = [self.names[index] for index in indices], self.labels[list(indices)]
         return FileDataset(names, lambda i: self.file(indices[i]), labels, self.channels, self.size, self.fingerprint)
 
@@ -116,12 +133,12 @@ class FileDataset(ImageDataset):
 def build_path_dataset(
     paths: Sequence[Path], labels: Tensor, channels: int, size: int, file: Callable[[Path], Path] = Path
 ) -> FileDataset:
-    """Pictures in files.
+    """Build the dataset of the image files at these paths.
 
     Args:
-        paths: of the pictures.
-        labels, channels, size: as :class:`FileDataset`.
-        file: the path that is opened in place of one of ``paths``, where opening it is allowed.
+        paths: the files.
+        labels, channels, size: see :class:`FileDataset`.
+        file: maps each path to the one that is opened, or raises UserError if it must not be.
     """
     names = [os.fsencode(path).decode(errors="backslashreplace") for path in paths]
     state = " ".join(describe_file_state(path) for path in paths)
@@ -129,10 +146,10 @@ def build_path_dataset(
 
 
 def describe_file_state(path: Path) -> str:
-    """What changes when a file does."""
+    """Return text that changes when a file does: its absolute path, size and time of modification."""
     absolute = os.fsencode(path.absolute()).decode(errors="backslashreplace")
     try:
         stat = path.stat()
-    except OSError as error:  # a link to nowhere, for one: reading it says so
+    except OSError as error:  # such as a broken link: reading it reports the error
         return f"{absolute} {error.strerror}"
     return f"{absolute} {stat.st_size} {stat.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""Pictures decoded once: into memory, or, too many for that, into a file that all processes of a machine map."""
+"""Decode image files once: into memory, or into a file that all processes of a machine map."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,16 +14,16 @@ from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_free_space, check_writable, write_atomically
 
 MAX_BYTES_IN_MEMORY = 2**30
-"""Decoded sets of up to this many bytes are kept in memory."""
+"""Largest size of a decoded dataset that is kept in memory."""
 
 
 class MappedDataset(ImageDataset):
-    """A decoded set in a file: what is asked for is read, and shared with other processes as long as there is room.
+    """A dataset of decoded images in a memory-mapped file, whose pages the operating system shares among processes.
 
     Args:
-        path: of an array (n, c, h, w) uint8 in NumPy's format.
-        labels: (n,) int64.
-        fingerprint: of the pictures that it was made of.
+        path: file of an array (n, c, h, w) uint8 in NumPy's format.
+        labels: (n,) int64, -1 for an image without a label.
+        fingerprint: fingerprint of the files that were decoded.
     """
 
     def __init__(self, path: Path, labels: Tensor, fingerprint: str) -> None:
@@ -37,23 +37,27 @@ class MappedDataset(ImageDataset):
         return torch.from_numpy(self.images[np.asarray(indices)]), self.labels[torch.as_tensor(indices)]
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return MappedDataset, (self.path, self.labels, self.fingerprint)  # a worker maps the file, and gets no copy
+        return MappedDataset, (
+            self.path,
+            self.labels,
+            self.fingerprint,
+        )  # workers map the file too
 
 
 def fits_in_memory(data: FileDataset) -> bool:
-    """Whether a set is small enough to be kept in memory."""
+    """Return whether the decoded dataset is small enough to be kept in memory."""
     return _count_bytes(data) <= MAX_BYTES_IN_MEMORY
 
 
 def decode_to_memory(data: FileDataset, what: str) -> MemoryDataset:
-    """A set, decoded into memory.
+    """Decode a dataset into memory.
 
     Args:
-        data: the set.
-        what: its name, for the progress bar.
+        data: the image files.
+        what: name of the dataset, for the progress bar.
 
     Raises:
-        UserError: some picture cannot be used (any more).
+        UserError: an image cannot be used (any more).
     """
     images = torch.empty(_get_shape(data), dtype=torch.uint8)
     for index, pixels in enumerate(_iterate_decoded(data, what)):
@@ -62,20 +66,20 @@ def decode_to_memory(data: FileDataset, what: str) -> MemoryDataset:
 
 
 def decode_to_file(data: FileDataset, folder: Path, what: str) -> MappedDataset:
-    """A set, decoded into a file of the folder unless it lies there already.
+    """Decode a dataset into a file of the folder, unless the file exists already.
 
     Args:
-        data: the set.
-        folder: which is made.
-        what: the set's name, for the progress bar.
+        data: the image files.
+        folder: the folder; it is created if necessary.
+        what: name of the dataset, for the progress bar.
 
     Raises:
-        UserError: some picture cannot be used (any more), or the folder has no room.
+        UserError: an image cannot be used (any more), or the folder cannot be written or has too little space.
     """
     path = folder / f"{make_decode_key(data)}.npy"
     if not _is_complete(path, _get_shape(data)):
         check_writable(folder)
-        check_free_space(folder, _count_bytes(data), _count_bytes(data), of="decoded set")
+        check_free_space(folder, _count_bytes(data), _count_bytes(data), of="decoded dataset")
 
         def write(file: BinaryIO) -> None:
             header = {"descr": "|u1", "fortran_order": False, "shape": _get_shape(data)}
@@ -98,7 +102,7 @@ def _iterate_decoded(data: FileDataset, what: str) -> Iterator[Tensor]:
 
 
 def _is_complete(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether it is a file of such images."""
+    """Return whether the file holds uint8 images of this shape."""
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):

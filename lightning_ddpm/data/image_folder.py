@@ -1,4 +1,4 @@
-"""Folders of pictures: what lies in them, what may be read, and what is done where something cannot be."""
+"""Folders of image files: list them, refuse unsafe paths, and report or skip unusable images."""
 
 import os
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 
 
 class ImageFolder(ImageSource):
-    """Any folder of pictures, whatever its depth; labels are the first-level sub-folders, where there are any.
+    """All images in a folder and its subfolders; the subfolders of the first level, if any, are the classes.
 
-    A root that holds ``train`` and ``test`` (or ``val``) is read as those two parts; else a share of the pictures,
-    evenly spread over the sorted names, is held out for the validation loss. Hidden files and folders are ignored.
+    If the root holds ``train`` and ``test`` (or ``val``), these are the two splits. Otherwise a fraction of the images,
+    evenly spaced over the sorted paths, is held out. Hidden files and folders are ignored.
 
     Args:
-        channels: 1 makes every picture grey, 3 RGB.
-        size: height and width; pictures are resized by their short side and cut to the middle, never enlarged.
-        holdout: the share held out, where the folder does not say.
-        on_error: what to do where a picture cannot be used: ``refuse`` to start, or ``skip`` it.
-        max_skipped: the largest share of all pictures that may be skipped.
+        channels: 1 converts every image to grayscale, 3 to RGB.
+        size: height and width; the short side of an image is resized and its center cropped. No image is enlarged.
+        holdout: fraction of images held out if the folder has no splits of its own.
+        on_error: ``refuse`` to start if an image cannot be used, or ``skip`` the image.
+        max_skipped: largest fraction of all images that may be skipped.
     """
 
     def __init__(
@@ -41,16 +41,20 @@ class ImageFolder(ImageSource):
         max_skipped: float = 0.01,
     ) -> None:
         if channels not in (1, 3):
-            raise UserError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
+            raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {channels}")
         if not 0 < holdout < 1:
             raise UserError(f"holdout must lie in (0, 1), got {holdout}")
         if not 0 <= max_skipped <= 1:
-            raise UserError(f"max_skipped is a share of the pictures and must lie in [0, 1], got {max_skipped}")
+            raise UserError(f"max_skipped is a fraction of the images and must lie in [0, 1], got {max_skipped}")
         self.channels, self.size, self.holdout = channels, size, holdout
         self.on_error, self.max_skipped = on_error, max_skipped
 
     def prepare(self, root: Path) -> None:
-        """Read every picture, once until one changes; all that cannot be used are named at once, or skipped."""
+        """Read every image once, until a file changes, and report all images that cannot be used.
+
+        Raises:
+            UserError: there are no images, or more unusable ones than may be skipped.
+        """
         data, _ = self._list_split(Path(root))
         bad = list(self._find_unusable(data, root).values())
         if bad:
@@ -64,7 +68,7 @@ class ImageFolder(ImageSource):
         chosen = [index for index in parts[split] if index not in bad]
         folder = _find_split_folder(Path(root), split)
         if not chosen:
-            raise UserError(f"{folder} holds no image for the part {split!r}; it takes at least one of each part")
+            raise UserError(f"{folder} holds no image for the split {split!r}; each split needs at least one")
         return data.subset(chosen)
 
     def image_files(self, root: Path) -> list[FileDataset]:
@@ -75,7 +79,7 @@ class ImageFolder(ImageSource):
         return _list_classes(folder, list_images(folder))
 
     def _list_split(self, root: Path) -> tuple[FileDataset, dict[Split, Sequence[int]]]:
-        """All pictures, and which of them are each part's."""
+        """Return the dataset of all images, and the indices of each split in it."""
         if not root.is_dir():
             raise UserError(f"there is no folder {root}; point data.root at your images")
         folder, other = _find_split_folder(root, "train"), _find_split_folder(root, "test")
@@ -92,13 +96,17 @@ class ImageFolder(ImageSource):
             held_out = list(range(len(rest), len(paths)))
             below += [paths[index].relative_to(other).parts[0] for index in held_out]
         if not paths:
-            raise UserError(f"{root} holds no images; looked for {', '.join(EXTENSIONS)} in it and below")
+            raise UserError(f"{root} holds no images ({', '.join(EXTENSIONS)}), nor do its subfolders; check data.root")
         labels = torch.tensor([classes.get(name, -1) for name in below])
         data = build_path_dataset(paths, labels, self.channels, self.size, partial(resolve_inside, root.resolve()))
         return data, {"train": rest, "test": held_out}
 
     def _find_unusable(self, data: FileDataset, root: Path) -> dict[int, str]:
-        """What is wrong with the pictures to skip; more than may be skipped are an error."""
+        """Return the faults of the images to skip, by index.
+
+        Raises:
+            UserError: there are more than may be skipped.
+        """
         bad = find_faults(data, str(root))
         if len(bad) > (self.max_skipped * len(data) if self.on_error == "skip" else 0):
             cap = f", more than max_skipped={self.max_skipped:g} of them" if self.on_error == "skip" else ""
@@ -110,17 +118,17 @@ class ImageFolder(ImageSource):
 
     def _suggest_fix(self) -> str:
         if self.on_error == "skip":
-            return "Mend or delete them, or raise data.source.max_skipped; check-data lists them all."
-        return "Mend or delete them, or leave them out by --data.source.on_error skip; check-data lists them all."
+            return "Fix or delete them, or raise data.source.max_skipped; check-data lists all of them."
+        return "Fix or delete them, or skip them with --data.source.on_error skip; check-data lists all of them."
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every picture's path, whatever its depth, sorted; hidden files and folders are ignored.
+    """Return the sorted paths of all images in a folder and its subfolders, without hidden files and folders.
 
-    Links to folders are not followed; they are among the paths, for :func:`resolve_inside` to refuse.
+    Links to folders are not followed; they are among the paths, and :func:`resolve_inside` refuses them.
 
     Raises:
-        UserError: some folder cannot be listed.
+        UserError: a folder cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -129,21 +137,21 @@ def list_images(folder: Path) -> list[Path]:
     found: list[Path] = []
     for here, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        pictures = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS]
+        images = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS]
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        found.extend(Path(here, name) for name in pictures + links)
+        found.extend(Path(here, name) for name in images + links)
     return sorted(found)
 
 
 def resolve_inside(root: Path, path: Path) -> Path:
-    """The file at a path, if it lies in the folder.
+    """Return the file that a path resolves to, if it is a file inside the folder.
 
     Args:
         root: the folder, without links in its path.
-        path: of a picture in it.
+        path: path of an image in it.
 
     Raises:
-        UserError: it is a link that leads out of the folder, or to another folder, or nowhere; or no file.
+        UserError: the path is a link out of the folder, to a folder or to nothing, or it is no regular file, or empty.
     """
     try:
         real = path.resolve()
@@ -156,10 +164,10 @@ def resolve_inside(root: Path, path: Path) -> Path:
         if not real.exists():
             raise UserError("there is no such file (any more)")
         if not real.is_file():
-            raise UserError("it is no file but a pipe or a device; delete it")
+            raise UserError("it is not a file but a pipe or a device; delete it")
         if not real.stat().st_size:
             raise UserError("the file is empty")
-    except (OSError, RuntimeError) as error:  # no permission; links in a circle
+    except (OSError, RuntimeError) as error:  # no permission, or a cycle of links
         raise UserError(first_line(error)) from error
     return real
 

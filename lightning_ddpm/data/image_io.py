@@ -1,4 +1,4 @@
-"""Images between the three forms they have here: files, uint8 tensors, and floats in [-1, 1]."""
+"""Convert images between files, uint8 tensors and floats in [-1, 1]."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,27 +17,26 @@ from lightning_ddpm.utils.errors import UserError, first_line
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1], exactly undone by :func:`to_uint8`."""
+    """Map uint8 0..255 to float32 in [-1, 1]; :func:`to_uint8` is its exact inverse."""
     return pixels.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Floats -> uint8 0..255: clamp to [-1, 1], scale, round."""
+    """Map floats to uint8 0..255: clamp to [-1, 1], scale and round."""
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
-"""What files may hold, whatever they are called; Pillow would hand PostScript to another program."""
+"""Formats that are read, whatever the file's name; Pillow would open PostScript with another program."""
 
 GRID_PADDING = 2
 TITLE_HEIGHT = 14
 TITLE_SIZES = (10, 9, 8)
-"""Of :func:`arrange_grid`: pixels between images; rows that titles take; font sizes, of which the first that fits is
-used."""
+"""For :func:`arrange_grid`: pixels between images, height of the titles, and font sizes in order of preference."""
 
 
 class DecodedImage(NamedTuple):
-    """What a file holds: ``format`` and ``mode`` as Pillow names them, (width, height), and the decoded ``pixels``."""
+    """The content of a file: Pillow's ``format`` and ``mode``, ``size`` (width, height) and the decoded ``pixels``."""
 
     format: str
     mode: str
@@ -84,36 +83,38 @@ def read_image(file: Path | BinaryIO, channels: int, size: int) -> DecodedImage:
 
 
 def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
-    """A picture as the model sees it: the one way from a file's pixels to a model's.
+    """Convert an image to the pixels that a model is given. Every file is converted here and nowhere else:
 
-    1. Of an animation, or several pages, the first.
-    2. Turned upright by its EXIF orientation.
-    3. 16 bits a channel: the high byte. 32 bits, whole or floating: refused, they have no agreed white.
-    4. Transparency (RGBA, grey with alpha, a palette's or a grey's or a colour's transparent entry) over white.
+    1. An animation or a file of several pages is represented by its first frame or page.
+    2. The image is turned upright by its EXIF orientation.
+    3. Channels of 16 bits keep their high byte. Channels of 32 bits, integer or floating point, are refused, because
+       their white level is not defined.
+    4. Transparency (RGBA, grayscale with alpha, a transparent palette entry or colour) is composited over white.
     5. Palettes are looked up; 1 bit is black and white; CMYK, YCbCr and LAB become RGB by Pillow's formulas. Embedded
        colour profiles and gamma are not applied.
-    6. Grey asked for: ITU-R 601-2 luminance of RGB. RGB asked for: grey three times.
-    7. The short side resized to ``size`` (bicubic, antialiased), the middle square cut out; never enlarged.
+    6. RGB becomes grayscale by its ITU-R 601-2 luminance; grayscale becomes RGB by repeating its channel.
+    7. The short side is resized to ``size`` (bicubic, antialiased) and the center square is cropped. Images are never
+       enlarged.
 
     Args:
-        image: an open picture.
-        channels: 1 for grey, 3 for RGB.
-        size: height and width to come.
+        image: an open image.
+        channels: 1 for grayscale, 3 for RGB.
+        size: height and width of the result.
 
     Returns:
         (channels, size, size) uint8.
 
     Raises:
-        UserError: the picture is smaller than ``size``, or of 32 bits.
+        UserError: the image is smaller than ``size``, or has 32 bits per channel.
         OSError: its data cannot be read.
     """
     image.seek(0)
-    wide_grey = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # PPM: 0..65535
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # PPM: 0..65535
     image = ImageOps.exif_transpose(image)
-    if wide_grey:
+    if wide:
         image = _take_high_byte(image)
     elif image.mode in ("I", "F"):
-        raise UserError(f"pixels of 32 bits (mode {image.mode}) have no agreed white; save it with 8 or 16 bits")
+        raise UserError(f"32-bit pixels (mode {image.mode}) have no defined white level; save it with 8 or 16 bits")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -122,7 +123,7 @@ def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
     image = image.convert("L" if channels == 1 else "RGB")
     if min(image.size) < size:
         raise UserError(
-            f"the image is {image.width}x{image.height}, smaller than the {size}x{size} asked for; "
+            f"the image is {image.width}x{image.height}, smaller than the {size}x{size} required; "
             "lower data.source.size"
         )
     if min(image.size) > size:
@@ -132,17 +133,17 @@ def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
 
 
 def _take_high_byte(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as 8, its transparent level as alpha; Pillow reads colours of 16 bits likewise."""
+    """Convert 16-bit grayscale to 8 bits, with its transparent level as alpha; Pillow does so for 16-bit colours."""
     levels = np.asarray(image)
-    grey = Image.fromarray((levels >> 8).astype(np.uint8))
+    high = Image.fromarray((levels >> 8).astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        grey.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
-    return grey
+        high.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
+    return high
 
 
 def save_image(pixels: Tensor, file: Path | BinaryIO) -> None:
-    """Write one uint8 image (c, h, w) as a PNG."""
+    """Write a uint8 image (c, h, w) as a PNG."""
     Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).cpu().numpy()).save(file, format="PNG")
 
 
@@ -178,7 +179,7 @@ def arrange_grid(pixels: Tensor, columns: int | None = None, titles: Sequence[st
 
 
 def _draw_title(title: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
-    """Draw black text in the middle of a white box; a text that is too wide ends early, with a period."""
+    """Draw black text in the middle of a white box; text that is too wide is cut and ends with a period."""
     text = " ".join(title.split())
     kept = len(text)
     while kept and font.getbbox(text)[2] > width:

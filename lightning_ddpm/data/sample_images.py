@@ -1,4 +1,4 @@
-"""Finished images to be judged as they are: folders of pictures, and arrays in npz files as ADM keeps samples."""
+"""Open finished images for evaluation: folders of image files, and npz files as ADM writes samples."""
 
 import io
 import zipfile
@@ -19,24 +19,23 @@ from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
 
 GRID_NAME = "grid.png"
-"""The overview that ``sample`` puts beside its images; it is not one of them."""
+"""File name of the overview that ``sample`` writes beside its images; it is not one of them."""
 
 
 def open_sample_folder(folder: Path) -> ImageDataset:
-    """All pictures of a folder, whatever its depth, in the order of their paths; none is resized.
+    """Open all images of a folder and its subfolders, sorted by path; none is resized.
 
-    GIFs are films of sampling, and left out.
-
-    The fingerprint is of the files' content, not of their names and dates.
+    GIFs are skipped, because they show the process of sampling. The fingerprint depends on the content of the files,
+    not on their names and dates.
 
     Raises:
-        UserError: no folder, no picture, some that cannot be read, or not all of one square size.
+        UserError: there is no folder or no image, an image cannot be read, or they are not squares of one size.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name one that holds images")
     paths = [path for path in list_images(folder) if path.name != GRID_NAME and path.suffix.lower() != ".gif"]
     if not paths:
-        raise UserError(f"{folder} holds no images; looked for {', '.join(IMG_EXTENSIONS)} in it and below")
+        raise UserError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}), nor do its subfolders")
     within = partial(resolve_inside, folder.resolve())
     content, faults, grayscale = b"", [], True
     sizes: dict[tuple[int, int], Path] = {}
@@ -56,7 +55,7 @@ def open_sample_folder(folder: Path) -> ImageDataset:
     if len(sizes) > 1 or any(width != height for width, height in sizes):
         some = ", ".join(f"{path} of {width}x{height}" for (width, height), path in list(sizes.items())[:2])
         raise UserError(
-            f"images are judged as they are and must be squares of one size; {folder} has {some}; resize them"
+            f"images are evaluated without resizing and must be squares of one size; {folder} has {some}; resize them"
         )
     ((size, _),) = sizes
     labels = torch.full((len(paths),), -1)
@@ -66,10 +65,10 @@ def open_sample_folder(folder: Path) -> ImageDataset:
 
 
 def open_npz_samples(path: Path) -> ImageDataset | None:
-    """The images of an npz file, ``arr_0`` (n, h, w, c) uint8 as ADM writes samples; ``None`` where it has none.
+    """Read the images of an npz file, ``arr_0`` (n, h, w, c) uint8 as ADM writes samples; ``None`` if it has none.
 
     Raises:
-        UserError: no such file, damaged, or of other images.
+        UserError: there is no such file, it is damaged, or ``arr_0`` is not an array of square images.
     """
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -79,7 +78,7 @@ def open_npz_samples(path: Path) -> ImageDataset | None:
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no npz file, or damaged: {first_line(error)}") from error
+        raise UserError(f"{path} is not an npz file, or damaged: {first_line(error)}") from error
     shape = images.shape
     if images.dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] not in (1, 3) or not shape[0]:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Which images a rank sees, and in which order."""
+"""Divide the images of a dataset among ranks, in a reproducible order."""
 
 from collections.abc import Iterator
 
@@ -7,50 +7,55 @@ from torch.utils.data import DistributedSampler
 
 from lightning_ddpm.utils.random import make_generator
 
-# Both are DistributedSamplers so that Lightning knows they share images out themselves, and leaves them alone.
+# Both subclass DistributedSampler so that Lightning does not replace them by its own.
 
 
 class ShuffledShard(DistributedSampler[int]):
-    """One rank's share of an epoch's permutation, a function of (seed, epoch) alone.
+    """Sample one rank's part of a permutation of the images; the permutation depends on (seed, epoch) alone.
 
-    Every rank gets equally many images, so up to ``world - 1`` of them sit an epoch out, others each time.
+    Every rank gets the same number of images, so up to ``world_size - 1`` images are skipped in an epoch, different
+    ones each time.
 
     Args:
         n: number of images.
-        seed: of the run.
-        rank, world: which share of how many.
-        epoch: the first epoch that is asked for.
-        seen: images of that epoch, of all ranks together, that are left out: where an interrupted run was.
+        seed: seed of the run.
+        rank, world_size: number of this rank, from 0, and of all ranks.
+        epoch: the first epoch.
+        seen: number of images to skip at the start of that epoch, summed over ranks: those that an interrupted run has
+            trained on.
     """
 
-    def __init__(self, n: int, seed: int, rank: int, world: int, epoch: int = 0, seen: int = 0) -> None:
-        super().__init__(range(n), num_replicas=world, rank=rank, seed=seed)  # type: ignore[arg-type]
+    def __init__(self, n: int, seed: int, rank: int, world_size: int, epoch: int = 0, seen: int = 0) -> None:
+        super().__init__(range(n), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.n, self.begins = n, (epoch, seen)
         self.set_epoch(epoch)
 
     def __len__(self) -> int:
-        """Images of a whole epoch, also where a part of it is left out."""
+        """Return this rank's number of images in a whole epoch, even if a part of it is skipped."""
         return self.n // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
         order = torch.randperm(self.n, generator=make_generator("cpu", "order", self.seed, index=self.epoch))
         left = order[self.begins[1] :] if self.epoch == self.begins[0] else order
-        world = self.num_replicas
-        return iter(left[self.rank : len(left) // world * world : world].tolist())
+        stop = len(left) // self.num_replicas * self.num_replicas
+        return iter(left[self.rank : stop : self.num_replicas].tolist())
 
 
 class Shard(DistributedSampler[int]):
-    """Every world-th batch, none twice and none missing: for figures over a whole set, whatever the number of ranks.
+    """Sample every ``world_size``-th batch in order, so that all ranks see every image exactly once.
+
+    Metrics over a whole dataset then do not depend on the number of ranks.
 
     Args:
         n: number of images.
-        batch_size: of the loader that uses this.
-        rank, world: which share of how many.
+        batch_size: batch size of the loader.
+        rank, world_size: number of this rank, from 0, and of all ranks.
     """
 
-    def __init__(self, n: int, batch_size: int, rank: int, world: int) -> None:
-        super().__init__(range(n), num_replicas=world, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.indices = [i for _, start, stop in split_ranges(n, 0, batch_size, rank, world) for i in range(start, stop)]
+    def __init__(self, n: int, batch_size: int, rank: int, world_size: int) -> None:
+        super().__init__(range(n), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        mine = split_ranges(n, 0, batch_size, rank, world_size)
+        self.indices = [i for _, start, stop in mine for i in range(start, stop)]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -60,10 +65,13 @@ class Shard(DistributedSampler[int]):
 
 
 ImageRange = tuple[int, int, int]
-"""(seed, start, stop): images start..stop of the set that the seed names."""
+"""(seed, start, stop): generated images ``range(start, stop)`` of this seed."""
 
 
-def split_ranges(n: int, seed: int, batch_size: int, rank: int, world: int) -> list[ImageRange]:
-    """One rank's share of n images to generate: whole batches of fixed indices, none twice and none missing."""
-    starts = range(0, n, batch_size)[rank::world]
+def split_ranges(n: int, seed: int, batch_size: int, rank: int, world_size: int) -> list[ImageRange]:
+    """Return one rank's batches of n images to generate; all ranks generate every image exactly once.
+
+    A batch holds the same indices whatever the number of ranks.
+    """
+    starts = range(0, n, batch_size)[rank::world_size]
     return [(seed, start, min(start + batch_size, n)) for start in starts]

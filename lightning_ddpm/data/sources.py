@@ -1,4 +1,4 @@
-"""Where images come from: each source knows how to fetch one data set and how to open its parts."""
+"""Image sources: each downloads one dataset and opens its training and held-out images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -26,11 +26,37 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 class ImageSource(ABC):
-    """One data set.
+    """A dataset that can be named in a config. Subclass it to train on images of your own.
+
+    Grayscale textures in an array (n, 64, 64), of which every tenth is held out::
+
+        class Textures(ImageSource):
+            channels, size = 1, 64
+
+            def prepare(self, root: Path) -> None:
+                if not (root / "textures.npy").is_file():
+                    raise UserError(f"there is no textures.npy in {root}; set --data.root to its folder")
+
+            def open(self, root: Path, split: Split) -> ImageDataset:
+                images = torch.from_numpy(np.load(root / "textures.npy"))[:, None]
+                chosen = (torch.arange(len(images)) % 10 == 9) == (split == "test")
+                return MemoryDataset(images[chosen], torch.full((int(chosen.sum()),), -1))
+
+            def image_files(self, root: Path) -> list[FileDataset]:
+                return []  # the images are in an array
+
+            def class_names(self, root: Path) -> list[str]:
+                return []  # the images have no labels
+
+    In the config, ``data.source`` gives the class by its import path, ``class_path: my_module.Textures``; parameters of
+    its ``__init__`` go below ``init_args`` and are options of the command line, such as ``--data.source.size``.
+
+    Images reach the model as :class:`ImageDataModule` converts them: floats in [-1, 1], flipped if the config says so.
+    For image files :class:`ImageFolder` needs no code, and :func:`build_path_dataset` opens any list of paths.
 
     Attributes:
-        channels: 1 for grey, 3 for RGB.
-        size: height and width of its images.
+        channels: 1 for grayscale, 3 for RGB.
+        size: height and width of the images.
     """
 
     channels: int
@@ -38,25 +64,34 @@ class ImageSource(ABC):
 
     @abstractmethod
     def prepare(self, root: Path) -> None:
-        """Bring the data under ``root`` and check it; called on one rank only, before :meth:`open` on all."""
+        """Download the data to ``root`` unless they are there, and check them.
+
+        It runs in one process of each machine, before :meth:`open` runs in all of them.
+
+        Raises:
+            UserError: the data are missing or damaged; the message states the fix.
+        """
 
     @abstractmethod
     def open(self, root: Path, split: Split) -> ImageDataset:
-        """The images to train on, or those held out."""
+        """Open the training images, or with ``split="test"`` those held out for validation and test.
+
+        All ranks must get the same images in the same order. Metrics compare generated images with the training images.
+        """
 
     @abstractmethod
     def image_files(self, root: Path) -> list[FileDataset]:
-        """The picture files behind the set, for ``check-data``; none where it is kept as arrays."""
+        """Return the datasets of all image files, for ``check-data``; empty if the images are kept as arrays."""
 
     @abstractmethod
     def class_names(self, root: Path) -> list[str]:
-        """What the labels 0, 1, ... mean; empty where there are none."""
+        """Return the names of the labels 0, 1, ...; empty if the images have no labels."""
 
 
 class Digits(ImageSource):
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels: real, and part of the installation.
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels, which are part of its installation.
 
-    Every tenth is held out for the validation loss.
+    Every tenth digit is held out.
     """
 
     channels, size = 1, 8
@@ -79,7 +114,7 @@ class Digits(ImageSource):
 
 
 class MNIST(ImageSource):
-    """60,000 handwritten digits of 28x28 pixels, and 10,000 held out."""
+    """MNIST: 60,000 handwritten digits of 28x28 pixels, and 10,000 held out."""
 
     channels, size = 1, 28
     dataset: Any = torchvision.datasets.MNIST
@@ -100,13 +135,13 @@ class MNIST(ImageSource):
 
 
 class FashionMNIST(MNIST):
-    """60,000 pieces of clothing of 28x28 pixels, and 10,000 held out."""
+    """Fashion-MNIST: 60,000 images of clothing of 28x28 pixels, and 10,000 held out."""
 
     dataset = torchvision.datasets.FashionMNIST
 
 
 class CIFAR10(ImageSource):
-    """50,000 RGB images of 32x32 pixels in ten classes, and 10,000 held out."""
+    """CIFAR-10: 50,000 RGB images of 32x32 pixels in ten classes, and 10,000 held out."""
 
     channels, size = 3, 32
 
@@ -126,17 +161,19 @@ class CIFAR10(ImageSource):
 
 
 class CelebA(ImageSource):
-    """162,770 RGB faces, and 19,867 held out; the middle 178x178 pixels of each, resized. No labels.
+    """CelebA: 162,770 RGB images of faces, and 19,867 held out, without labels.
+
+    The 178x178 pixels in the center of each image are resized.
 
     Args:
-        size: height and width, at most 178.
+        size: height and width of the images, at most 178.
     """
 
     channels = 3
 
     def __init__(self, size: int = 64) -> None:
         if not 1 <= size <= 178:
-            raise UserError(f"CelebA's faces are 178 pixels wide: size must lie in [1, 178], got {size}")
+            raise UserError(f"CelebA's images are 178 pixels wide: size must lie in [1, 178], got {size}")
         self.size = size
 
     def prepare(self, root: Path) -> None:
@@ -155,14 +192,14 @@ class CelebA(ImageSource):
 
 
 class LSUN(ImageSource):
-    """One category of LSUN (``church_outdoor``, ``bedroom``, ``cat``, ...), resized and cut to the middle. No labels.
+    """One category of LSUN, resized and center-cropped, without labels. The package lmdb must be installed.
 
-    Needs the package lmdb. Categories of scenes come with 300 held-out images; of objects (``cat``) every 1000th image
-    is held out here.
+    LSUN itself holds out 300 images of each scene category (``church_outdoor``, ``bedroom``, ...). Of an object
+    category (``cat``, ...) every 1000th image is held out here.
 
     Args:
-        category: as LSUN names it.
-        size: height and width.
+        category: LSUN's name of the category.
+        size: height and width of the images.
     """
 
     channels = 3
@@ -192,7 +229,7 @@ class LSUN(ImageSource):
         folder = Path(root) / (
             f"{self.category}_{'train' if split == 'train' else 'val'}_lmdb" if scene else self.category
         )
-        environment, keys = _database(folder.resolve())
+        environment, keys = _open_lmdb(folder.resolve())
         chosen = [i for i in range(len(keys)) if scene or (i % 1000 == 999) == (split == "test")]
 
         def file(index: int) -> BytesIO:
@@ -211,29 +248,33 @@ class LSUN(ImageSource):
 
 
 @cache
-def _database(folder: Path) -> tuple[Any, list[bytes]]:
-    """An LMDB and its keys; opened once, as LMDB wants it.
+def _open_lmdb(folder: Path) -> tuple[Any, list[bytes]]:
+    """Open an LMDB and return it with its keys; LMDB must not be opened twice in a process.
 
-    torchvision's LSUN unpickles a list of keys from the current folder, whoever put it there, and writes it there.
+    torchvision's own LSUN class is not used: it unpickles a list of keys from the current folder, whoever wrote it.
     """
     try:
         import lmdb
     except ImportError as error:
-        raise UserError("LSUN is stored in LMDB files: pip install lmdb") from error
+        raise UserError("LSUN needs the package lmdb, which is not installed: pip install lmdb") from error
     try:
         environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False, max_readers=1)
     except lmdb.Error as error:
-        raise UserError(f"{folder} is no LMDB of LSUN: {error}") from error
+        raise UserError(f"{folder} is not an LMDB of LSUN: {error}; download it again") from error
     with environment.begin() as transaction:
         return environment, list(transaction.cursor().iternext(values=False))
 
 
 def _fetch(download: Callable[[], object], name: str, root: Path) -> None:
-    """Run torchvision's download; what it cannot fetch or find is an error that says where to put it."""
+    """Run torchvision's download, and report a failure with the place where the data belong.
+
+    Raises:
+        UserError: the data are not there and cannot be downloaded.
+    """
     try:
         download()
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{name} is not under {Path(root).absolute()} and could not be downloaded ({error}); "
-            "put it there in torchvision's layout, or name the folder that has it with --data.root"
+            f"{name} is not in {Path(root).absolute()} and could not be downloaded ({error}); "
+            "put it there in torchvision's layout, or set --data.root to the folder that has it"
         ) from error

@@ -1,4 +1,4 @@
-"""Reading every picture of a set before it is needed, in parallel, and saying all that is wrong at once."""
+"""Check every image file of a dataset in parallel before training, and report all faults at once."""
 
 import json
 import os
@@ -16,19 +16,19 @@ from lightning_ddpm.utils.files import get_cache_folder, write_atomically
 from lightning_ddpm.utils.hashing import make_cache_key
 
 THREADS = min(4, os.cpu_count() or 1)
-"""So many read; more are in each other's way, for a decoder has Python's lock for a part of its time."""
+"""Number of reading threads; more are no faster, because a decoder holds Python's lock for a part of its time."""
 
 MAX_NAMED = 10
-"""So many faults are listed where not all can be."""
+"""Largest number of faults in a message."""
 
 
 def read_all(data: FileDataset, what: str, show: bool = True) -> Iterator[DecodedImage | str]:
-    """Every picture of a set in order, read by threads (decoders run side by side); a fault where it cannot be used.
+    """Yield every image of a dataset in order, decoded by several threads, or the fault of one that cannot be used.
 
     Args:
-        data: the set.
-        what: what is being done, for the progress bar.
-        show: whether there is one.
+        data: the image files.
+        what: text of the progress bar.
+        show: whether to show the progress bar.
     """
 
     def attempt(index: int) -> DecodedImage | str:
@@ -39,7 +39,7 @@ def read_all(data: FileDataset, what: str, show: bool = True) -> Iterator[Decode
 
     def results() -> Iterator[tuple[int, DecodedImage | str]]:
         with ThreadPoolExecutor(THREADS) as pool:
-            for start in range(0, len(data), 256):  # not all at once: the results wait in memory
+            for start in range(0, len(data), 256):  # in parts, because results wait in memory
                 some = range(start, min(start + 256, len(data)))
                 parts = pool.map(
                     lambda indices: [*map(attempt, indices)], (some[i : i + 16] for i in range(0, 256, 16))
@@ -50,13 +50,14 @@ def read_all(data: FileDataset, what: str, show: bool = True) -> Iterator[Decode
 
 
 def find_faults(data: FileDataset, what: str) -> dict[int, str]:
-    """What is wrong with which pictures.
+    """Return the faults of the images that cannot be used, by index.
 
-    All are read once and the answer is kept in the cache until a file changes; those that were bad are read again.
+    All images are read once. The indices of the faults stay in the cache until a file changes; only these images are
+    read again.
 
     Args:
-        data: the set.
-        what: the set's name, for the progress bar.
+        data: the image files.
+        what: name of the dataset, for the progress bar.
     """
     known = _read_cached_faults(data)
     suspects = range(len(data)) if known is None else known
@@ -68,7 +69,7 @@ def find_faults(data: FileDataset, what: str) -> dict[int, str]:
 
 
 def cache_faults(data: FileDataset, bad: Iterable[int]) -> None:
-    """Keep what :func:`find_faults` would find out, where the cache can be written."""
+    """Store indices of faulty images for :func:`find_faults`, if the cache can be written."""
     text = json.dumps(list(bad))
     try:
         write_atomically(_cache_path(data), lambda file: file.write(text.encode()))
@@ -88,11 +89,11 @@ def _cache_path(data: FileDataset) -> Path:
 
 
 def make_decode_key(data: FileDataset) -> str:
-    """Names what was found out about a set's decoded pictures, until a file or Pillow changes."""
+    """Return the key of cached results about decoded images; it changes when a file or Pillow's version does."""
     return make_cache_key(f"{data.fingerprint} {PIL.__version__}")
 
 
 def format_faults(found: Sequence[str]) -> str:
-    """The first faults, a line each, and how many more there are."""
+    """Return the first faults, one a line, and the number of the others."""
     more = [f"... and {len(found) - MAX_NAMED} more"] if len(found) > MAX_NAMED else []
     return "\n".join([*found[:MAX_NAMED], *more])

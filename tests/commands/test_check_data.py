@@ -119,8 +119,8 @@ ZOO: list[tuple[str, bytes, tuple[int, int, int] | str]] = [
     ("film.webp", film("WEBP", lossless=True), RED),
     ("pages.tif", film("TIFF"), RED),
     ("turned.png", turned(), RED),
-    ("whole32.tif", saved(Image.fromarray(np.full((8, 8), 7, np.int32)), "TIFF"), "no agreed white"),
-    ("float32.tif", saved(plain("F", 0.5), "TIFF"), "no agreed white"),
+    ("whole32.tif", saved(Image.fromarray(np.full((8, 8), 7, np.int32)), "TIFF"), "no defined white level"),
+    ("float32.tif", saved(plain("F", 0.5), "TIFF"), "no defined white level"),
     ("small.png", saved(Image.new("L", (8, 7)), "PNG"), "8x7, smaller than the 8x8"),
 ]
 
@@ -347,8 +347,8 @@ def test_all_is_read_once_until_a_file_changes(some_bad: Path, monkeypatch: pyte
         ImageFolder(size=8).prepare(some_bad)
 
 
-def test_a_share_to_skip_is_a_share() -> None:
-    with pytest.raises(UserError, match=r"max_skipped is a share .* got 3"):
+def test_max_skipped_is_a_fraction() -> None:
+    with pytest.raises(UserError, match=r"max_skipped is a fraction .* got 3"):
         ImageFolder(max_skipped=3)
 
 

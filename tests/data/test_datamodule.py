@@ -115,7 +115,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path, monkeypatch: 
 
 
 def test_the_order_is_not_that_of_the_files() -> None:
-    order = torch.tensor(list(ShuffledShard(1000, seed=0, rank=0, world=1)))
+    order = torch.tensor(list(ShuffledShard(1000, seed=0, rank=0, world_size=1)))
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.15
 
 
@@ -217,7 +217,7 @@ def test_workers_read_the_same_batches(tmp_path: Path) -> None:
 
 def test_a_batch_larger_than_the_data_set_is_an_error_before_training(tmp_path: Path) -> None:
     recorder = Recorder()
-    with pytest.raises(UserError, match=r"batch of 1619 images .* more than the data set has \(1618\); lower data"):
+    with pytest.raises(UserError, match=r"batch of 1619 images .* larger than the dataset \(1618 images\); lower data"):
         quiet_trainer(tmp_path, max_steps=1).fit(recorder, datamodule=ImageDataModule(Digits(), batch_size=1619))
     assert recorder.training_batches == []
 

@@ -126,7 +126,7 @@ def test_a_folder_without_room_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write in .*file"):
         opened(root, tmp_path / "file")
     data = FileDataset(["x"] * 10, lambda index: Path("x"), torch.zeros(10), 3, 10**7, "")
-    with pytest.raises(UserError, match=r"the decoded sets take 3,000,000,000 MB and .* has .* MB left; make room"):
+    with pytest.raises(UserError, match=r"the decoded datasets take 3,000,000,000 MB and .* has .* MB left; make room"):
         decode_to_file(data, tmp_path, "x")
 
 

@@ -170,7 +170,7 @@ def test_cameras_pictures_are_turned_upright(orientation: int, upright: list[tup
 
 @pytest.mark.parametrize("size", [(31, 64), (64, 31), (31, 31)])
 def test_a_picture_smaller_than_the_crop_is_refused(size: tuple[int, int]) -> None:
-    message = f"the image is {size[0]}x{size[1]}, smaller than the 32x32 asked for; lower data.source.size"
+    message = f"the image is {size[0]}x{size[1]}, smaller than the 32x32 required; lower data.source.size"
     with pytest.raises(UserError, match=message):
         decode_image(Image.new("RGB", size), 3, 32)
 

@@ -402,7 +402,7 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(UserError, match=r"holds no images; looked for \.jpg"):
+    with pytest.raises(UserError, match=r"holds no images \(\.jpg, .*\), nor do its subfolders; check data\.root"):
         ImageFolder(size=8).prepare(tmp_path)
 
 
@@ -426,8 +426,8 @@ def test_all_pictures_that_cannot_be_used_are_named_at_once(tmp_path: Path) -> N
     assert said[0].startswith(f"3 of the 7 images in {tmp_path}")
     assert [Path(line.split(": ")[0]).name for line in said[1:-1]] == ["empty.png", "small.png", "text.jpg"]
     assert said[1].endswith("the file is empty")
-    assert "20x7, smaller than the 8x8 asked for; lower data.source.size" in said[2]
-    assert "leave them out by --data.source.on_error skip" in said[-1]
+    assert "20x7, smaller than the 8x8 required; lower data.source.size" in said[2]
+    assert "skip them with --data.source.on_error skip" in said[-1]
 
 
 def test_of_very_many_faults_the_first_ten_are_listed_and_the_rest_counted(tmp_path: Path) -> None:
