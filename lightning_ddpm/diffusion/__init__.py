@@ -1,182 +1,95 @@
-"""The mathematics, in torch (and one ODE solver): no Lightning, no files, no devices named."""
+"""The mathematics of diffusion models, in torch and one ODE solver (torchdiffeq): no Lightning, no files, no devices.
 
-from lightning_ddpm.diffusion.denoiser import Denoiser
-from lightning_ddpm.diffusion.elbo import (
-    ELBOTerms,
-    decoder_log_likelihood,
-    elbo,
-    elbo_term,
-    elbos,
-    gaussian_kl,
-    prior_kl,
-)
-from lightning_ddpm.diffusion.guidance import (
-    ClassifierFree,
-    GuidableModel,
-    Guidance,
-    extrapolate,
-    guide_by_classifier,
-)
-from lightning_ddpm.diffusion.losses import (
-    P2,
-    VLB,
-    Hybrid,
-    MinSNR,
-    Objective,
-    Simple,
-    SimpleWeighted,
-    SNRWeight,
-    TruncatedSNR,
-    simple_loss,
-)
-from lightning_ddpm.diffusion.parameterization import X0, Denoised, Epsilon, Parameterization, PosteriorMean, Velocity
-from lightning_ddpm.diffusion.process import (
-    Gaussian,
-    compute_velocity,
-    eps_to_x_0,
-    posterior_coefficients,
-    posterior_variance,
-    q_posterior,
-    q_sample,
-    q_transition,
-    reverse_mean,
-    score,
-    snr,
-    transition_variance,
-    x_0_to_eps,
-)
-from lightning_ddpm.diffusion.samplers.ancestral import Ancestral
-from lightning_ddpm.diffusion.samplers.base import MarkovSampler, Sampler
-from lightning_ddpm.diffusion.samplers.ddim import DDIM, interpolate, invert, slerp
-from lightning_ddpm.diffusion.samplers.ddrm import DDRM, Degradation, Downsample, Grayscale, Identity
-from lightning_ddpm.diffusion.samplers.dpm_solver import DPMSolverPP
-from lightning_ddpm.diffusion.samplers.heun import Heun
-from lightning_ddpm.diffusion.samplers.ode import (
-    AdaptiveODE,
-    dequantise,
-    exact_divergence,
-    flow_bits_per_dim,
-    flow_log_likelihood,
-    hutchinson_divergence,
-)
-from lightning_ddpm.diffusion.samplers.repaint import RePaint
-from lightning_ddpm.diffusion.samplers.sde import EulerMaruyama, PredictorCorrector
-from lightning_ddpm.diffusion.samplers.sdedit import SDEdit
-from lightning_ddpm.diffusion.samplers.spacing import Spacing, quadratic_spacing, trailing_spacing, uniform_spacing
-from lightning_ddpm.diffusion.schedule import (
-    AlphaBarFunction,
-    Cosine,
-    ExplicitBetas,
-    Linear,
-    NoiseSchedule,
-    Quadratic,
-    Sigmoid,
-    ZeroTerminalSNR,
-)
-from lightning_ddpm.diffusion.timesteps import (
-    QUARTERS,
-    LossAwareTimesteps,
-    TimestepSampler,
-    UniformTimesteps,
-    sample_stratified,
-    sum_by_quarter,
-)
-from lightning_ddpm.diffusion.variance import (
-    FixedLarge,
-    FixedSmall,
-    LearnedRange,
-    ReverseVariance,
-    posterior_log_variance,
-)
+Each line exports one public name and shows the file that documents it.
+"""
 
-__all__ = [
-    "DDIM",
-    "DDRM",
-    "P2",
-    "QUARTERS",
-    "VLB",
-    "X0",
-    "AdaptiveODE",
-    "AlphaBarFunction",
-    "Ancestral",
-    "ClassifierFree",
-    "Cosine",
-    "DPMSolverPP",
-    "Degradation",
-    "Denoised",
-    "Denoiser",
-    "Downsample",
-    "ELBOTerms",
-    "Epsilon",
-    "EulerMaruyama",
-    "ExplicitBetas",
-    "FixedLarge",
-    "FixedSmall",
-    "Gaussian",
-    "Grayscale",
-    "GuidableModel",
-    "Guidance",
-    "Heun",
-    "Hybrid",
-    "Identity",
-    "LearnedRange",
-    "Linear",
-    "LossAwareTimesteps",
-    "MarkovSampler",
-    "MinSNR",
-    "NoiseSchedule",
-    "Objective",
-    "Parameterization",
-    "PosteriorMean",
-    "PredictorCorrector",
-    "Quadratic",
-    "RePaint",
-    "ReverseVariance",
-    "SDEdit",
-    "SNRWeight",
-    "Sampler",
-    "Sigmoid",
-    "Simple",
-    "SimpleWeighted",
-    "Spacing",
-    "TimestepSampler",
-    "TruncatedSNR",
-    "UniformTimesteps",
-    "Velocity",
-    "ZeroTerminalSNR",
-    "compute_velocity",
-    "decoder_log_likelihood",
-    "dequantise",
-    "elbo",
-    "elbo_term",
-    "elbos",
-    "eps_to_x_0",
-    "exact_divergence",
-    "extrapolate",
-    "flow_bits_per_dim",
-    "flow_log_likelihood",
-    "gaussian_kl",
-    "guide_by_classifier",
-    "hutchinson_divergence",
-    "interpolate",
-    "invert",
-    "posterior_coefficients",
-    "posterior_log_variance",
-    "posterior_variance",
-    "prior_kl",
-    "q_posterior",
-    "q_sample",
-    "q_transition",
-    "quadratic_spacing",
-    "reverse_mean",
-    "sample_stratified",
-    "score",
-    "simple_loss",
-    "slerp",
-    "snr",
-    "sum_by_quarter",
-    "trailing_spacing",
-    "transition_variance",
-    "uniform_spacing",
-    "x_0_to_eps",
-]
+from lightning_ddpm.diffusion.denoiser import Denoiser as Denoiser
+from lightning_ddpm.diffusion.elbo import ELBOTerms as ELBOTerms
+from lightning_ddpm.diffusion.elbo import decoder_log_likelihood as decoder_log_likelihood
+from lightning_ddpm.diffusion.elbo import elbo as elbo
+from lightning_ddpm.diffusion.elbo import elbo_term as elbo_term
+from lightning_ddpm.diffusion.elbo import elbos as elbos
+from lightning_ddpm.diffusion.elbo import gaussian_kl as gaussian_kl
+from lightning_ddpm.diffusion.elbo import prior_kl as prior_kl
+from lightning_ddpm.diffusion.guidance import ClassifierFree as ClassifierFree
+from lightning_ddpm.diffusion.guidance import GuidableModel as GuidableModel
+from lightning_ddpm.diffusion.guidance import Guidance as Guidance
+from lightning_ddpm.diffusion.guidance import extrapolate as extrapolate
+from lightning_ddpm.diffusion.guidance import guide_by_classifier as guide_by_classifier
+from lightning_ddpm.diffusion.losses import P2 as P2
+from lightning_ddpm.diffusion.losses import VLB as VLB
+from lightning_ddpm.diffusion.losses import Hybrid as Hybrid
+from lightning_ddpm.diffusion.losses import MinSNR as MinSNR
+from lightning_ddpm.diffusion.losses import Objective as Objective
+from lightning_ddpm.diffusion.losses import Simple as Simple
+from lightning_ddpm.diffusion.losses import SimpleWeighted as SimpleWeighted
+from lightning_ddpm.diffusion.losses import SNRWeight as SNRWeight
+from lightning_ddpm.diffusion.losses import TruncatedSNR as TruncatedSNR
+from lightning_ddpm.diffusion.losses import simple_loss as simple_loss
+from lightning_ddpm.diffusion.parameterization import X0 as X0
+from lightning_ddpm.diffusion.parameterization import Denoised as Denoised
+from lightning_ddpm.diffusion.parameterization import Epsilon as Epsilon
+from lightning_ddpm.diffusion.parameterization import Parameterization as Parameterization
+from lightning_ddpm.diffusion.parameterization import PosteriorMean as PosteriorMean
+from lightning_ddpm.diffusion.parameterization import Velocity as Velocity
+from lightning_ddpm.diffusion.process import Gaussian as Gaussian
+from lightning_ddpm.diffusion.process import compute_velocity as compute_velocity
+from lightning_ddpm.diffusion.process import eps_to_x_0 as eps_to_x_0
+from lightning_ddpm.diffusion.process import posterior_coefficients as posterior_coefficients
+from lightning_ddpm.diffusion.process import posterior_variance as posterior_variance
+from lightning_ddpm.diffusion.process import q_posterior as q_posterior
+from lightning_ddpm.diffusion.process import q_sample as q_sample
+from lightning_ddpm.diffusion.process import q_transition as q_transition
+from lightning_ddpm.diffusion.process import reverse_mean as reverse_mean
+from lightning_ddpm.diffusion.process import score as score
+from lightning_ddpm.diffusion.process import snr as snr
+from lightning_ddpm.diffusion.process import transition_variance as transition_variance
+from lightning_ddpm.diffusion.process import x_0_to_eps as x_0_to_eps
+from lightning_ddpm.diffusion.samplers.ancestral import Ancestral as Ancestral
+from lightning_ddpm.diffusion.samplers.base import MarkovSampler as MarkovSampler
+from lightning_ddpm.diffusion.samplers.base import Noise as Noise
+from lightning_ddpm.diffusion.samplers.base import Sampler as Sampler
+from lightning_ddpm.diffusion.samplers.ddim import DDIM as DDIM
+from lightning_ddpm.diffusion.samplers.ddim import interpolate as interpolate
+from lightning_ddpm.diffusion.samplers.ddim import invert as invert
+from lightning_ddpm.diffusion.samplers.ddim import slerp as slerp
+from lightning_ddpm.diffusion.samplers.ddrm import DDRM as DDRM
+from lightning_ddpm.diffusion.samplers.ddrm import Degradation as Degradation
+from lightning_ddpm.diffusion.samplers.ddrm import Downsample as Downsample
+from lightning_ddpm.diffusion.samplers.ddrm import Grayscale as Grayscale
+from lightning_ddpm.diffusion.samplers.ddrm import Identity as Identity
+from lightning_ddpm.diffusion.samplers.dpm_solver import DPMSolverPP as DPMSolverPP
+from lightning_ddpm.diffusion.samplers.heun import Heun as Heun
+from lightning_ddpm.diffusion.samplers.ode import AdaptiveODE as AdaptiveODE
+from lightning_ddpm.diffusion.samplers.ode import dequantise as dequantise
+from lightning_ddpm.diffusion.samplers.ode import exact_divergence as exact_divergence
+from lightning_ddpm.diffusion.samplers.ode import flow_bits_per_dim as flow_bits_per_dim
+from lightning_ddpm.diffusion.samplers.ode import flow_log_likelihood as flow_log_likelihood
+from lightning_ddpm.diffusion.samplers.ode import hutchinson_divergence as hutchinson_divergence
+from lightning_ddpm.diffusion.samplers.repaint import RePaint as RePaint
+from lightning_ddpm.diffusion.samplers.sde import EulerMaruyama as EulerMaruyama
+from lightning_ddpm.diffusion.samplers.sde import PredictorCorrector as PredictorCorrector
+from lightning_ddpm.diffusion.samplers.sdedit import SDEdit as SDEdit
+from lightning_ddpm.diffusion.samplers.spacing import Spacing as Spacing
+from lightning_ddpm.diffusion.samplers.spacing import quadratic_spacing as quadratic_spacing
+from lightning_ddpm.diffusion.samplers.spacing import trailing_spacing as trailing_spacing
+from lightning_ddpm.diffusion.samplers.spacing import uniform_spacing as uniform_spacing
+from lightning_ddpm.diffusion.schedule import AlphaBarFunction as AlphaBarFunction
+from lightning_ddpm.diffusion.schedule import Cosine as Cosine
+from lightning_ddpm.diffusion.schedule import ExplicitBetas as ExplicitBetas
+from lightning_ddpm.diffusion.schedule import Linear as Linear
+from lightning_ddpm.diffusion.schedule import NoiseSchedule as NoiseSchedule
+from lightning_ddpm.diffusion.schedule import Quadratic as Quadratic
+from lightning_ddpm.diffusion.schedule import Sigmoid as Sigmoid
+from lightning_ddpm.diffusion.schedule import ZeroTerminalSNR as ZeroTerminalSNR
+from lightning_ddpm.diffusion.timesteps import QUARTERS as QUARTERS
+from lightning_ddpm.diffusion.timesteps import LossAwareTimesteps as LossAwareTimesteps
+from lightning_ddpm.diffusion.timesteps import TimestepSampler as TimestepSampler
+from lightning_ddpm.diffusion.timesteps import UniformTimesteps as UniformTimesteps
+from lightning_ddpm.diffusion.timesteps import sample_stratified as sample_stratified
+from lightning_ddpm.diffusion.timesteps import sum_by_quarter as sum_by_quarter
+from lightning_ddpm.diffusion.variance import FixedLarge as FixedLarge
+from lightning_ddpm.diffusion.variance import FixedSmall as FixedSmall
+from lightning_ddpm.diffusion.variance import LearnedRange as LearnedRange
+from lightning_ddpm.diffusion.variance import ReverseVariance as ReverseVariance
+from lightning_ddpm.diffusion.variance import posterior_log_variance as posterior_log_variance

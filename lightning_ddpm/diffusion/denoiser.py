@@ -1,4 +1,4 @@
-"""What the network says about an image, in the terms that samplers need."""
+"""The interface between a network and the samplers: a :class:`Denoiser` predicts x_0 and eps from (x_t, t)."""
 
 from collections.abc import Callable
 
@@ -12,21 +12,22 @@ from lightning_ddpm.utils.errors import UserError
 NetworkFunction = Callable[..., Tensor]
 """(x_t (b, c, h, w), t (b,) in 1..T) -> (b, c, h, w), or (b, 2c, h, w) from a network that learns the variance too.
 
-One with classes takes a third, label (b,) int64, -1 for none; without it, it is that of no class."""
+A class-conditional network takes a third argument, label (b,) int64, with -1 for no class; without this argument it is
+unconditional."""
 
 
 class Denoiser:
-    """Reads a network: x_t, t -> (x^_0, eps^).
+    """Predicts x^_0 and eps^ from x_t and t with a network, whatever the network's output means.
 
     Args:
-        network: predicts from (x_t, t); anything callable, an analytic eps included.
-        schedule: the noise schedule it was trained on.
-        clip: half-width of the range that images live in. x^_0 is clipped to [-clip, clip] before any mean is formed,
-            and eps^ derived from it again, so that the two still make x_t. ``None`` for data without bounds.
-        prediction: what the network's output means; ``None`` for the noise.
+        network: predicts from (x_t, t); any callable, e.g. one that computes E[eps | x_t] in closed form.
+        schedule: the noise schedule that the network was trained on.
+        clip: half-width of the range of the data. x^_0 is clipped to [-clip, clip] before any mean is computed from it,
+            and eps^ is recomputed from the clipped x^_0, so that the two still give x_t. ``None`` for unbounded data.
+        parameterization: what the network's output means; ``None`` for the noise.
 
     Raises:
-        UserError: the prediction and the schedule do not go together.
+        UserError: the parameterization cannot be used with the schedule.
     """
 
     def __init__(
@@ -41,44 +42,44 @@ class Denoiser:
         self.parameterization.check_schedule(schedule)
 
     def with_network(self, network: NetworkFunction) -> "Denoiser":
-        """Another network, read in the same way."""
+        """Return a denoiser with the same settings and another network."""
         return Denoiser(network, self.schedule, self.clip, self.parameterization)
 
     def conditioned_on(self, label: Tensor) -> "Denoiser":
-        """The network told the classes (b,) of every batch that will be denoised."""
+        """Return a denoiser that passes these labels (b,) to the network with every batch."""
         return self.with_network(lambda x_t, t: self.network(x_t, t, label))
 
     def without_clipping(self) -> "Denoiser":
-        """The same network, read without clipping."""
+        """Return a denoiser with the same network that does not clip x^_0."""
         return Denoiser(self.network, self.schedule, None, self.parameterization)
 
     def __call__(self, x_t: Tensor, t: Timestep) -> Denoised:
-        """Denoise a batch.
+        """Predict x_0 and eps of a batch: one network evaluation.
 
         Args:
             x_t: (b, c, h, w) noisy images.
-            t: the step of the whole batch, 1..T, or (b,) of them; real where a solver stops between steps.
+            t: the timestep of the whole batch, 1..T, or (b,) of them; real-valued in solvers that stop between them.
         """
         return self.interpret(x_t, *self.network_output(x_t, t), t)
 
     def network_output(self, x_t: Tensor, t: Timestep) -> tuple[Tensor, Tensor | None]:
-        """The network's output (b, c, h, w) as it is, and nu = (v + 1) / 2 where it has channels for it.
+        """Return the raw output (b, c, h, w), and nu = (v + 1) / 2 if the network has output channels for it.
 
-        Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1: v is -1 at beta~ and 1 at beta, and left unbounded.
+        Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1: v is -1 at beta~ and 1 at beta, and is not bounded.
         """
         output = self.network(x_t, expand_timesteps(t, x_t)).to(x_t.dtype)
         if output.shape == x_t.shape:
             return output, None
         if output.shape[1] != 2 * x_t.shape[1]:
             raise UserError(
-                f"the network must answer {x_t.shape[1]} channels with as many, or twice as many if it learns the "
-                f"variance, got {output.shape[1]}"
+                f"for images of {x_t.shape[1]} channels the network must output {x_t.shape[1]} channels, or "
+                f"{2 * x_t.shape[1]} if it learns the variance, got {output.shape[1]}"
             )
         output, v = output.chunk(2, dim=1)
         return output, (v + 1) / 2
 
     def interpret(self, x_t: Tensor, output: Tensor, nu: Tensor | None, t: Timestep) -> Denoised:
-        """What :meth:`network_output` says, in terms of image and noise, clipped."""
+        """Convert the values of :meth:`network_output` to x^_0 and eps^, and clip x^_0."""
         x_0, eps = self.parameterization.to_denoised(self.schedule, x_t, output, t)
         if self.clip is None:
             return Denoised(x_0, eps, nu)

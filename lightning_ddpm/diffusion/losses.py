@@ -1,7 +1,23 @@
-"""What training minimises.
+"""Training objectives: the loss of each image, and how to write one.
 
-Ho et al. 2020 (arXiv:2006.11239), section 3.4; Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1. An objective
-gives a loss to every image; which t it is asked for is a :class:`TimestepSampler`'s business.
+Ho et al. 2020 (arXiv:2006.11239), section 3.4; Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1. A training step
+samples t and eps and calls ``objective.losses``; :class:`TimestepSampler` decides how t is sampled and weighted.
+``losses`` gets everything it needs as arguments:
+
+- ``denoise``, a :class:`Denoiser` without clipping: ``x_0_hat, eps_hat = denoise(x_t, t)`` are the predicted image and
+  noise whatever the network outputs, and ``denoise.schedule`` is the noise schedule;
+- ``x_0`` and ``eps``, the clean images and the noise; ``q_sample`` makes x_t from them.
+
+To write an objective, subclass :class:`Objective` and return one loss per image, (b,) float32; for example the mean
+absolute error of the noise::
+
+    class L1(Objective):
+        def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+            x_t = q_sample(denoise.schedule, x_0, t, eps)
+            _, eps_hat = denoise(x_t, t)
+            return (eps_hat - eps).abs().flatten(1).mean(1).float()
+
+In a config it is ``model.objective: {class_path: your_module.L1}``.
 """
 
 from abc import ABC, abstractmethod
@@ -11,18 +27,19 @@ from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.elbo import elbo_term
+from lightning_ddpm.diffusion.formatting import format_settings
 from lightning_ddpm.diffusion.process import q_sample, snr
 from lightning_ddpm.diffusion.variance import LearnedRange, ReverseVariance
 
 
 def simple_loss(target: Tensor, output: Tensor) -> Tensor:
-    """L_simple for each image: the squared error of the predicted noise; Ho et al. 2020 (arXiv:2006.11239), eq. 14.
+    """Compute L_simple of each image, the squared error of the predicted noise; Ho et al. 2020, eq. 14.
 
-    The mean over pixels, not the sum, as in Ho et al.'s code: losses of different image sizes compare.
+    It is the mean over pixels, not the sum, as in Ho et al.'s code, so that losses of different image sizes compare.
 
     Args:
-        target: (b, c, h, w) the noise in x_t, or what else the network predicts.
-        output: (b, c, h, w) what the network says it is.
+        target: (b, c, h, w) the noise in x_t, or whatever else the network predicts.
+        output: (b, c, h, w) the network's prediction of it.
 
     Returns:
         (b,) float32, whatever precision the network ran in.
@@ -31,22 +48,20 @@ def simple_loss(target: Tensor, output: Tensor) -> Tensor:
 
 
 class Objective(ABC):
-    """A loss for each image."""
+    """A training objective: one loss per image."""
 
     @abstractmethod
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The loss of each image, (b,) float32.
+        """Compute the loss of each image, (b,) float32.
 
         Args:
-            denoise: the network, read without clipping.
+            denoise: the network as a denoiser without clipping.
             x_0: (b, c, h, w) images in [-1, 1].
-            t: (b,) steps in 1..T.
+            t: (b,) timesteps in 1..T.
             eps: (b, c, h, w) standard normal noise.
         """
 
-    def __repr__(self) -> str:
-        settings = (f"{name}={value}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({', '.join(settings)})"
+    __repr__ = format_settings
 
 
 @final
@@ -59,20 +74,18 @@ class Simple(Objective):
 
 
 class SNRWeight(ABC):
-    """A weight of the squared error of x^_0 at each t, by its signal-to-noise ratio; that of eps^ is it over SNR."""
+    """The weight of x^_0's squared error as a function of the SNR; divided by the SNR, it is the weight of eps^'s."""
 
     @abstractmethod
     def x_0_weight(self, snr: Tensor) -> Tensor:
-        """The weight, shaped as ``snr`` = alpha_bar_t / (1 - alpha_bar_t)."""
+        """Return the weight, in the shape of ``snr`` = alpha_bar_t / (1 - alpha_bar_t)."""
 
-    def __repr__(self) -> str:
-        settings = (f"{name}={value}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({', '.join(settings)})"
+    __repr__ = format_settings
 
 
 @final
 class MinSNR(SNRWeight):
-    """min(SNR, gamma): keeps nearly clean images from outweighing the rest; Hang et al. 2023 (arXiv:2303.09556)."""
+    """min(SNR, gamma), so that nearly clean images do not dominate; Hang et al. 2023 (arXiv:2303.09556)."""
 
     def __init__(self, gamma: float = 5.0) -> None:
         self.gamma = gamma
@@ -102,26 +115,26 @@ class TruncatedSNR(SNRWeight):
 
 @final
 class SimpleWeighted(Objective):
-    """The squared error of x^_0 under a weight by SNR: the same number whatever the network predicts.
+    """The squared error of x^_0 times a function of the SNR: the same value for every parameterization.
 
     Args:
-        weight: of each t.
+        weight: the function of the SNR.
     """
 
     def __init__(self, weight: SNRWeight) -> None:
         self.weight = weight
 
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        schedule, prediction = denoise.schedule, denoise.parameterization
-        of_output = self.weight.x_0_weight(snr(schedule, t)) / prediction.x_0_factor(schedule, t)
-        return of_output.float() * Simple().losses(denoise, x_0, t, eps)
+        schedule, parameterization = denoise.schedule, denoise.parameterization
+        output_weight = self.weight.x_0_weight(snr(schedule, t)) / parameterization.x_0_factor(schedule, t)
+        return output_weight.float() * Simple().losses(denoise, x_0, t, eps)
 
 
 @final
 class VLB(Objective):
-    """T L_{t-1} in bits/dim: with uniform t, an unbiased estimate of the bound on -log p less its constant L_T.
+    """L_vlb = T L_{t-1} in bits/dim; Ho et al. 2020, eq. 5, with all of its weights.
 
-    Ho et al. 2020, eq. 5, with every weight of it.
+    With uniform t it is an unbiased estimate of the variational bound on -log p, without its constant L_T.
 
     Args:
         variance: Sigma of the reverse steps; a learned one is trained.
@@ -137,10 +150,10 @@ class VLB(Objective):
 
 @final
 class Hybrid(Objective):
-    """L_simple + weight * L_vlb, the latter for the learned variance alone; Nichol & Dhariwal 2021, eq. 16.
+    """L_simple + weight * L_vlb, where L_vlb trains only the learned variance; Nichol & Dhariwal 2021, eq. 16.
 
-    L_vlb is :class:`VLB`'s T L_{t-1}, in bits/dim as in their code: with weight 0.001, T/1000 times each term. The mean
-    is detached in it, so that L_simple alone guides it.
+    L_vlb is :class:`VLB`'s T L_{t-1}, in bits/dim as in their code: with weight 0.001, each term counts T/1000 times.
+    The mean is detached in L_vlb, so that it is trained by L_simple alone.
 
     Args:
         weight: of L_vlb.
@@ -154,6 +167,6 @@ class Hybrid(Objective):
         x_t = q_sample(schedule, x_0, t, eps)
         output, nu = denoise.network_output(x_t, t)
         simple = simple_loss(denoise.parameterization.target(schedule, x_0, eps, t), output)
-        of_variance = denoise.interpret(x_t, output.detach(), nu, t)
-        vlb = schedule.T * elbo_term(schedule, LearnedRange(), x_0, t, of_variance)
+        mean_detached = denoise.interpret(x_t, output.detach(), nu, t)
+        vlb = schedule.T * elbo_term(schedule, LearnedRange(), x_0, t, mean_detached)
         return simple + self.weight * vlb.float()

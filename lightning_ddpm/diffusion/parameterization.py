@@ -1,7 +1,7 @@
-"""What a network's output means: the noise, the image, the velocity, or the mean of the posterior.
+"""Parameterizations: what a network's output means, i.e. the noise, the image, the velocity or the posterior mean.
 
-Given x_t, all are linear in each other, and here each says what to train towards, and what image and noise an output
-stands for. Nothing else in the package knows which one a network predicts.
+Given x_t, they are linear functions of each other. Each class here defines the training target and the conversion of an
+output to x_0 and eps. Nothing else in the package depends on which one a network predicts.
 """
 
 from abc import ABC, abstractmethod
@@ -27,13 +27,13 @@ from lightning_ddpm.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Denoised:
-    """A guess at what ``x_t`` is made of: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps; unpacks to the two.
+    """Predicted x_0 and eps with x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps; unpacks to these two.
 
     Attributes:
         x_0: (b, c, h, w) the image.
         eps: (b, c, h, w) the noise.
-        nu: (b, c, h, w) where the reverse variance lies between beta~ (0) and beta (1), on a log scale; ``None`` from a
-            network that does not say. Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 15.
+        nu: (b, c, h, w) position of the reverse variance between beta~ (0) and beta (1), on a log scale; ``None`` if
+            the network does not predict it. Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 15.
     """
 
     x_0: Tensor
@@ -45,33 +45,33 @@ class Denoised:
 
 
 class Parameterization(ABC):
-    """One meaning of the output. Steps t in 1..T: an int, (b,) int64, or real where a solver stops between steps."""
+    """One meaning of the output. t in 1..T is an int, (b,) int64, or real where a solver stops between timesteps."""
 
     @abstractmethod
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
-        """(b, c, h, w): what the output should be for x_t made of ``x_0`` and ``eps``."""
+        """Return the training target (b, c, h, w) for the x_t made of ``x_0`` and ``eps``."""
 
     @abstractmethod
     def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
-        """The image and the noise that ``output`` says ``x_t`` is made of."""
+        """Convert the network's ``output`` for ``x_t`` to x_0 and eps."""
 
     @abstractmethod
     def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
-        """How many times the squared error of x^_0 the squared error of the output is; shaped as ``t``."""
+        """Return the ratio of the output's squared error to that of x^_0; same shape as ``t``."""
 
     @final
     def check_schedule(self, schedule: NoiseSchedule) -> None:
-        """Refuse a schedule under which the output would not determine x_0.
+        """Check that the output determines x_0 at every t of the schedule.
 
         Raises:
-            UserError: at T this prediction has no share of x_0 that float32 could hold.
+            UserError: at T the share of x_0 in the output is below float32's range.
         """
         if type(self) in schedule.checked:
             return
         if float(self.x_0_factor(schedule, schedule.T)) < torch.finfo(torch.float32).tiny:
             raise UserError(
-                f"under zero terminal SNR, or next to it (alpha_bar_T={schedule.alpha_bar_T:.3g}), x_T is "
-                f"nothing but noise, and {self} says nothing about x_0 there; predict Velocity or Data instead"
+                f"with zero or nearly zero terminal SNR (alpha_bar_T={schedule.alpha_bar_T:.3g}), x_T is pure noise "
+                f"and {self} does not determine x_0 there; predict Velocity or X0 instead"
             )
         schedule.checked.add(type(self))
 
@@ -81,7 +81,7 @@ class Parameterization(ABC):
 
 @final
 class Epsilon(Parameterization):
-    """The noise eps; Ho et al. 2020 (arXiv:2006.11239), eq. 11-12."""
+    """The output is the noise eps; Ho et al. 2020 (arXiv:2006.11239), eq. 11-12."""
 
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
         return eps
@@ -95,7 +95,7 @@ class Epsilon(Parameterization):
 
 @final
 class X0(Parameterization):
-    """The image x_0 itself; Ho et al. 2020, section 3.2."""
+    """The output is the image x_0; Ho et al. 2020, section 3.2."""
 
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
         return x_0
@@ -109,9 +109,9 @@ class X0(Parameterization):
 
 @final
 class Velocity(Parameterization):
-    """v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0; Salimans & Ho 2022 (arXiv:2202.00512), section 4.
+    """The output is v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0.
 
-    Well-conditioned at every t, zero terminal SNR included.
+    Salimans & Ho 2022 (arXiv:2202.00512), section 4. It is well-conditioned at every t, also with zero terminal SNR.
     """
 
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
@@ -127,16 +127,19 @@ class Velocity(Parameterization):
 
 @final
 class PosteriorMean(Parameterization):
-    """mu~_t, the mean of q(x_{t-1} | x_t, x_0); Ho et al. 2020, eq. 7-8. The worst in their table 2 on L_simple."""
+    """The output is mu~_t, the mean of q(x_{t-1} | x_t, x_0); Ho et al. 2020, eq. 7-8.
+
+    With L_simple it is the worst choice in their table 2.
+    """
 
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
-        of_x_0, of_x_t = posterior_coefficients(schedule, _previous_step(t), t)
-        of_eps = of_x_t * schedule.noise_at(t)
-        return scale(of_x_0 + of_x_t * schedule.signal_at(t), x_0) + scale(of_eps, eps)
+        x_0_factor, x_t_factor = posterior_coefficients(schedule, _previous_step(t), t)
+        eps_factor = x_t_factor * schedule.noise_at(t)
+        return scale(x_0_factor + x_t_factor * schedule.signal_at(t), x_0) + scale(eps_factor, eps)
 
     def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
-        of_x_0, of_x_t = posterior_coefficients(schedule, _previous_step(t), t)
-        x_0 = (output - scale(of_x_t, x_t)) / broadcast(of_x_0, x_t)
+        x_0_factor, x_t_factor = posterior_coefficients(schedule, _previous_step(t), t)
+        x_0 = (output - scale(x_t_factor, x_t)) / broadcast(x_0_factor, x_t)
         return Denoised(x_0, x_0_to_eps(schedule, x_t, x_0, t))
 
     def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
@@ -144,5 +147,5 @@ class PosteriorMean(Parameterization):
 
 
 def _previous_step(t: Timestep) -> Timestep:
-    """t - 1, and the data for a real t below 1."""
+    """Return t - 1, and 0 (the data) for a real t below 1."""
     return (t - 1).clamp(min=0) if isinstance(t, Tensor) else t - 1

@@ -1,7 +1,8 @@
-"""How fast the noise comes: beta_t and alpha_bar_t for t = 0..T.
+"""Noise schedules: beta_t and alpha_bar_t for t = 0..T.
 
 Time runs t = 1..T as in Ho et al. 2020 (arXiv:2006.11239), and ``alpha_bar[0] = 1`` is stored, so that x_0 is simply
-x_t at t = 0: no padding, no previous-step table, no mask at the first step.
+x_t at t = 0: this needs no padding, no table of previous timesteps and no mask at the first one. A schedule of your own
+is a subclass of :class:`NoiseSchedule` with ``compute_betas``.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from lightning_ddpm.utils.errors import UserError
 
 Timestep = Tensor | int
-"""A step t in 0..T or a (b,) tensor of them; where it says so, a real one between steps as a floating tensor."""
+"""A timestep t in 0..T or a (b,) tensor of them; where documented, also real-valued t, as a floating-point tensor."""
 
 
 def _is_real(t: Timestep) -> TypeGuard[Tensor]:
@@ -23,24 +24,24 @@ def _is_real(t: Timestep) -> TypeGuard[Tensor]:
 
 
 class NoiseSchedule(nn.Module, ABC):
-    """Variances beta_1..beta_T and what follows from them, as constants that move with the module.
+    """Holds the variances beta_1..beta_T and the tables derived from them, as constants that move with the module.
 
-    Attributes (each of shape (T + 1,), indexed by t, entry 0 being the data):
-        beta: variance of one step q(x_t | x_{t-1}); ``beta[0]`` is 0 and never used.
+    Attributes (each of shape (T + 1,), indexed by t; entry 0 stands for the data):
+        beta: variance of the step q(x_t | x_{t-1}); ``beta[0]`` is 0 and never used.
         alpha_bar: product of alpha_s = 1 - beta_s over s <= t; ``alpha_bar[0]`` is 1.
         signal: sqrt(alpha_bar_t), the factor of x_0 in x_t.
         noise: sqrt(1 - alpha_bar_t), the factor of eps in x_t.
         angle: phi_t = atan(noise / signal), from 0 at the data up to pi/2, where no signal is left.
 
-    And what need not be read back from a GPU to be known: ``alpha_bar_T``, a float, and ``checked``, what predictions
-    go with it.
+    ``alpha_bar_T`` (a float) and ``checked`` (the parameterizations known to work with this schedule) are kept on the
+    host, so that no check has to read from a GPU.
 
-    The tables are float64 wherever the device has it (Apple's MPS does not: float32 there), whatever precision the
-    network runs in: in bfloat16 ``1 - alpha_bar`` would lose all its digits. Never saved, never averaged.
+    The tables are float64 wherever the device supports it (float32 on Apple's MPS), whatever precision the network runs
+    in: in bfloat16 ``1 - alpha_bar`` would lose all its digits. They are never saved and never averaged.
     """
 
     last_beta: ClassVar[float] = math.nextafter(1, 0)
-    """The largest beta_T allowed: 1 where a schedule ends without any signal on purpose."""
+    """The largest allowed beta_T: 1 in a schedule that ends without any signal on purpose."""
 
     beta: Tensor
     alpha_bar: Tensor
@@ -55,28 +56,28 @@ class NoiseSchedule(nn.Module, ABC):
         betas = torch.as_tensor(self.compute_betas(steps), dtype=torch.float64, device="cpu")
         if betas.shape != (steps,):
             raise UserError(
-                f"a schedule of {steps} steps needs as many betas in one row, shape ({steps},), got shape "
-                f"{tuple(betas.shape)} from {type(self).__name__}; give one number a step"
+                f"a schedule of {steps} steps needs {steps} betas, shape ({steps},), got shape {tuple(betas.shape)} "
+                f"from {type(self).__name__}; give one number per step"
             )
         beta = torch.cat([torch.zeros(1, dtype=torch.float64), betas])
-        good = (beta[1:] > 0) & (beta[1:] < 1)
-        good[-1] |= beta[-1] == self.last_beta
-        bad = (~good).nonzero()
-        if len(bad):
-            t = int(bad[0]) + 1
+        valid = (beta[1:] > 0) & (beta[1:] < 1)
+        valid[-1] |= beta[-1] == self.last_beta
+        invalid = (~valid).nonzero()
+        if len(invalid):
+            t = int(invalid[0]) + 1
             raise UserError(
-                f"every beta must lie in (0, 1), got beta_{t}={beta[t].item():g} at t={t} of {steps}; give a finite "
-                "number between, and for beta_T = 1 (no signal at T) wrap the schedule in ZeroTerminalSNR"
+                f"every beta must lie in (0, 1), got beta_{t}={beta[t].item():g} at t={t} of {steps}; give finite "
+                "numbers in that range, and for beta_T = 1 (no signal at T) wrap the schedule in ZeroTerminalSNR"
             )
         alpha_bar = torch.cumprod(1 - beta, 0)
         if steps > 1 and alpha_bar[-2] == 0:
-            raise UserError(f"nothing is left of x_0 before t={steps}: alpha_bar is 0 in float64; lower the betas")
+            raise UserError(f"no signal is left before t={steps}: alpha_bar is 0 in float64; lower the betas")
         flat = (alpha_bar.diff() >= 0).nonzero()
         if len(flat):
             t = int(flat[0]) + 1
             raise UserError(
-                f"alpha_bar does not fall in float64 at t={t} of {steps}: beta_{t}={beta[t].item():g} is too small; "
-                "give betas of 1e-15 and more"
+                f"alpha_bar does not decrease in float64 at t={t} of {steps}: beta_{t}={beta[t].item():g} is too "
+                "small; give betas of at least 1e-15"
             )
         self.alpha_bar_T = float(alpha_bar[-1])
         self.checked: set[type] = set()
@@ -88,39 +89,39 @@ class NoiseSchedule(nn.Module, ABC):
 
     @abstractmethod
     def compute_betas(self, steps: int) -> Tensor:
-        """beta_1..beta_T in float64, shape (steps,)."""
+        """Return beta_1..beta_T in float64, shape (steps,)."""
 
     @property
     def T(self) -> int:
-        """Number of steps."""
+        """Number of timesteps."""
         return len(self.beta) - 1
 
     def angle_at(self, t: Timestep) -> Tensor:
-        """phi_t at whole steps; at real t in [0, T], on the straight line between its neighbours."""
+        """Return phi_t; at real t in [0, T] it is interpolated linearly between the neighbouring timesteps."""
         if not _is_real(t):
             return self.angle[t]
-        before = t.long().clamp(max=self.T - 1)
-        return torch.lerp(self.angle[before], self.angle[before + 1], (t - before).to(self.angle.dtype))
+        lower = t.long().clamp(max=self.T - 1)
+        return torch.lerp(self.angle[lower], self.angle[lower + 1], (t - lower).to(self.angle.dtype))
 
     def time_at(self, angle: Tensor) -> Tensor:
-        """The real t in [0, T] at which the angle is phi: :meth:`angle_at` solved for t."""
-        after = torch.searchsorted(self.angle, angle.to(self.angle.dtype)).clamp(1, self.T)
-        return after - (self.angle[after] - angle) / (self.angle[after] - self.angle[after - 1])
+        """Return the real t in [0, T] at which the angle is phi: :meth:`angle_at` solved for t."""
+        upper = torch.searchsorted(self.angle, angle.to(self.angle.dtype)).clamp(1, self.T)
+        return upper - (self.angle[upper] - angle) / (self.angle[upper] - self.angle[upper - 1])
 
     def signal_at(self, t: Timestep) -> Tensor:
-        """sqrt(alpha_bar_t) at whole or real t."""
+        """Return sqrt(alpha_bar_t) at integer or real t."""
         return self.angle_at(t).cos() if _is_real(t) else self.signal[t]
 
     def noise_at(self, t: Timestep) -> Tensor:
-        """sqrt(1 - alpha_bar_t) at whole or real t."""
+        """Return sqrt(1 - alpha_bar_t) at integer or real t."""
         return self.angle_at(t).sin() if _is_real(t) else self.noise[t]
 
     def alpha_bar_at(self, t: Timestep) -> Tensor:
-        """alpha_bar_t at whole or real t."""
+        """Return alpha_bar_t at integer or real t."""
         return self.angle_at(t).cos() ** 2 if _is_real(t) else self.alpha_bar[t]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Follow the module to its device, but leave the precision of constants alone.
+        # The tables follow the module to its device, but a cast must not change their precision.
         device = fn(torch.empty(0, device=self.beta.device)).device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return super()._apply(lambda table: table.to(device, dtype), recurse)  # type: ignore[no-any-return, no-untyped-call]
@@ -130,7 +131,7 @@ class NoiseSchedule(nn.Module, ABC):
 
 
 class Linear(NoiseSchedule):
-    """beta_t rises linearly from ``beta_min`` to ``beta_max``; Ho et al. 2020, section 4."""
+    """Linear schedule: beta_t rises linearly from ``beta_min`` to ``beta_max``; Ho et al. 2020, section 4."""
 
     def __init__(self, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
         self.beta_min, self.beta_max = beta_min, beta_max
@@ -141,7 +142,7 @@ class Linear(NoiseSchedule):
 
 
 class Quadratic(NoiseSchedule):
-    """sqrt(beta_t) rises linearly: beta small for longer; ``quad`` in Ho et al.'s released code."""
+    """Quadratic schedule: sqrt(beta_t) rises linearly, so beta stays small for longer; ``quad`` in Ho et al.'s code."""
 
     def __init__(self, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
         if beta_min < 0 or beta_max < 0:
@@ -154,7 +155,7 @@ class Quadratic(NoiseSchedule):
 
 
 class Sigmoid(NoiseSchedule):
-    """beta_t follows a sigmoid over [-6, 6] from ``beta_min`` to ``beta_max``; Xu et al. 2022 (arXiv:2203.02923)."""
+    """Sigmoid over [-6, 6], scaled to run from ``beta_min`` to ``beta_max``; Xu et al. 2022 (arXiv:2203.02923)."""
 
     def __init__(self, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
         self.beta_min, self.beta_max = beta_min, beta_max
@@ -166,7 +167,7 @@ class Sigmoid(NoiseSchedule):
 
 
 class Cosine(NoiseSchedule):
-    """alpha_bar_t follows a squared cosine; Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 17, beta <= 0.999."""
+    """Cosine schedule: squared-cosine alpha_bar_t, beta <= 0.999; Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 17."""
 
     def __init__(self, steps: int = 1000, offset: float = 0.008) -> None:
         self.offset = offset
@@ -179,10 +180,10 @@ class Cosine(NoiseSchedule):
 
 
 class ExplicitBetas(NoiseSchedule):
-    """Any beta_1..beta_T; T is how many there are.
+    """Schedule with explicitly given beta_1..beta_T; T is their number.
 
     Args:
-        betas: beta_1..beta_T, each in (0, 1); a list in a config, from Python also an array or a tensor.
+        betas: beta_1..beta_T, each in (0, 1); a list in a config, in Python also an array or a tensor.
     """
 
     def __init__(self, betas: list[float]) -> None:
@@ -196,13 +197,13 @@ class ExplicitBetas(NoiseSchedule):
 
 
 class AlphaBarFunction(NoiseSchedule):
-    """alpha_bar_t follows any function of t/T, as eq. 17 of Nichol & Dhariwal 2021 (arXiv:2102.09672) does with its f.
+    """Schedule whose alpha_bar_t is any function of t/T, like f in Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 17.
 
     Args:
-        alpha_bar: share of the signal's variance at a time in [0, 1]; a config gives its dotted name. Finite, falling,
-            and positive before time 1. Only ratios count: it need not be 1 at time 0, ``alpha_bar[0]`` is.
+        alpha_bar: the signal's share of the variance at a time in [0, 1]; a config gives its dotted name. It must be
+            finite and decreasing, and positive before time 1. It is normalised by its value at time 0.
         steps: T.
-        max_beta: betas are cut here, as the last one must be where the function ends in 0.
+        max_beta: upper limit of the betas; it is needed where the function ends at 0.
     """
 
     def __init__(self, alpha_bar: Callable[[float], float], steps: int = 1000, max_beta: float = 0.999) -> None:
@@ -218,8 +219,8 @@ class AlphaBarFunction(NoiseSchedule):
             least = math.nextafter(0, 1) if t < steps else 0.0
             if not (least <= value < math.inf and (t == 0 or value < self.values[t - 1])):
                 raise UserError(
-                    f"alpha_bar must be finite, fall from time 0 to 1 and be positive before 1, got {value:g} at time "
-                    f"{t}/{steps}" + (f" after {self.values[t - 1]:g}" if t else "") + "; mend the function, as in "
+                    f"alpha_bar must be finite, decrease from time 0 to 1 and be positive before 1, got {value:g} at "
+                    f"time {t}/{steps}" + (f" after {self.values[t - 1]:g}" if t else "") + "; fix the function, e.g. "
                     "cos(time pi/2)^2"
                 )
         super().__init__(steps)
@@ -229,13 +230,13 @@ class AlphaBarFunction(NoiseSchedule):
 
 
 class ZeroTerminalSNR(NoiseSchedule):
-    """Another schedule with nothing of x_0 left at T; Lin et al. 2023 (arXiv:2305.08891), Algorithm 1.
+    """Rescaled schedule with alpha_bar_T = 0; Lin et al. 2023 (arXiv:2305.08891), Algorithm 1.
 
-    sqrt(alpha_bar) is shifted and scaled so that it ends in 0 and alpha_bar_1 stays. Training then has the x_T that
-    sampling starts from. It needs a prediction that says something about x_0 there: Velocity or Data.
+    sqrt(alpha_bar) is shifted and scaled so that it ends at 0 and alpha_bar_1 is unchanged. Training then sees the pure
+    noise x_T from which sampling starts. It needs a parameterization that determines x_0 at T: Velocity or X0.
 
     Args:
-        schedule: the one to rescale, of at least 2 steps.
+        schedule: the schedule to rescale, of at least 2 steps.
     """
 
     last_beta = 1.0
@@ -243,7 +244,7 @@ class ZeroTerminalSNR(NoiseSchedule):
     def __init__(self, schedule: NoiseSchedule) -> None:
         if schedule.T < 2:
             raise UserError(
-                "zero terminal SNR keeps alpha_bar_1 and ends in 0: give a schedule of at least 2 steps, got 1"
+                "zero terminal SNR keeps alpha_bar_1 and sets alpha_bar_T to 0: give it at least 2 steps, got 1"
             )
         self.values = schedule.signal.tolist()
         super().__init__(schedule.T)
@@ -255,7 +256,7 @@ class ZeroTerminalSNR(NoiseSchedule):
 
 
 def _betas_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
-    """beta_1..beta_T that make alpha_bar_0..alpha_bar_T fall so; Nichol & Dhariwal 2021, section 3.2."""
+    """Return the beta_1..beta_T that give alpha_bar_0..alpha_bar_T; Nichol & Dhariwal 2021, section 3.2."""
     return 1 - alpha_bar[1:] / alpha_bar[:-1]
 
 
@@ -264,4 +265,4 @@ def _call_for_number(function: Callable[[float], float], time: float) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"alpha_bar must return a number, got {value!r} at time {time:g}; mend the function") from error
+        raise UserError(f"alpha_bar must return a number, got {value!r} at time {time:g}; fix the function") from error

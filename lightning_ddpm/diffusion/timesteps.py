@@ -1,4 +1,4 @@
-"""Which t a training step learns from."""
+"""How the timesteps t of a training step are sampled."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,37 +10,37 @@ from torch import Tensor, nn
 from lightning_ddpm.utils.errors import UserError
 
 Gather = Callable[[Tensor], Tensor]
-"""(b,) of this rank -> the same of all ranks together, in any shape."""
+"""(b,) values of this rank -> the values of all ranks, in any shape."""
 
 
 class TimestepSampler(nn.Module, ABC):
-    """Draws t in 1..T, and the weights that undo the choice; what it remembers of the losses is in the checkpoint."""
+    """Samples t in 1..T and the importance weights; its history of losses is part of the checkpoint."""
 
     @abstractmethod
     def setup(self, T: int) -> None:
-        """Get ready for a schedule of T steps; called once, when the model is built."""
+        """Prepare for a schedule of T timesteps; called once, when the model is built."""
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """n steps (n,) int64 in 1..T, and the weights (n,) float32 under which the mean loss is that of uniform t.
+        """Sample n timesteps, (n,) int64 in 1..T, and their weights, (n,) float32, on the generator's device.
 
-        On the generator's device.
+        The mean of the weighted losses is an unbiased estimate of the mean loss under uniform t.
         """
 
     @abstractmethod
     def update(self, t: Tensor, losses: Tensor, gather: Gather) -> None:
-        """Hear what came of it.
+        """Update the history with the losses of a training step; every rank must call it.
 
         Args:
-            t: (b,) the steps.
+            t: (b,) the timesteps.
             losses: (b,) their losses, without the weights.
-            gather: brings all ranks' together; every rank calls.
+            gather: gathers values from all ranks.
         """
 
 
 @final
 class UniformTimesteps(TimestepSampler):
-    """Every t equally often; Ho et al. 2020 (arXiv:2006.11239), Algorithm 1."""
+    """Samples every t with equal probability; Ho et al. 2020 (arXiv:2006.11239), Algorithm 1."""
 
     def setup(self, T: int) -> None:
         self.T = T
@@ -55,13 +55,13 @@ class UniformTimesteps(TimestepSampler):
 
 @final
 class LossAwareTimesteps(TimestepSampler):
-    """t in proportion to sqrt(E[L_t^2]): L_vlb is less noisy so; Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 18.
+    """Samples t with p(t) proportional to sqrt(E[L_t^2]); Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 18.
 
-    Uniform until every t has a full history.
+    This makes L_vlb less noisy. t is uniform until every t has a full history.
 
     Args:
-        history: losses kept for each t.
-        uniform: share of the draws that stays uniform, lest a t be forgotten.
+        history: number of losses kept for each t.
+        uniform_share: share of the samples that stays uniform, so that every t keeps being sampled.
     """
 
     losses: Tensor
@@ -71,7 +71,8 @@ class LossAwareTimesteps(TimestepSampler):
         super().__init__()
         if history < 1 or not 0 < uniform_share <= 1:
             raise UserError(
-                f"LossAware needs a history of at least 1 and a uniform share in (0, 1], got {history} and {uniform_share}"
+                "LossAwareTimesteps needs history >= 1 and uniform_share in (0, 1], "
+                f"got history={history} and uniform_share={uniform_share}"
             )
         self.history, self.uniform_share = history, uniform_share
 
@@ -80,11 +81,11 @@ class LossAwareTimesteps(TimestepSampler):
         self.register_buffer("counts", torch.zeros(T, dtype=torch.long))
 
     def probabilities(self) -> Tensor:
-        """(T,) of t = 1..T."""
+        """Return the probabilities of t = 1..T, (T,)."""
         T = len(self.counts)
-        weights = self.losses.float().square().mean(1).sqrt()
-        aware = (1 - self.uniform_share) * weights / weights.sum() + self.uniform_share / T
-        return torch.where((self.counts >= self.history).all(), aware, 1 / T)
+        rms = self.losses.float().square().mean(1).sqrt()
+        loss_aware = (1 - self.uniform_share) * rms / rms.sum() + self.uniform_share / T
+        return torch.where((self.counts >= self.history).all(), loss_aware, 1 / T)
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         p = self.probabilities()
@@ -93,23 +94,24 @@ class LossAwareTimesteps(TimestepSampler):
 
     def update(self, t: Tensor, losses: Tensor, gather: Gather) -> None:
         index, losses = gather(t).reshape(-1) - 1, gather(losses.detach()).reshape(-1)
-        # The k-th loss of a t in this batch goes k places on from where its history stands.
-        place = (index[:, None] == index).tril(-1).sum(1)
-        self.losses[index, (self.counts[index] + place) % self.history] = losses.to(self.losses.dtype)
-        self.counts.index_add_(0, index, torch.ones_like(index))  # bincount would wait for the largest
+        # A batch may contain a t several times: its k-th loss goes k places further in the ring buffer.
+        offset = (index[:, None] == index).tril(-1).sum(1)
+        self.losses[index, (self.counts[index] + offset) % self.history] = losses.to(self.losses.dtype)
+        self.counts.index_add_(0, index, torch.ones_like(index))  # bincount would synchronise with the GPU
 
 
 QUARTERS = 4
+"""Number of equal parts of 1..T whose mean losses are logged."""
 
 
 def sample_stratified(n: int, T: int, generator: torch.Generator) -> Tensor:
-    """One t from each of n equal parts of 1..T, (n,) int64: every quarter gets its share, whatever n is."""
-    ranks = torch.arange(n, device=generator.device) + torch.rand(n, device=generator.device, generator=generator)
-    return 1 + (ranks * T / n).long().clamp(max=T - 1)
+    """Sample one t from each of n equal parts of 1..T, (n,) int64, so that every quarter gets its share for any n."""
+    strata = torch.arange(n, device=generator.device) + torch.rand(n, device=generator.device, generator=generator)
+    return 1 + (strata * T / n).long().clamp(max=T - 1)
 
 
 def sum_by_quarter(values: Tensor, t: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """Sums and counts of the values (b,) with t in each quarter of 1..T, (4,) each."""
+    """Return the sum and the number of the values (b,) with t in each quarter of 1..T, (4,) each."""
     quarter = (t - 1) * QUARTERS // T
     zeros = values.new_zeros(QUARTERS)
     return zeros.index_add(0, quarter, values), zeros.index_add(0, quarter, torch.ones_like(values))

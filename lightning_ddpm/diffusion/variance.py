@@ -1,4 +1,4 @@
-"""Sigma_t = sigma_t^2 I of the reverse step p(x_s | x_t): fixed, or learned.
+"""The variance Sigma_t = sigma_t^2 I of the reverse step p(x_s | x_t), fixed or learned.
 
 Ho et al. 2020 (arXiv:2006.11239), section 3.2; Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1.
 """
@@ -16,30 +16,30 @@ from lightning_ddpm.utils.errors import UserError
 
 
 class ReverseVariance(ABC):
-    """Sigma_t = sigma_t^2 I of p(x_s | x_t)."""
+    """The variance Sigma_t = sigma_t^2 I of p(x_s | x_t)."""
 
     @abstractmethod
     def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
-        """sigma^2 of the step from t to s: a scalar in the schedule's precision, or (b, c, h, w) where it is learned.
+        """Return sigma^2 of the step from t to s: a scalar in the schedule's precision, or (b, c, h, w) if learned.
 
         Args:
             schedule: the noise schedule.
-            s: the earlier step, 0 <= s < t.
-            t: the step.
-            denoised: what the network says about x_t.
+            s: the timestep after the step, 0 <= s < t.
+            t: the timestep before the step.
+            denoised: the network's prediction for x_t.
         """
 
     @abstractmethod
     def log_variance(self, schedule: NoiseSchedule, t: Timestep, denoised: Denoised | None = None) -> Tensor:
-        """log sigma_t^2 of the step from t to t - 1 in the likelihood; finite at t = 1, where it is the decoder's.
+        """Return log sigma_t^2 of the step from t to t - 1 in the ELBO; finite at t = 1, where the decoder uses it.
 
         Args:
             schedule: the noise schedule, T >= 2.
-            t: a step or (b,) steps in 1..T.
-            denoised: what the network says about x_t.
+            t: a timestep in 1..T or (b,) of them.
+            denoised: the network's prediction for x_t.
 
         Returns:
-            Shaped as ``t``, or (b, c, h, w) where it is learned.
+            The same shape as ``t``, or (b, c, h, w) if the variance is learned.
         """
 
     def __repr__(self) -> str:
@@ -48,9 +48,10 @@ class ReverseVariance(ABC):
 
 @final
 class FixedLarge(ReverseVariance):
-    """beta_t: optimal for x_0 ~ N(0, I). Best with all 1000 steps (FID 3.17), ruinous with 100 or fewer.
+    """beta_t, which is optimal for x_0 ~ N(0, I); Ho et al. 2020, section 3.2.
 
-    Ho et al. 2020, section 3.2. Its decoder has beta~_2, as in their released code: beta_1 is far too wide for one.
+    It is the best choice with all 1000 steps (FID 3.17) and a very bad one with 100 or fewer. The decoder (t = 1) uses
+    beta~_2, as in Ho et al.'s code, because beta_1 is far too wide for a decoder.
     """
 
     def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
@@ -63,7 +64,7 @@ class FixedLarge(ReverseVariance):
 
 @final
 class FixedSmall(ReverseVariance):
-    """beta~_t: optimal for x_0 known. The better of the two when steps are few. Ho et al. 2020, section 3.2."""
+    """beta~_t: optimal for a known x_0, and the better choice with few steps; Ho et al. 2020, section 3.2."""
 
     def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
         return posterior_variance(schedule, s, t)
@@ -74,9 +75,9 @@ class FixedSmall(ReverseVariance):
 
 @final
 class LearnedRange(ReverseVariance):
-    """exp(nu log beta_t + (1 - nu) log beta~_t), nu by the network at every pixel; Nichol & Dhariwal 2021, eq. 15.
+    """exp(nu log beta_t + (1 - nu) log beta~_t), nu predicted for every pixel; Nichol & Dhariwal 2021, eq. 15.
 
-    The network answers with twice the images' channels, and an objective with L_vlb in it trains them.
+    The network outputs twice the images' channels, and an objective that includes L_vlb trains the second half.
     """
 
     def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
@@ -88,19 +89,19 @@ class LearnedRange(ReverseVariance):
 
 
 def posterior_log_variance(schedule: NoiseSchedule, t: Timestep) -> Tensor:
-    """log beta~_t; at t = 1, where beta~ is 0, that of t = 2, as Ho et al.'s code has it. Shaped as ``t``."""
+    """Return log beta~_t, shaped as ``t``; at t = 1, where beta~ is 0, the value at t = 2, as in Ho et al.'s code."""
     if schedule.T < 2:
-        raise UserError("the likelihood's decoder takes its variance from t = 2; give the schedule at least 2 steps")
+        raise UserError("the ELBO's decoder takes its variance from t = 2; give the schedule at least 2 steps, got 1")
     t = torch.as_tensor(t, device=schedule.beta.device).clamp(min=2)
     return posterior_variance(schedule, t - 1, t).log()
 
 
 def _interpolate_log_variance(small: Tensor, large: Tensor, denoised: Denoised | None) -> Tensor:
-    """nu large + (1 - nu) small."""
+    """Return nu large + (1 - nu) small."""
     if denoised is None or denoised.nu is None:
         raise UserError(
-            "LearnedRange needs a network that says the variance in as many channels again as the image has; "
-            "give UNet outputs: 2, or take FixedLarge or FixedSmall"
+            "LearnedRange needs a network that also predicts the variance, i.e. outputs twice the image's channels; "
+            "set UNet's outputs: 2, or use FixedLarge or FixedSmall"
         )
     nu = denoised.nu
     small, large = (each.to(nu.dtype).reshape(each.shape + (1,) * (nu.ndim - each.ndim)) for each in (small, large))

@@ -534,7 +534,7 @@ def test_a_schedule_of_ones_own_trains_and_samples_from_its_checkpoint(change, c
         ),
         (
             schedule("ZeroTerminalSNR", schedule=LINEAR),
-            "Epsilon says nothing about x_0 there; predict Velocity or Data",
+            "Epsilon does not determine x_0 there; predict Velocity or X0",
         ),
     ],
     ids=["empty", "one", "nan", "inf", "small", "rising", "cut", "epsilon"],
@@ -562,7 +562,7 @@ def test_a_callbacks_sampler_with_more_steps_than_the_schedule_is_refused(refuse
 
 def test_a_spacing_that_is_too_short_is_refused(refused, own_module):
     said = refused(None, "--model.sampler.spacing", "my_schedule.short")
-    assert "5 steps must give as many" in said
+    assert "5 steps must return 5 increasing timesteps" in said
     assert "got [20] from short" in said
 
 

@@ -484,7 +484,7 @@ def test_a_classifier_guides_a_model_with_or_without_classes(
         (("--label", "10"), "there is no class '10'; there are 0 (0), 1 (1), 2 (2)"),
         (("--class", "cat"), "there is no class 'cat'; there are 0 (0)"),
         (("--label", "1", "--class", "1"), "--labels and --class_names both name classes"),
-        (("--guidance", "-1"), "the scale of guidance is at least 0 and finite, got -1"),
+        (("--guidance", "-1"), "the guidance scale must be at least 0 and finite, got -1"),
         (("--guidance", "2", "--guidance_interval", "5", "21"), "up to t=21, and T is 20"),
         (("--guidance_interval", "5", "10"), "--guidance_interval is of guidance"),
         (("--weaker", "x.ckpt", "--classifier", "y.ckpt"), "two kinds of guidance"),
@@ -505,7 +505,7 @@ def test_what_cannot_be_asked_for_is_said_before_anything_is_drawn(options, said
     ("options", "said"),
     [
         (("--label", "1"), "was trained without classes, so that it cannot be asked for 1; leave the class out"),
-        (("--guidance", "2"), "the model was trained without classes and can be given none; guide it by a classifier"),
+        (("--guidance", "2"), "the model was trained without classes and cannot be conditioned on one; guide it with a classifier"),
     ],
 )
 def test_a_model_without_classes_cannot_be_asked_for_one(options, said, digits_run, command, tmp_path) -> None:

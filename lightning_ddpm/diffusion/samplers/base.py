@@ -1,7 +1,26 @@
-"""From noise to images: what every sampler is, and the reverse chain in its ancestral (DDPM) and implicit (DDIM) form.
+"""What every sampler is, and how to write one: a sampler turns noise x_T into images x_0.
 
-Ho et al. 2020 (arXiv:2006.11239), Algorithm 2; Song et al. 2021 (arXiv:2010.02502), eq. 12. A sampler knows neither the
-network nor the device: it is given a :class:`Denoiser` and a source of noise.
+A sampler gets three things and depends on neither the network nor the device:
+
+- ``denoise``, a :class:`Denoiser`: ``x_0, eps = denoise(x_t, t)`` are the predicted image and noise (b, c, h, w), with
+  x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, whatever the network outputs; guidance and clipping are
+  included. Each call is one network evaluation (NFE). ``denoise.schedule`` is the noise schedule.
+- ``x_T``, standard normal noise (b, c, h, w).
+- ``noise``: ``noise(x)`` returns fresh standard normal noise in the shape of x. All random numbers of a sampler come
+  from it, so that an image depends on its seed and index, and not on its batch or on global random state.
+
+If a step needs nothing but x_t, subclass :class:`MarkovSampler` and write ``step``; otherwise subclass :class:`Sampler`
+and write ``trajectory`` and ``nfe``. For example, deterministic DDIM::
+
+    class MySampler(MarkovSampler):
+        def __init__(self, steps: int | None = 50) -> None:
+            self.steps, self.spacing = steps, uniform_spacing
+
+        def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
+            x_0, eps = denoise(x_t, t)
+            return q_sample(denoise.schedule, x_0, s, eps)
+
+In a config it is ``model.sampler: {class_path: your_module.MySampler, init_args: {steps: 20}}``.
 """
 
 from abc import ABC, abstractmethod
@@ -13,11 +32,12 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
+from lightning_ddpm.diffusion.formatting import format_settings
 from lightning_ddpm.diffusion.samplers.spacing import Spacing
 from lightning_ddpm.utils.errors import UserError
 
 Noise = Callable[[Tensor], Tensor]
-"""Standard normal noise shaped as its argument: ``torch.randn_like``, or one that remembers which images it is for."""
+"""x -> standard normal noise like x: ``torch.randn_like``, or noise that is seeded for each image."""
 
 
 class Sampler(ABC):
@@ -25,17 +45,17 @@ class Sampler(ABC):
 
     @abstractmethod
     def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
-        """Yield x_t after every step, the last being x_0.
+        """Yield x_t (b, c, h, w) after every step; the last one is x_0.
 
         Args:
-            denoise: the network, read.
+            denoise: predicts x_0 and eps.
             x_T: (b, c, h, w) standard normal noise.
-            noise: where the noise of the steps comes from.
+            noise: the source of the noise that the steps add.
         """
 
     @abstractmethod
     def nfe(self, T: int) -> int | None:
-        """Network evaluations spent on one image under a schedule of T steps; ``None`` where the images decide.
+        """Return the network evaluations (NFE) per image with T timesteps; ``None`` if they depend on the image.
 
         Raises:
             UserError: the sampler cannot be used with such a schedule.
@@ -43,24 +63,22 @@ class Sampler(ABC):
 
     @final
     def sample(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Tensor:
-        """x_0 (b, c, h, w) from x_T; arguments as for :meth:`trajectory`."""
+        """Return x_0 (b, c, h, w), the end of the :meth:`trajectory`, which takes the same arguments."""
         x = x_T
         for x in self.trajectory(denoise, x_T, noise):  # noqa: B007
             pass
         return x
 
-    def __repr__(self) -> str:
-        settings = (f"{name}={getattr(value, '__name__', value)}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({', '.join(settings)})"
+    __repr__ = format_settings
 
 
 class MarkovSampler(Sampler):
-    """A sampler whose every step needs nothing but x_t.
+    """A sampler whose steps depend on nothing but x_t; its trajectory repeats ``step`` over the visited timesteps.
 
     Attributes:
-        steps: how many of the T steps are visited; ``None`` for all of them.
-        spacing: which ones, where they are not all.
-        extra_nfe: network evaluations a step spends at x_s, s > 0, after the one at x_t.
+        steps: number of the T timesteps to visit; ``None`` for all of them.
+        spacing: which timesteps, if not all.
+        extra_nfe: network evaluations of a step at x_s, s > 0, besides the one at x_t.
     """
 
     steps: int | None
@@ -69,7 +87,7 @@ class MarkovSampler(Sampler):
 
     @abstractmethod
     def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
-        """x_s (b, c, h, w) from x_t, 0 <= s < t."""
+        """Return x_s (b, c, h, w) for x_t, where 0 <= s < t; s = 0 is the last step."""
 
     @final
     def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
@@ -85,23 +103,23 @@ class MarkovSampler(Sampler):
 
 
 def list_steps(T: int, spacing: Spacing, steps: int | None) -> list[tuple[int, int]]:
-    """(t, s) of every step of the chain, from T down to 0.
+    """Return (t, s) of every step of the chain, from T down to 0.
 
     Raises:
-        UserError: more steps than T, or none, or a spacing that is none.
+        UserError: ``steps`` is not in 1..T, or the spacing does not return ``steps`` increasing timesteps up to T.
     """
     times = list(range(1, T + 1)) if steps is None else spacing(T, steps)
-    rising = all(earlier < later for earlier, later in pairwise([0, *times]))
-    if not (rising and times and times[-1] == T and len(times) == (steps or T)):
+    increasing = all(earlier < later for earlier, later in pairwise([0, *times]))
+    if not (increasing and times and times[-1] == T and len(times) == (steps or T)):
         raise UserError(
-            f"a spacing of {steps} steps must give as many, increasing, from 1 or later to T={T}, where "
+            f"a spacing of {steps} steps must return {steps} increasing timesteps, from 1 or later to T={T}, where "
             f"sampling starts; got {times} from {getattr(spacing, '__name__', spacing)}"
         )
     return list(pairwise([*reversed(times), 0]))
 
 
 def check_fraction(name: str, value: float) -> float:
-    """The value, if it lies in [0, 1]: a share of noise, from none to that of the full chain."""
+    """Return ``value``, a share of DDPM's noise, after checking that it lies in [0, 1]."""
     if not 0 <= value <= 1:
         raise UserError(f"{name} must lie in [0, 1], got {value}; 0 adds no noise, 1 as much as DDPM does")
     return value

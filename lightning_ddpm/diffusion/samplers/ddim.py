@@ -1,4 +1,7 @@
-"""DDIM: implicit sampling, its inversion, and interpolation through it; Song et al. 2021 (arXiv:2010.02502)."""
+"""DDIM: implicit sampling, its inversion, and interpolation with it; Song et al. 2021 (arXiv:2010.02502).
+
+Cost: one network evaluation (NFE) per step, first order. It is deterministic given x_T if eta = 0.
+"""
 
 from typing import final
 
@@ -14,70 +17,74 @@ from lightning_ddpm.utils.errors import UserError
 
 @final
 class DDIM(MarkovSampler):
-    """Implicit sampling: as far from x_t as wanted in one step; Song et al. 2021, eq. 12 and 16.
-
-    Spends one network evaluation a step. First order.
+    """Implicit sampling, with steps of any length; Song et al. 2021, eq. 12 and 16.
 
     Args:
-        steps: how many of the T steps are visited; ``None`` for all.
+        steps: number of the T timesteps to visit; ``None`` for all.
         eta: 0 is deterministic given x_T, 1 is ancestral sampling with variance beta~.
-        spacing: which steps; on CIFAR-10 ``quadratic`` is better than ``uniform`` (FID 4.16 against 5.68 at 100).
+        spacing: which timesteps; on CIFAR-10 ``quadratic_spacing`` is better than ``uniform_spacing`` (FID 4.16 against
+            5.68 with 100 steps).
     """
 
     def __init__(self, steps: int | None = 50, eta: float = 0.0, spacing: Spacing = uniform_spacing) -> None:
         self.steps, self.eta, self.spacing = steps, check_fraction("eta", eta), spacing
 
     def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
+        """Return sqrt(alpha_bar_s) x^_0 + sqrt(1 - alpha_bar_s - sigma^2) eps^ + sigma z, sigma^2 = eta^2 beta~."""
         x_0, eps = denoise(x_t, t)
         sigma = self.eta * posterior_variance(denoise.schedule, s, t).sqrt()
-        x_s = reverse_mean(denoise.schedule, x_0, eps, s, sigma)
-        return x_s + scale(sigma, noise(x_t)) if s > 0 and self.eta > 0 else x_s
+        mean = reverse_mean(denoise.schedule, x_0, eps, s, sigma)
+        return mean + scale(sigma, noise(x_t)) if s > 0 and self.eta > 0 else mean
 
 
 def invert(denoise: Denoiser, x_0: Tensor, steps: int | None = 100, spacing: Spacing = uniform_spacing) -> Tensor:
-    """The x_T from which :class:`DDIM` of the same steps, eta = 0, comes back to x_0, nearly; Song et al. 2021, 4.3.
+    """Return the x_T from which :class:`DDIM` with the same steps and eta = 0 nearly reproduces x_0.
 
-    DDIM's step turned round: the noise in x_t is taken to be that in x_s. Spends one network evaluation a step.
-    Where x_T keeps next to no signal, as with the cosine schedule, only a clipped denoiser comes back.
+    Song et al. 2021, section 4.3: DDIM's step in reverse, where the noise in x_t is taken to be that in x_s. One
+    network evaluation per step. If x_T keeps almost no signal, as with the cosine schedule, only a clipped denoiser
+    reproduces the images.
 
     Args:
-        denoise: the network, read; clipped as for sampling, or not.
+        denoise: predicts x_0 and eps; clipped as for sampling, or not.
         x_0: (b, c, h, w) images in [-1, 1].
-        steps: how many of the T steps are visited; ``None`` for all.
-        spacing: which ones, where they are not all.
+        steps: number of the T timesteps to visit; ``None`` for all.
+        spacing: which timesteps, if not all.
     """
     x = x_0
     for t, s in reversed(list_steps(denoise.schedule.T, spacing, steps)):
-        # The network knows no t = 0; an image is very nearly its own x_1.
+        # The network was not trained at t = 0; an image is almost equal to its own x_1.
         x_0, eps = denoise(x, max(s, 1))
         x = q_sample(denoise.schedule, x_0, t, eps)
     return x
 
 
 def interpolate(denoise: Denoiser, first: Tensor, second: Tensor, shares: Tensor, sampler: DDIM) -> Tensor:
-    """Images from one to another through the noise that they come from; Song et al. 2021 (arXiv:2010.02502), 5.3.
+    """Interpolate between two images in the space of their noise x_T; Song et al. 2021 (arXiv:2010.02502), 5.3.
 
-    Both are turned into noise by :func:`invert`, and what lies between on the great circle is sampled.
+    :func:`invert` turns both images into noise, :func:`slerp` interpolates, and the sampler turns the points to images.
 
     Args:
-        denoise: the network, read.
+        denoise: predicts x_0 and eps.
         first, second: (c, h, w) images in [-1, 1].
-        shares: (n,) of the way, 0 for the first and 1 for the second.
-        sampler: DDIM with eta = 0, which alone comes back to them.
+        shares: (n,) positions, 0 for the first image and 1 for the second.
+        sampler: DDIM with eta = 0; only then are the two images reproduced.
 
     Returns:
-        (n, c, h, w)
+        (n, c, h, w) images.
     """
     if sampler.eta:
-        raise UserError(f"images are interpolated by DDIM with eta=0, got eta={sampler.eta}; its noise would differ")
+        raise UserError(
+            f"interpolation needs DDIM with eta=0, got eta={sampler.eta}; its noise would change the images"
+        )
     ends = invert(denoise, torch.stack([first, second]), sampler.steps, sampler.spacing)
     return sampler.sample(denoise, slerp(ends[0], ends[1], shares))
 
 
 def slerp(first: Tensor, second: Tensor, shares: Tensor) -> Tensor:
-    """Points on the great circle from one tensor to another of the same shape, (n, ...); Shoemake 1985.
+    """Interpolate on the great circle between two tensors of the same shape, (n, ...); Shoemake 1985.
 
-    Between two draws of standard normal noise, each is as likely as they are. Parallel ones are mixed linearly.
+    Between two samples of standard normal noise, all points are about as likely as these two. Parallel tensors are
+    interpolated linearly.
     """
     cosine = (first * second).sum() / (first.norm() * second.norm())
     angle = cosine.clamp(-1, 1).acos()

@@ -1,7 +1,9 @@
-"""Linear inverse problems y = H x_0 + sigma_y z, solved by sampling: DDRM (Kawar et al. 2022, arXiv:2201.11793).
+"""DDRM: linear inverse problems y = H x_0 + sigma_y z, solved by sampling; Kawar et al. 2022 (arXiv:2201.11793).
 
-A degradation H is known by its singular value decomposition, H = U S V^T. It is given by V^T, an orthonormal change of
-coordinates of images, the singular values that belong to those, and S^+ U^T, which reads y in them.
+A degradation H is given by its singular value decomposition H = U S V^T: by V^T, an orthonormal change of basis of
+images to spectral coordinates, by the singular values S, and by S^+ U^T, which maps y to spectral coordinates.
+
+Cost: one network evaluation (NFE) per step.
 """
 
 from abc import ABC, abstractmethod
@@ -13,45 +15,45 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
+from lightning_ddpm.diffusion.formatting import format_settings
 from lightning_ddpm.diffusion.samplers.base import Noise, Sampler, check_fraction, list_steps
 from lightning_ddpm.diffusion.samplers.spacing import Spacing, uniform_spacing
 from lightning_ddpm.utils.errors import UserError
 
 
 class Degradation(ABC):
-    """What was done to images x (b, c, h, w)."""
+    """A linear degradation H of images x (b, c, h, w)."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """y = H x, without noise.
+        """Return y = H x, without noise.
 
         Raises:
-            UserError: images of this shape cannot be degraded so.
+            UserError: images of this shape cannot be degraded in this way.
         """
 
     @abstractmethod
     def to_spectral(self, x: Tensor) -> Tensor:
-        """V^T x, in any shape."""
+        """Return the spectral coordinates V^T x, in any shape."""
 
     @abstractmethod
     def from_spectral(self, z: Tensor) -> Tensor:
-        """V z: undoes :meth:`to_spectral`."""
+        """Return V z: the inverse of :meth:`to_spectral`."""
 
     @abstractmethod
     def singular_values(self, z: Tensor) -> Tensor:
-        """S, which broadcasts to the coordinates z; 0 for those that y says nothing about."""
+        """Return S, which broadcasts to the coordinates z; 0 for those that y does not determine."""
 
     @abstractmethod
     def project_observation(self, y: Tensor, z: Tensor) -> Tensor:
-        """S^+ U^T y: what y says of the coordinates, shaped as z; 0 where it says nothing."""
+        """Return S^+ U^T y, the spectral coordinates that y determines, shaped as z; 0 for the others."""
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+    __repr__ = format_settings
 
 
 @final
 class Identity(Degradation):
-    """H = 1: nothing but the noise is to be taken away."""
+    """H = 1, for denoising: y differs from x_0 by its noise alone."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return x
@@ -70,15 +72,15 @@ class Identity(Degradation):
 
 
 class GroupMean(Degradation):
-    """Of every group of k numbers, y has the mean: one coordinate of each group, with the singular value 1/sqrt(k)."""
+    """y holds the mean of every group of k values: one coordinate per group, with the singular value 1/sqrt(k)."""
 
     @abstractmethod
     def split_groups(self, x: Tensor) -> Tensor:
-        """(k, ...), without the k shaped as y."""
+        """Return the groups (k, *y.shape)."""
 
     @abstractmethod
     def merge_groups(self, groups: Tensor) -> Tensor:
-        """Undoes :meth:`split_groups`."""
+        """Return the images: the inverse of :meth:`split_groups`."""
 
     @final
     def __call__(self, x: Tensor) -> Tensor:
@@ -103,25 +105,25 @@ class GroupMean(Degradation):
 
     @final
     def project_observation(self, y: Tensor, z: Tensor) -> Tensor:
-        seen = torch.zeros_like(z)
-        seen[0] = len(z) ** 0.5 * y
-        return seen
+        observed = torch.zeros_like(z)
+        observed[0] = len(z) ** 0.5 * y
+        return observed
 
 
 @final
 class Downsample(GroupMean):
-    """The mean of every block of factor x factor pixels."""
+    """Average pooling over blocks of factor x factor pixels."""
 
     def __init__(self, factor: int) -> None:
         if factor < 2:
-            raise UserError(f"images are made smaller by a factor of 2 or more, got {factor}")
+            raise UserError(f"the downsampling factor must be at least 2, got {factor}")
         self.factor = factor
 
     def split_groups(self, x: Tensor) -> Tensor:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise UserError(
-                f"images of {x.shape[-2]}x{x.shape[-1]} do not fall into blocks of {self.factor}x{self.factor}; "
-                "take a factor that divides their size"
+                f"images of {x.shape[-2]}x{x.shape[-1]} cannot be divided into blocks of {self.factor}x{self.factor}; "
+                "use a factor that divides their size"
             )
         blocks = functional.pixel_unshuffle(x, self.factor)  # (b, c f f, h, w)
         return blocks.reshape(len(x), x.shape[1], -1, *blocks.shape[2:]).movedim(2, 0)
@@ -136,7 +138,7 @@ class Grayscale(GroupMean):
 
     def split_groups(self, x: Tensor) -> Tensor:
         if x.shape[1] < 2:
-            raise UserError("images of one channel have no colour to lose; colourisation needs a model of RGB images")
+            raise UserError("images of one channel are already grayscale; colourisation needs a model of RGB images")
         return x.movedim(1, 0).unsqueeze(2)
 
     def merge_groups(self, groups: Tensor) -> Tensor:
@@ -144,30 +146,30 @@ class Grayscale(GroupMean):
 
 
 def _build_mean_first_basis(like: Tensor) -> Tensor:
-    """(k, k) orthonormal, k the first size of its argument: the first row equal numbers, the others any."""
+    """Return an orthonormal (k, k) matrix, k = len(like), whose first row is constant."""
     k = len(like)
-    square = torch.eye(k, dtype=torch.float64)
-    square[:, 0] = 1
-    basis = torch.linalg.qr(square).Q.T
-    signed: Tensor = basis * basis[0, 0].sign()
-    return signed.to(like)
+    vectors = torch.eye(k, dtype=torch.float64)
+    vectors[:, 0] = 1
+    basis = torch.linalg.qr(vectors).Q.T
+    positive: Tensor = basis * basis[0, 0].sign()
+    return positive.to(like)
 
 
 @final
 class DDRM(Sampler):
-    """Samples images of which y = H x_0 + sigma_y z is known; Kawar et al. 2022, eq. 7-8.
+    """Samples images x_0 given y = H x_0 + sigma_y z; Kawar et al. 2022, eq. 7-8.
 
-    Every coordinate of V^T is drawn by itself, all from one x^_0: those that y says nothing about as DDIM does with
-    eta; those of which y is noisier than x_s is, guided by y in place of the last x_t; those that y knows better, by y
-    itself with weight eta_b. Spends one network evaluation a step.
+    A step samples each spectral coordinate on its own, given x^_0. There are three cases: a coordinate that y does not
+    determine is sampled as in DDIM with eta; one whose y is noisier than x_s is guided by y in place of eps^; one whose
+    y is less noisy than x_s is sampled around y with weight eta_b.
 
     Args:
         degradation: H.
-        y: (b, ...) what is known, as :class:`Degradation` gives it, in the range of images in [-1, 1].
-        sigma: sigma_y, the noise in y, in that range.
-        steps: how many of the T steps are visited; ``None`` for all.
-        eta, eta_b: as in the paper, which takes 0.85 and 1.
-        spacing: which steps.
+        y: (b, ...) the observation, shaped as the output of ``degradation``, for images in [-1, 1].
+        sigma: sigma_y, the standard deviation of the noise in y, on the same scale.
+        steps: number of the T timesteps to visit; ``None`` for all.
+        eta, eta_b: as in the paper, which uses 0.85 and 1.
+        spacing: which timesteps, if not all.
     """
 
     def __init__(
@@ -181,7 +183,7 @@ class DDRM(Sampler):
         spacing: Spacing = uniform_spacing,
     ) -> None:
         if not 0 <= sigma < float("inf"):
-            raise UserError(f"the noise of an image is at least 0 and finite, got sigma={sigma}")
+            raise UserError(f"the noise of the observation must be at least 0 and finite, got sigma={sigma}")
         self.degradation, self.y, self.sigma = degradation, y, sigma
         self.eta, self.eta_b = check_fraction("eta", eta), check_fraction("eta_b", eta_b)
         self.steps, self.spacing = steps, spacing
@@ -191,27 +193,27 @@ class DDRM(Sampler):
         signal, level = (each.tolist() for each in (schedule.signal, schedule.noise))
         T = schedule.T
         z = H.to_spectral(x_T)
-        s = H.singular_values(z)
-        seen, blind = H.project_observation(self.y.to(x_T), z), s == 0
-        # the noise of y in these coordinates, where y says anything
-        sigma = torch.where(blind, 0.0, self.sigma / torch.where(blind, 1.0, s))
+        values = H.singular_values(z)
+        observed, unobserved = H.project_observation(self.y.to(x_T), z), values == 0
+        # sigma_y / S, the noise of y in spectral coordinates; unused where S is 0
+        sigma = torch.where(unobserved, 0.0, self.sigma / torch.where(unobserved, 1.0, values))
         if bool((signal[T] * sigma > level[T]).any()):
             raise UserError(
-                f"an image with noise of sigma={self.sigma:g} is noisier than the schedule's x_T; lower the noise"
+                f"the observation's noise sigma={self.sigma:g} is larger than that of the schedule's x_T; lower it"
             )
-        start = signal[T] * seen + (level[T] ** 2 - (signal[T] * sigma) ** 2).sqrt() * z
-        x = H.from_spectral(torch.where(blind, level[T] * z, start))
-        for t, until in list_steps(T, self.spacing, self.steps):
-            guess = denoise(x, t)
-            x_0 = H.to_spectral(guess.x_0)
-            z = H.to_spectral(noise(x)) if until else torch.zeros_like(z)
-            fresh, kept = self.eta * level[until], (1 - self.eta**2) ** 0.5 * level[until]
-            unseen = signal[until] * x_0 + kept * H.to_spectral(guess.eps) + fresh * z
-            noisier = signal[until] * x_0 + kept * (seen - x_0) / torch.where(sigma == 0, 1.0, sigma) + fresh * z
-            room = (level[until] ** 2 - (signal[until] * sigma * self.eta_b) ** 2).clamp(min=0).sqrt()
-            known = signal[until] * ((1 - self.eta_b) * x_0 + self.eta_b * seen) + room * z
-            better = torch.where(signal[until] * sigma <= level[until], known, noisier)
-            x = H.from_spectral(torch.where(blind, unseen, better))
+        start = signal[T] * observed + (level[T] ** 2 - (signal[T] * sigma) ** 2).sqrt() * z
+        x = H.from_spectral(torch.where(unobserved, level[T] * z, start))
+        for t, s in list_steps(T, self.spacing, self.steps):
+            denoised = denoise(x, t)
+            x_0 = H.to_spectral(denoised.x_0)
+            z = H.to_spectral(noise(x)) if s else torch.zeros_like(z)
+            fresh, kept = self.eta * level[s], (1 - self.eta**2) ** 0.5 * level[s]
+            without_y = signal[s] * x_0 + kept * H.to_spectral(denoised.eps) + fresh * z
+            noisy_y = signal[s] * x_0 + kept * (observed - x_0) / torch.where(sigma == 0, 1.0, sigma) + fresh * z
+            remaining = (level[s] ** 2 - (signal[s] * sigma * self.eta_b) ** 2).clamp(min=0).sqrt()
+            clean_y = signal[s] * ((1 - self.eta_b) * x_0 + self.eta_b * observed) + remaining * z
+            with_y = torch.where(signal[s] * sigma <= level[s], clean_y, noisy_y)
+            x = H.from_spectral(torch.where(unobserved, without_y, with_y))
             yield x
 
     def nfe(self, T: int) -> int:

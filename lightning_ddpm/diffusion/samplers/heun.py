@@ -1,4 +1,7 @@
-"""Heun's method on the probability-flow ODE; Karras et al. 2022 (arXiv:2206.00364)."""
+"""Heun's method on the probability-flow ODE; Karras et al. 2022 (arXiv:2206.00364).
+
+Cost: two network evaluations (NFE) per step and one for the last, 2 * steps - 1. Second order, deterministic given x_T.
+"""
 
 from typing import final
 
@@ -12,15 +15,14 @@ from lightning_ddpm.diffusion.samplers.spacing import Spacing, uniform_spacing
 
 @final
 class Heun(MarkovSampler):
-    """Heun's method on the probability-flow ODE: DDIM's step, then the same with the mean of x^_0 at both its ends.
+    """Heun's method: a DDIM step to x_s, then the same step with the mean of x^_0 at x_t and at x_s.
 
-    As Karras et al. 2022 (arXiv:2206.00364), Algorithm 1, but on x^_0, which stays in its range where signal or noise
-    vanishes, with all else solved exactly, as in DPM-Solver++. Spends two network evaluations a step, and one on the
-    last: 2 * steps - 1. Second order.
+    Karras et al. 2022, Algorithm 1, average the slope dx/dsigma (the score) at both ends; here x^_0 is averaged,
+    which stays bounded where signal or noise vanishes, and the rest of the ODE is solved exactly, as in DPM-Solver++.
 
     Args:
-        steps: how many of the T steps are visited; ``None`` for all.
-        spacing: which ones, where they are not all.
+        steps: number of the T timesteps to visit; ``None`` for all.
+        spacing: which timesteps, if not all.
     """
 
     extra_nfe = 1
@@ -29,6 +31,7 @@ class Heun(MarkovSampler):
         self.steps, self.spacing = steps, spacing
 
     def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
+        """Return the DDIM step from x_t with (x^_0(x_t, t) + x^_0(x_s, s)) / 2, or x^_0(x_t, t) for s = 0."""
         schedule = denoise.schedule
         x_0, eps = denoise(x_t, t)
         if s == 0:

@@ -1,7 +1,10 @@
-"""Sampling, and likelihood, by the probability-flow ODE; Song et al. 2021 (arXiv:2011.13456), section 4.3.
+"""Sampling and likelihood with the probability-flow ODE; Song et al. 2021 (arXiv:2011.13456), section 4.3.
 
-dx/dt = -1/2 beta(t) (x + score). In the angle phi = atan(noise / signal), from 0 at the data to pi/2 where no signal is
-left, it has neither beta nor a singularity: x = cos(phi) x_0 + sin(phi) eps, and dx/dphi = v, the velocity.
+The ODE is dx/dt = -1/2 beta(t) (x + score). As a function of the angle phi = atan(noise / signal), which is 0 at the
+data and pi/2 where no signal is left, it has neither beta nor a singularity: x = cos(phi) x_0 + sin(phi) eps, and
+dx/dphi = v, the velocity.
+
+Cost: as many network evaluations (NFE) as the tolerance requires, at least 7. Fifth order, deterministic given x_T.
 """
 
 import math
@@ -17,19 +20,19 @@ from lightning_ddpm.diffusion.samplers.base import Noise, Sampler
 from lightning_ddpm.utils.errors import UserError
 
 Divergence = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
-"""(field, x (b, c, h, w)) -> the field at x, and its divergence there (b,), exact or estimated."""
+"""(field, x (b, c, h, w)) -> the field at x and its divergence there (b,), exact or estimated."""
 
 
 @final
 class AdaptiveODE(Sampler):
-    """The probability-flow ODE by Dormand & Prince's method of order 5, its steps as long as the tolerance allows.
+    """Solves the probability-flow ODE with the adaptive Dormand-Prince method of order 5.
 
-    Song et al. 2021, section 4.3, who use 1e-5; the solver is torchdiffeq's. From T to t = 1, then DDIM's step.
-    Every image of a batch meets the tolerance, and the worst of them sets the pace: the others are a little better than
-    they would be alone. Spends as many network evaluations as that takes, 7 at least.
+    Song et al. 2021, section 4.3, with tolerance 1e-5; the solver is torchdiffeq's. It runs from T to t = 1, and
+    DDIM's step gives x_0. Every image of a batch meets the tolerance, and the one with the largest error determines the
+    step size: the others are slightly more accurate than they would be alone.
 
     Args:
-        tolerance: of an image's root mean square error a step, relative and absolute.
+        tolerance: limit of an image's root mean square error per step, relative and absolute.
     """
 
     def __init__(self, tolerance: float = 1e-4) -> None:
@@ -52,22 +55,22 @@ class AdaptiveODE(Sampler):
 
 
 def probability_flow(denoise: Denoiser, x: Tensor, phi: Tensor) -> Tensor:
-    """dx/dphi (b, c, h, w) at the angle phi, a scalar between the schedule's phi_1 and phi_T."""
+    """Return dx/dphi (b, c, h, w) at the angle phi, a scalar between the schedule's phi_1 and phi_T."""
     t = denoise.schedule.time_at(phi).clamp(1, denoise.schedule.T)
     x_0, eps = denoise(x, t)
     return compute_velocity(denoise.schedule, x_0, eps, t)
 
 
 def flow_log_likelihood(denoise: Denoiser, x: Tensor, divergence: Divergence, tolerance: float = 1e-4) -> Tensor:
-    """log p(x) under the flow, by the change of variables along it; Song et al. 2021, eq. 39.
+    """Compute log p(x) under the flow with the instantaneous change of variables; Song et al. 2021, eq. 39.
 
-    The images are taken to be x_1, the least noise that the network knows.
+    The images are taken to be x_1, the lowest noise level that the network was trained on.
 
     Args:
-        denoise: the network, read without clipping: the flow must be smooth.
-        x: (b, c, h, w) images without grey levels: see :func:`dequantise`.
-        divergence: exact, or an estimate that is right on average.
-        tolerance: of the solver, an image and step.
+        denoise: predicts x_0 and eps; without clipping, because the flow must be smooth.
+        x: (b, c, h, w) images with continuous values: see :func:`dequantise`.
+        divergence: exact, or an unbiased estimate.
+        tolerance: of the solver, per image and step.
 
     Returns:
         (b,) nats.
@@ -85,17 +88,20 @@ def flow_log_likelihood(denoise: Denoiser, x: Tensor, divergence: Divergence, to
 
 
 def dequantise(x_0: Tensor, u: Tensor) -> Tensor:
-    """Spread each grey level over its bin of 2/255 by ``u``, uniform on [0, 1): integers have no density."""
+    """Spread each intensity level over its bin of 2/255 with ``u``, uniform on [0, 1): integers have no density."""
     return x_0 + (2 * u - 1) / 255
 
 
 def flow_bits_per_dim(log_likelihood: Tensor, dimensions: int) -> Tensor:
-    """log p of dequantised images in nats -> bits/dim of the images: a bound, as bins of 2/255 hold at least that."""
+    """Convert log p of dequantised images in nats to bits/dim of the discrete images, an upper bound (Jensen).
+
+    A level's probability is the integral of the density over its bin of width 2/255.
+    """
     return -log_likelihood / (dimensions * math.log(2)) - math.log2(2 / 255)
 
 
 def exact_divergence(field: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """The field at x and the trace of its Jacobian (b,): one backward pass for every value of an image."""
+    """Return the field at x and the trace of its Jacobian (b,); one backward pass for every value of an image."""
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         v = field(x)
@@ -107,18 +113,19 @@ def exact_divergence(field: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tens
 
 
 def hutchinson_divergence(probe: Tensor) -> Divergence:
-    """The trace of the Jacobian J as probe J probe, right on average: one backward pass; Song et al. 2021, eq. 40.
+    """Return an unbiased estimator probe^T J probe of the trace of the Jacobian J; Song et al. 2021, eq. 40.
 
     Args:
-        probe: (b, c, h, w) of zero mean and unit covariance, +-1 having the least variance; kept for a whole solution.
+        probe: (b, c, h, w) with zero mean and unit covariance; +-1 has the lowest variance. The same probe is used for
+            a whole solution. One backward pass per evaluation.
     """
 
     def estimate(field: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()
             v = field(x)
-            (along,) = torch.autograd.grad((v * probe).sum(), x)
-        return v.detach(), (along * probe).flatten(1).sum(1)
+            (probe_jacobian,) = torch.autograd.grad((v * probe).sum(), x)
+        return v.detach(), (probe_jacobian * probe).flatten(1).sum(1)
 
     return estimate
 
@@ -130,20 +137,21 @@ def solve_ode(
     stop: Tensor,
     tolerance: float,
 ) -> tuple[Tensor, ...]:
-    """The state at ``stop`` of an ODE with ``state`` at ``start``, every image within the tolerance at every step.
+    """Return the state at ``stop`` of an ODE that has ``state`` at ``start``; every image meets the tolerance.
 
     Args:
         derivative: (scalar, state) -> its derivative.
         state: tensors (b, ...).
         start, stop: scalars.
-        tolerance: of an image's root mean square error in each tensor of the state, relative and absolute.
+        tolerance: limit of an image's root mean square error per step in each tensor of the state, relative and
+            absolute.
     """
     from torchdiffeq import odeint
 
-    def worst(errors: tuple[Tensor, ...]) -> Tensor:
+    def largest_error(errors: tuple[Tensor, ...]) -> Tensor:
         return torch.stack([each.reshape(len(each), -1).square().mean(1).max() for each in errors]).max().sqrt()
 
     times = torch.stack([start, stop])
-    options = {"norm": worst, "dtype": times.dtype}
+    options = {"norm": largest_error, "dtype": times.dtype}
     path = odeint(derivative, state, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
     return tuple(each[-1] for each in path)

@@ -1,4 +1,8 @@
-"""SDEdit: noise an image part of the way and sample from there; Meng et al. 2022 (arXiv:2108.01073)."""
+"""SDEdit: variations of an image; Meng et al. 2022 (arXiv:2108.01073).
+
+It wraps another sampler and needs no training of its own. Cost: the network evaluations (NFE) of the steps that it
+makes, i.e. the share ``strength`` of that sampler's.
+"""
 
 from collections.abc import Iterator
 from typing import final
@@ -14,23 +18,21 @@ from lightning_ddpm.utils.errors import UserError
 
 @final
 class SDEdit(Sampler):
-    """SDEdit (Meng et al. 2022, arXiv:2108.01073): noise an image part of the way, and sample from there.
-
-    Spends the network evaluations of the sampler's steps from there on.
+    """SDEdit: adds noise to an image up to an intermediate t, and samples from there; Meng et al. 2022.
 
     Args:
         sampler: makes the steps.
         image: (c, h, w) or (b, c, h, w) in [-1, 1].
-        strength: how far: the share of the sampler's steps that are made. 0 gives the image back, 1 a new one.
+        strength: share of the sampler's steps that are made; 0 returns the image, 1 a new one.
     """
 
     def __init__(self, sampler: MarkovSampler, image: Tensor, strength: float) -> None:
         if not 0 <= strength <= 1:
-            raise UserError(f"the strength of a variation lies in [0, 1], got {strength}; 0 is the image itself")
+            raise UserError(f"the strength of SDEdit must lie in [0, 1], got {strength}; 0 returns the image itself")
         self.sampler, self.image, self.strength = sampler, image, strength
 
     def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
-        steps, x = self._steps(denoise.schedule.T), self.image.to(x_T).expand_as(x_T)
+        steps, x = self._list_steps(denoise.schedule.T), self.image.to(x_T).expand_as(x_T)
         if not steps:
             yield x
             return
@@ -40,12 +42,13 @@ class SDEdit(Sampler):
             yield x
 
     def nfe(self, T: int) -> int:
-        steps = len(self._steps(T))
+        steps = len(self._list_steps(T))
         return steps + self.sampler.extra_nfe * max(steps - 1, 0)
 
-    def _steps(self, T: int) -> list[tuple[int, int]]:
+    def _list_steps(self, T: int) -> list[tuple[int, int]]:
+        """Return (t, s) of the last steps of the sampler, as many as ``strength`` says."""
         steps = list_steps(T, self.sampler.spacing, self.sampler.steps)
         return steps[len(steps) - round(self.strength * len(steps)) :]
 
     def __repr__(self) -> str:
-        return f"Variation({self.sampler}, strength={self.strength:g})"
+        return f"SDEdit({self.sampler}, strength={self.strength:g})"

@@ -1,29 +1,33 @@
-"""Which of the T steps a shorter chain visits: a subsequence of 1..T that always ends in T, where sampling starts."""
+"""Spacings: which of the T timesteps a sampler with fewer steps visits.
+
+A spacing returns an increasing subsequence of 1..T that always ends at T, where sampling starts.
+"""
 
 from collections.abc import Callable, Sequence
 
 from lightning_ddpm.utils.errors import UserError
 
 Spacing = Callable[[int, int], list[int]]
-"""(T, number of steps) -> that many increasing steps in 1..T."""
+"""(T, number of steps) -> that many increasing timesteps in 1..T."""
 
 
 def uniform_spacing(T: int, steps: int) -> list[int]:
-    """Equal gaps from 1 to T; ``linear`` in Song et al. 2021, appendix D.2."""
+    """Return timesteps with equal gaps from 1 to T; ``linear`` in Song et al. 2021, appendix D.2."""
     return _make_increasing(T, [1 + round((T - 1) * i / max(steps - 1, 1)) for i in range(steps)])
 
 
 def quadratic_spacing(T: int, steps: int) -> list[int]:
-    """Gaps that grow with t, so that most steps go to fine detail; Song et al. 2021, appendix D.2."""
+    """Return timesteps whose gaps grow with t, so that most steps go to fine detail; Song et al. 2021, appendix D.2."""
     return _make_increasing(T, [(1 + (T**0.5 - 1) * i / max(steps - 1, 1)) ** 2 for i in range(steps)])
 
 
 def trailing_spacing(T: int, steps: int) -> list[int]:
-    """Equal gaps from 0, which is not visited, to T; Lin et al. 2023 (arXiv:2305.08891), table 2."""
+    """Return timesteps with equal gaps from 0 (not visited) to T; Lin et al. 2023 (arXiv:2305.08891), table 2."""
     return _make_increasing(T, [T * (i + 1) / steps for i in range(steps)])
 
 
 def _make_increasing(T: int, times: Sequence[float]) -> list[int]:
+    """Round the times to distinct timesteps, the last one T."""
     if not 1 <= len(times) <= T:
         raise UserError(f"the number of sampling steps must lie in 1..{T} (the schedule's T), got {len(times)}")
     steps: list[int] = []

@@ -1,0 +1,12 @@
+"""The text form that samplers, objectives, weights, degradations and guidance share."""
+
+
+def format_call(name: str, settings: dict[str, object]) -> str:
+    """Return ``Name(setting=value, ...)``; a function appears by its name."""
+    values = ", ".join(f"{setting}={getattr(value, '__name__', value)}" for setting, value in settings.items())
+    return f"{name}({values})"
+
+
+def format_settings(owner: object) -> str:
+    """Return ``Class(attribute=value, ...)``: the ``__repr__`` that messages print and ``set.json`` records."""
+    return format_call(type(owner).__name__, vars(owner))
