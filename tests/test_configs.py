@@ -33,7 +33,7 @@ LARGE = {  # name and category: where the data are, flips, training steps
 
 @pytest.fixture
 def build(monkeypatch, tmp_path):
-    """Return a function that builds a config's trainer, model and data as the command line does; U-Nets have no weights."""
+    """Return a function that builds a config's trainer, model and data as the command line does, with empty U-Nets."""
     built = []
 
     class Built(fit.DDPMCLI):
