@@ -1,4 +1,4 @@
-"""Says how likely the held-out images are under the model, in bits/dim."""
+"""Measures the likelihood of the held-out images under the model, in bits/dim."""
 
 import math
 import time
@@ -10,39 +10,45 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_ddpm.callbacks.ema import use_averaged_weights
 from lightning_ddpm.callbacks.plots import create_figure, render_figure
 from lightning_ddpm.callbacks.run_logger import get_writers
-from lightning_ddpm.callbacks.sampling import get_ranks, module_on_device, require_image_data
+from lightning_ddpm.callbacks.trainer_access import (
+    get_ranks,
+    log_now,
+    move_to_device,
+    require_ddpm,
+    require_image_data,
+    use_averaged_weights,
+)
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, elbo_term
 from lightning_ddpm.metrics import BitsPerDimEstimate
 from lightning_ddpm.metrics.bits_per_dim import build_denoisers, measure_bits_per_dim
-from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.utils.console import format_duration, report, show_progress
 from lightning_ddpm.utils.errors import UserError
 
 
 class BitsPerDim(Callback):
-    """The variational bound on -log2 p of the held-out images, by all ranks together, on EMA weights.
+    """Computes the variational bound on -log2 p of the held-out images, on all ranks, with EMA weights.
 
-    At the end of fit it is logged as ``val/bits_per_dim``, in test as ``test/bits_per_dim``, with every x^_0 clipped to
-    [-1, 1], as Ho et al. 2020 (arXiv:2006.11239) report it; ``..._unclipped`` comes from the same network evaluations,
-    T an image, and each has its ``..._standard_error``. The mean of each of the T terms is drawn as a TensorBoard image
-    and as ``val_bits_per_dim.png`` or ``test_bits_per_dim.png`` in the run's folder. The noise of image i at t is a
-    function of (seed, i, t): the figures are the same for any number of ranks and, up to rounding, any batch size.
+    It is logged as ``val/bits_per_dim`` at the end of fit and as ``test/bits_per_dim`` in test, with every x^_0 clipped
+    to [-1, 1], as Ho et al. 2020 (arXiv:2006.11239) report it; ``..._unclipped`` comes from the same network
+    evaluations, T per image, and each has its ``..._standard_error``. The mean of each of the T terms is plotted as a
+    TensorBoard image and as ``val_bits_per_dim.png`` or ``test_bits_per_dim.png`` in the run's folder. The noise of
+    image i at t is a function of (seed, i, t): the values are the same for any number of ranks and, up to rounding,
+    any batch size.
 
     Attributes:
-        likelihoods: the last figures, under ``bits_per_dim`` and ``bits_per_dim_unclipped``.
+        likelihoods: the last estimates, under ``bits_per_dim`` and ``bits_per_dim_unclipped``.
 
     Args:
-        n: images at most, spread evenly over the held-out ones; ``null`` for all.
+        n: number of images at most, spread evenly over the held-out ones; ``null`` for all.
         variance: Sigma of the reverse steps; ``null`` for FixedLarge, as Ho et al. (CIFAR-10: 3.75). A network that
-            learns the variance wants LearnedRange.
+            learns the variance needs LearnedRange.
         batch_size: images at a time.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     def __init__(
@@ -59,10 +65,8 @@ class BitsPerDim(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        with module_on_device(trainer, pl_module):
-            figures = self.measure(trainer, pl_module, "val")
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step - 1)  # Lightning counts from 0
+        with move_to_device(trainer, pl_module):
+            log_now(trainer, self.measure(trainer, pl_module, "val"))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._announce(trainer, pl_module, "after the losses")
@@ -72,17 +76,16 @@ class BitsPerDim(Callback):
             pl_module.log_dict(self.measure(trainer, pl_module, "test"))
 
     def measure(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
-        """Measure now, say it and draw it; every rank must call.
+        """Measure with the current weights, print the estimates and save the plot; every rank must call.
 
         Args:
             trainer, module: the run.
             stage: ``val`` or ``test``, the first part of every name.
 
         Returns:
-            What to log.
+            The metrics to log.
         """
-        model, images = _ddpm(module), _held_out(trainer)
-
+        model, images = require_ddpm(module, "bits/dim"), _get_held_out(trainer)
         with use_averaged_weights(trainer, module):
             self.likelihoods = measure_bits_per_dim(
                 *(model, images, self._count(images), self.variance, self.seed, self.batch_size),
@@ -99,8 +102,8 @@ class BitsPerDim(Callback):
         }
 
     def _announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
-        """Say what it takes, from one timed batch; what cannot work is said before any work."""
-        model, images = _ddpm(module), _held_out(trainer)
+        """Print the cost, estimated from one timed batch, and refuse before any work what cannot be measured."""
+        model, images = require_ddpm(module, "bits/dim"), _get_held_out(trainer)
         n, schedule = self._count(images), model.schedule
         denoise, _ = build_denoisers(model, trainer.precision_plugin.forward_context)
         x = torch.zeros(min(self.batch_size, n), *model.image_shape, dtype=schedule.beta.dtype, device=model.device)
@@ -122,30 +125,30 @@ class BitsPerDim(Callback):
     def _count(self, images: ImageDataset) -> int:
         n = min(self.n or len(images), len(images))
         if n < 2:
-            raise UserError(f"bits/dim has a standard error of 2 images or more, and {n} is held out; hold out more")
+            raise UserError(f"the standard error of bits/dim needs at least 2 held-out images, got {n}; hold out more")
         return n
 
     def _report(self, trainer: Trainer, stage: str) -> None:
         clipped, unclipped = self.likelihoods.values()
         title = f"{stage}/bits_per_dim of {clipped.n:,} images, {self.variance}, seed {self.seed}"
         report(
-            f"{title}: {_format_estimate(clipped)} (prior {clipped.prior:.4f}, KL {float(clipped.terms[1:].sum()):.4f}, "
-            f"decoder {float(clipped.terms[0]):.4f}; unclipped {_format_estimate(unclipped)})"
+            f"{title}: {_format_estimate(clipped)} (prior {clipped.prior:.4f}, KL {float(clipped.terms[1:].sum()):.4f}"
+            f", decoder {float(clipped.terms[0]):.4f}; unclipped {_format_estimate(unclipped)})"
         )
         for name, each in self.likelihoods.items():
             if not math.isfinite(each.mean):
                 bad = [str(t) for t, term in enumerate(each.terms.tolist(), start=1) if not math.isfinite(term)]
                 steps = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
                 report(
-                    f"{stage}/{name} is no number: the bound is not finite at {len(bad)} of {len(each.terms)} steps, "
+                    f"{stage}/{name} is not finite: its terms are not finite at {len(bad)} of {len(each.terms)} steps, "
                     f"t = {steps}; the weights have diverged, or the precision ({trainer.precision}) is too low"
                 )
-        picture = _plot_terms(self.likelihoods, title)
+        plot = _plot_terms(self.likelihoods, title)
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_image(picture, folder / f"{stage}_bits_per_dim.png")
+        save_image(plot, folder / f"{stage}_bits_per_dim.png")
         for writer in get_writers(trainer):
-            writer.add_image(f"{stage}/bits_per_dim_terms", picture, trainer.global_step)
+            writer.add_image(f"{stage}/bits_per_dim_terms", plot, trainer.global_step)
 
 
 def _format_estimate(likelihood: BitsPerDimEstimate) -> str:
@@ -153,7 +156,7 @@ def _format_estimate(likelihood: BitsPerDimEstimate) -> str:
 
 
 def _plot_terms(likelihoods: Mapping[str, BitsPerDimEstimate], title: str) -> Tensor:
-    """The terms over t as a picture, (3, H, W) uint8."""
+    """Plot the terms over t as an image, (3, H, W) uint8."""
     figure = create_figure()
     axes = figure.add_subplot(title=title, xlabel="t", ylabel="bits/dim of each term", xscale="log", yscale="log")
     for (name, each), style in zip(likelihoods.items(), ("-", "--"), strict=True):
@@ -164,11 +167,5 @@ def _plot_terms(likelihoods: Mapping[str, BitsPerDimEstimate], title: str) -> Te
     return render_figure(figure)
 
 
-def _held_out(trainer: Trainer) -> ImageDataset:
+def _get_held_out(trainer: Trainer) -> ImageDataset:
     return require_image_data(trainer, "BitsPerDim measures an ImageDataModule's held-out images").held_out
-
-
-def _ddpm(module: LightningModule) -> DDPM:
-    if not isinstance(module, DDPM):
-        raise UserError(f"bits/dim needs a DDPM, got {type(module).__name__}; take the callback out")
-    return module

@@ -1,4 +1,4 @@
-"""The network's weights, laid out for the kernels that are faster so."""
+"""Lays out the network's weights for convolutions in channels-last order."""
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -6,10 +6,10 @@ from torch import nn
 
 
 class ChannelsLast(Callback):
-    """Has convolutions work on images whose channels lie next to each other in memory (torch.channels_last).
+    """Stores the network's weights in ``torch.channels_last``, so that convolutions keep channels adjacent in memory.
 
-    The same numbers up to rounding, but for which activations dropout takes, and the same checkpoints. Faster on some
-    processors and GPUs, on others not.
+    Results are the same up to rounding, except for which activations dropout drops, and checkpoints are the same. It is
+    faster on some processors and GPUs, and not on others.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

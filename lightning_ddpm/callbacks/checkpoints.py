@@ -1,4 +1,4 @@
-"""The checkpoints of a run, and its stop by a signal."""
+"""Writes the checkpoints of a run, and stops it on a signal."""
 
 import math
 import signal
@@ -9,39 +9,39 @@ from types import FrameType
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from lightning_ddpm.callbacks.ema import EMA
-from lightning_ddpm.callbacks.evaluation import Evaluation
 from lightning_ddpm.callbacks.interval import Interval
 from lightning_ddpm.callbacks.run_logger import get_writers
+from lightning_ddpm.callbacks.trainer_access import find_average, find_evaluations
 from lightning_ddpm.metrics.suite import is_higher_better
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
 from lightning_ddpm.models.optimizer import DeferredRead
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_free_space, check_writable
+from lightning_ddpm.utils.lightning_internals import is_validation_next, log_step_metrics
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What SLURM, torchrun and cloud machines send before they end a process."""
+"""Signals that SLURM, torchrun and cloud machines send before they end a process."""
 
 
 class Checkpoints(Checkpoint):
-    """``last.ckpt``, every so many steps or minutes and at the end, and ``best.ckpt``, in the run's folder.
+    """Writes ``last.ckpt`` at an interval and at the end, and ``best.ckpt``, in the run's folder.
 
-    The best is judged the moment its figure is logged, on the very weights that the figure is of; NaN is never best.
-    SIGTERM or SIGUSR1 to any rank makes all of them save after the step they are in, or of several ranks the next, and
-    exit with status 0.
+    The metric is compared at the moment it is logged, so that best.ckpt holds the weights that were evaluated; NaN is
+    never best. SIGTERM or SIGUSR1 to any rank makes all ranks save after the current step, or with several ranks after
+    the next one, and exit with status 0.
 
     Attributes:
-        best: the figure of best.ckpt, in the checkpoint too; infinite before there is one.
+        best: the metric of best.ckpt, also kept in the checkpoints; infinite before there is one.
 
     Args:
-        every_n_steps: of the optimizer, for last.ckpt.
-        monitor: the figure, such as ``val/fid``; the lowest is best, but of precision, recall and scores the highest;
-            ``null`` for last.ckpt alone.
-        every_n_minutes: likewise for last.ckpt, by the first rank's clock; one of the two, or both.
+        every_n_steps: interval of last.ckpt in optimizer steps.
+        monitor: the metric, such as ``val/fid``. The lowest value is best, except for precision, recall and scores,
+            where the highest is; ``null`` for last.ckpt alone.
+        every_n_minutes: interval of last.ckpt by the first rank's clock; give one of the two, or both.
     """
 
     def __init__(
@@ -59,53 +59,50 @@ class Checkpoints(Checkpoint):
         self.signal: signal.Signals | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a folder that has no room, before the first step."""
+        """Refuse a folder without enough free space, before the first step."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir)
         check_writable(folder)
-        for left in folder.glob(".*.ckpt.*"):  # by a process that was killed while it wrote
-            left.unlink()
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for partial in folder.glob(".*.ckpt.*"):  # from a process that was killed while it wrote
+            partial.unlink()
         weights = sum(each.numel() * each.element_size() for each in pl_module.state_dict().values())
-        # Adam keeps two numbers a weight, and EMA one.
-        size = weights * (4 if any(isinstance(each, EMA) for each in callbacks) else 3)
-        there = sum(each.stat().st_size for each in folder.glob("*.ckpt"))
+        size = weights * (4 if find_average(trainer) else 3)  # Adam keeps two numbers per weight, and an average one
+        existing = sum(each.stat().st_size for each in folder.glob("*.ckpt"))
         kept = 4 if self.monitor else 3  # the last two, the best, and the one that is being written
-        check_free_space(folder, size, max(kept * size - there, size))
+        check_free_space(folder, size, max(kept * size - existing, size))
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
+        self._handle_signals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
+        self._handle_signals()
         if self.interval:
             self.interval.start(trainer)
         self._step, self._saved, self._after_validation = trainer.global_step, -1, False
         self._saved_at = time.monotonic()
-        self._heard: tuple[int, DeferredRead] | None = None
+        self._requests: tuple[int, DeferredRead] | None = None
         self._stopping = 0
+        self._evaluations = find_evaluations(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(each, Evaluation) and each.evaluated == trainer.global_step for each in callbacks):
-            self._keep_best(trainer)  # not after every step: reading the figure waits for the device
+        if any(each.evaluated_step == trainer.global_step for each in self._evaluations):
+            self._keep_best(trainer)  # not after every step: reading the metric waits for the device
         if trainer.global_step == self._step:
-            return  # a part of a step whose gradients are accumulated
+            return  # the step accumulates gradients of further batches
         self._step = trainer.global_step
-        stop, late = self._agreed(trainer)
+        stop, late = self._exchange_requests(trainer)
         self._stopping = stop
-        due = self.interval is not None and self.interval.after_batch(trainer)
+        due = self.interval is not None and self.interval.is_due_after_batch(trainer)
         ends = trainer.should_stop or trainer.global_step == trainer.max_steps
         if not (stop or late or due or ends):
             return
-        loop = trainer.fit_loop
-        # A validation that follows belongs to this step: a checkpoint from before it would go on without it.
-        self._after_validation = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        # A validation that follows belongs to this step: a run resumed from before it would omit it.
+        self._after_validation = is_validation_next(trainer)
         if stop or not self._after_validation:
-            trainer._logger_connector.update_train_step_metrics()  # else this step's would be lost with the process
+            log_step_metrics(trainer)  # else they would be lost with the process
             self._save(trainer, "last")
         if stop and not self._after_validation:
             self._stop(trainer, stop)
@@ -116,7 +113,7 @@ class Checkpoints(Checkpoint):
             if self._after_validation:
                 self._after_validation = False
                 self._save(trainer, "last")
-                if stop := self._stopping or self._agreed(trainer)[0]:
+                if stop := self._stopping or self._exchange_requests(trainer)[0]:
                     self._stop(trainer, stop)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,50 +138,50 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         for writer in get_writers(trainer):
-            writer.flush()  # the curves up to here outlive the process, as the checkpoint does
+            writer.flush()  # so that the curves survive the process, as the checkpoint does
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{name}.ckpt", weights_only=False)
         if name == "last":
             self._saved, self._saved_at = trainer.global_step, time.monotonic()
 
-    def _listen(self) -> None:
-        """Take the signals over from Lightning, whose handlers talk to other ranks in the middle of a step."""
+    def _handle_signals(self) -> None:
+        """Replace Lightning's signal handlers, which communicate with other ranks in the middle of a step."""
         if threading.current_thread() is threading.main_thread():
             for each in SIGNALS:
-                signal.signal(each, self._hear)
+                signal.signal(each, self._note_signal)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
 
-    def _agreed(self, trainer: Trainer) -> tuple[int, bool]:
-        """The signal that some rank has had, or 0; and whether the first rank's clock says that it is time to save.
+    def _exchange_requests(self, trainer: Trainer) -> tuple[int, bool]:
+        """Return the signal that any rank has received, or 0, and whether by the first rank's clock a save is due.
 
-        Of several ranks, as it was when this was last asked: so nothing waits until all have got here.
+        With several ranks it returns what the previous call exchanged, so that no rank waits for the others here.
         """
         late = trainer.is_global_zero and time.monotonic() - self._saved_at >= self.seconds
         if trainer.world_size == 1:
             return int(self.signal or 0), late
         mine = [torch.full((), int(each), device=trainer.strategy.root_device) for each in (self.signal or 0, late)]
-        heard = torch.stack(mine)
-        torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
-        before, self._heard = self._heard, (trainer.global_step, DeferredRead(heard))
-        if before is None:
+        together = torch.stack(mine)
+        torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
+        previous, self._requests = self._requests, (trainer.global_step, DeferredRead(together))
+        if previous is None:
             return 0, False
-        step, answer = before
-        number, was_late = answer.read()
+        step, requests = previous
+        number, was_late = requests.read()
         return number, bool(was_late) and self._saved < step
 
     def _require_saved(self, trainer: Trainer) -> None:
         io = trainer.strategy.checkpoint_io
         if isinstance(io, DurableCheckpointIO) and io.failed:
             raise UserError(
-                f"the last checkpoint could not be written ({first_line(io.failed)}); make room and go on from the one "
-                "before by --ckpt_path last"
+                f"the last checkpoint could not be written ({first_line(io.failed)}); free some space and resume from "
+                "the previous one with --ckpt_path last"
             )
 
     def _stop(self, trainer: Trainer, number: int) -> None:
         self._require_saved(trainer)
         if trainer.is_global_zero:
             name = signal.Signals(number).name
-            report(f"{name}: stopped after step {trainer.global_step}; go on with --ckpt_path last")
+            report(f"{name}: stopped after step {trainer.global_step}; resume with --ckpt_path last")
         raise SystemExit(0)

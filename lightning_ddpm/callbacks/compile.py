@@ -1,4 +1,4 @@
-"""The network, compiled."""
+"""Compiles the network."""
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
@@ -7,13 +7,13 @@ from lightning_ddpm.utils.compile import check_backend, compile_in_place, restor
 
 
 class Compile(Callback):
-    """Has torch.compile turn the network into kernels when it is first called, with gradients and without.
+    """Compiles the network with torch.compile at its first calls, with and without gradients.
 
-    In place, so that weights and checkpoints keep their names; training, validation and drawing, of whatever batch
-    size, share what was compiled. That takes minutes before the first step.
+    This is done in place, so that weights and checkpoints keep their names; training, validation and sampling share the
+    compiled code for all batch sizes. Compilation takes minutes before the first step.
 
     Args:
-        backend, mode: as of torch.compile.
+        backend, mode: arguments of torch.compile.
     """
 
     def __init__(self, backend: str = "inductor", mode: str | None = None) -> None:

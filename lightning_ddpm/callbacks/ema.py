@@ -1,6 +1,6 @@
-"""Exponential moving average of the weights: what is evaluated, sampled and shipped.
+"""Exponential moving average of the weights, which are the ones to evaluate, sample with and publish.
 
-Ho's CIFAR-10 checkpoint has FID 3.21 with it and 12.14 without.
+The CIFAR-10 checkpoint of Ho et al. 2020 has FID 3.21 with it and 12.14 without.
 """
 
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ from lightning_ddpm.utils.errors import UserError
 
 
 class EMA(WeightAveraging):
-    """After every optimizer step: average <- decay * average + (1 - decay) * weights. Parameters only.
+    """Sets average <- decay * average + (1 - decay) * weights after every optimizer step, for parameters only.
 
     The decay warms up as (1 + n) / (10 + n) over the n steps so far, so that the random initial weights do not linger;
-    n is in the checkpoint. Validation sees the average, and so does whoever asks with :meth:`use_average`, wherever it
-    stands in the list of callbacks. A checkpoint holds both weight sets; its ``state_dict`` is the average. After fit
-    the module has the average.
+    n is in the checkpoint. Validation uses the average, and so does any callback inside :meth:`use_average`, whatever
+    the order of the callbacks. A checkpoint holds both weight sets; its ``state_dict`` is the average. After fit the
+    module has the average.
 
     Args:
-        decay: what the decay warms up to (Ho: 0.9999).
+        decay: the value that the decay warms up to (Ho et al. 2020: 0.9999).
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
@@ -37,7 +37,7 @@ class EMA(WeightAveraging):
 
     @contextmanager
     def use_average(self, module: LightningModule) -> Iterator[None]:
-        """Inside, the module has the averaged weights; afterwards its own again, also after an exception."""
+        """Give the module the averaged weights inside the context and its own afterwards, also after an exception."""
         if self._average_model is None or self._swapped:
             yield
             return
@@ -48,7 +48,7 @@ class EMA(WeightAveraging):
             self._swap(module)
 
     def update_if_due(self, trainer: Trainer, module: LightningModule) -> None:
-        """Take in the last step's weights, if somebody asks before this callback has had its turn."""
+        """Average the last step's weights too, if this callback's own hook has not run yet."""
         if self._average_model is not None and not self._swapped:
             self.on_train_batch_end(trainer, module, None, None, 0)
 
@@ -62,11 +62,11 @@ class EMA(WeightAveraging):
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow the module to its device: Lightning has made the average before it moved the module there."""
+        """Move the average to the module's device: Lightning created it before it moved the module there."""
         model = self._average_model
         assert model is not None
         average = model.module.to(pl_module.device)
-        model.n_averaged = model.n_averaged.cpu()  # to read it waits for no device
+        model.n_averaged = model.n_averaged.cpu()  # so that reading it waits for no device
         self._averages: list[Tensor] = list(average.parameters())
         self._weights: list[Tensor] = list(pl_module.parameters())
         match_memory_format(self._averages, self._weights)
@@ -102,7 +102,7 @@ class EMA(WeightAveraging):
             self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Swapped, not copied: a checkpoint written from here on still holds both sets.
+        # Swapped, not copied, so that a checkpoint written from here on still holds both sets.
         if self._average_model is not None and not self._swapped:
             self._swap(pl_module)
 
@@ -118,15 +118,3 @@ class EMA(WeightAveraging):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-
-@contextmanager
-def use_averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Inside, the module has the weights that the trainer's EMA keeps, where it has one."""
-    average = next((each for each in trainer.callbacks if isinstance(each, EMA)), None)  # type: ignore[attr-defined]
-    if average is None:
-        yield
-        return
-    average.update_if_due(trainer, module)
-    with average.use_average(module):
-        yield

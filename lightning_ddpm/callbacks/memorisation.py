@@ -1,24 +1,23 @@
-"""Shows whether the model has learned its training images by heart."""
+"""Shows whether the model has memorised its training images."""
 
 import math
 import textwrap
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_ddpm.callbacks.interval import Interval
+from lightning_ddpm.callbacks.interval import Interval, Occasion, PeriodicCallback
 from lightning_ddpm.callbacks.plots import create_figure, render_figure
 from lightning_ddpm.callbacks.run_logger import get_writers
-from lightning_ddpm.callbacks.sampling import (
+from lightning_ddpm.callbacks.trainer_access import (
     generate_images,
     get_ranks,
-    module_on_device,
+    log_now,
     prepare_evaluation,
     require_ddpm,
     require_image_data,
@@ -35,38 +34,38 @@ from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError
 
 GAP = 8
-"""More white pixels between a sample and its nearest training images."""
+"""Additional white pixels between a generated image and its nearest training images."""
 
 
-class Memorisation(Callback):
-    """The un-augmented training images nearest to n generated ones, by all ranks together, on EMA weights.
+class Memorisation(PeriodicCallback):
+    """Finds the un-augmented training images nearest to n generated ones, on all ranks, with EMA weights.
 
-    Distances are Euclidean, in the features of a network. Logged is ``val/memorisation_<network>``: the share of
-    generated images no farther from the training set than 5 per cent of the held-out images are. It is about 0.05 for a
-    model whose images are as far from its training images as new real ones, and near 1 for one that copies; far below
-    0.05, its images are unlike any real ones. Held-out images as the measure of too near are Meehan et al.'s
-    (2020, arXiv:2004.05675); the panel of nearest images is that of Ho et al. 2020 (arXiv:2006.11239) and of Carlini et
-    al. 2023 (arXiv:2301.13188). Fewer than 20 held-out images have no such quantile: then there is the panel alone.
+    Distances are Euclidean, in a network's features. The callback logs ``val/memorisation_<network>``, the share of
+    generated images that are no farther from the training set than the nearest 5 per cent of the held-out images. It is
+    about 0.05 for a model whose images are as far from its training images as new real ones, and near 1 for a model
+    that copies; if it is far below 0.05, the images are unlike any real ones. Meehan et al. 2020 (arXiv:2004.05675)
+    compare with held-out images; Ho et al. 2020 (arXiv:2006.11239) and Carlini et al. 2023 (arXiv:2301.13188) show
+    panels of nearest images. With fewer than 20 held-out images there is no such quantile, and only the panel is made.
 
-    The panel has a row for each of the first images: the image, then its nearest training images from the nearest on.
-    It is a TensorBoard image and ``memorisation-<step>.png`` in the run's folder ``samples``; beside it, as
-    ``memorisation-<step>-distances.png``, the distances of generated and of held-out images to their nearest training
-    image. Runs in fit at its interval, or once at the end where none is given, and in test, whose files have ``test``
-    in place of the step.
+    The panel has a row for each of the first images: the image, then its nearest training images, nearest first. It is
+    a TensorBoard image and ``memorisation-<step>.png`` in the run's folder ``samples``, and
+    ``memorisation-<step>-distances.png`` is a histogram of the distances from generated and from held-out images to
+    their nearest training image. The callback runs in fit at its interval, or once at the end if it has none, and in
+    test, whose files have ``test`` in place of the step.
 
     Attributes:
         proximity: the last distances.
 
     Args:
         extractor: the feature network.
-        n: images to generate, and the most held-out images to take.
-        shown: how many of them the panel shows.
-        neighbours: training images beside each.
-        every_n_steps: of the optimizer, or
-        every_n_epochs: one of the two; ``null`` for the end of fit.
-        sampler: how images are generated; ``null`` for the model's own.
+        n: number of images to generate, and of held-out images at most.
+        shown: number of generated images in the panel.
+        neighbours: number of training images beside each.
+        every_n_steps: interval in optimizer steps, or
+        every_n_epochs: in epochs; give one of the two, or neither for the end of fit.
+        sampler: the sampler; ``null`` for the model's own.
         batch_size: images generated at a time.
-        seed: of the set of images.
+        seed: seed of the set of images.
     """
 
     def __init__(
@@ -86,14 +85,13 @@ class Memorisation(Callback):
                 "the memorisation panel shows at least 1 of its n images beside at least 1 neighbour, generated in "
                 f"batches of at least 1; got shown={shown}, n={n}, neighbours={neighbours}, batch_size={batch_size}"
             )
-        at_the_end = every_n_steps is None and every_n_epochs is None
-        self.interval = None if at_the_end else Interval(every_n_steps, every_n_epochs)
+        super().__init__(Interval.or_end(every_n_steps, every_n_epochs))
         self.extractor, self.shown, self.neighbours = extractor, shown, neighbours
         self.request = SampleRequest(n, seed, batch_size, sampler)
         self.proximity: NeighbourDistances | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Load the extractor's weights; what cannot be measured is said before any work."""
+        """Load the extractor's weights, and refuse before any work what cannot be measured."""
         if stage not in ("fit", "test"):
             return
         prepare_evaluation(trainer, pl_module, self.extractor, self.request)
@@ -107,24 +105,8 @@ class Memorisation(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._announce(trainer, pl_module, "each time" if self.interval else "at the end of training")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.interval:
-            self.interval.start(trainer)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.interval and self.interval.after_batch(trainer):
-            self._log(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.interval and self.interval.after_epoch(trainer):
-            self._log(trainer, pl_module)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.interval and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            with module_on_device(trainer, pl_module):
-                self._log(trainer, pl_module)
+    def run_in_fit(self, trainer: Trainer, module: LightningModule, occasion: Occasion) -> None:
+        log_now(trainer, self.measure(trainer, module, "val"))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._announce(trainer, pl_module, "after the losses")
@@ -133,24 +115,19 @@ class Memorisation(Callback):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             pl_module.log_dict(self.measure(trainer, pl_module, "test"))
 
-    def _log(self, trainer: Trainer, module: LightningModule) -> None:
-        figures = self.measure(trainer, module, "val")
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step - 1)  # Lightning counts from 0
-
     def measure(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
-        """Measure now, say it and draw it; every rank must call.
+        """Search with the current weights, print the share and save the plots; every rank must call.
 
         Args:
             trainer, module: the run.
             stage: ``val`` or ``test``, the first part of every name.
 
         Returns:
-            What to log: nothing where too few images are held out.
+            The metric to log; empty if too few images are held out.
         """
         data, shape = self._data(trainer), require_ddpm(module).image_shape
         ranks = get_ranks(trainer)
-        first = FeatureTable(self.shown, math.prod(shape))  # of pixels, whole numbers that float32 has
+        first = FeatureTable(self.shown, math.prod(shape))  # pixels, integers that float32 represents exactly
 
         def images() -> Iterator[tuple[int, Tensor]]:
             for start, pixels in generate_images(trainer, module, self.request, "memorisation"):
@@ -175,29 +152,29 @@ class Memorisation(Callback):
         return require_image_data(trainer, "Memorisation searches an ImageDataModule's training set")
 
     def _announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
-        """Say what it takes, and what there will not be."""
+        """Print the cost, and whether the share cannot be computed."""
         data, model = self._data(trainer), require_ddpm(module)
-        evaluations = (self.request.sampler or model.sampler).nfe(model.schedule.T)
+        nfe = (self.request.sampler or model.sampler).nfe(model.schedule.T)
         if trainer.is_global_zero:
             report(
-                f"memorisation: {self.request.n} images x {evaluations or 'as many as they take'} network evaluations and one "
-                f"pass over {len(data.reference_images())} training images, {when}"
+                f"memorisation: {self.request.n} images x {nfe or 'as many as each needs'} network evaluations "
+                f"and one pass over {len(data.reference_images())} training images, {when}"
             )
             if min(self.request.n, len(data.held_out)) < MIN_HELD_OUT:
                 report(
-                    f"memorisation: the nearest images alone, no share: that takes {MIN_HELD_OUT} held-out images or "
-                    f"more, and as large an n; got {len(data.held_out)} and n={self.request.n}"
+                    f"memorisation: the panel without the share, which needs at least {MIN_HELD_OUT} held-out images "
+                    f"and n of at least {MIN_HELD_OUT}; got {len(data.held_out)} and n={self.request.n}"
                 )
 
     def _report(self, trainer: Trainer, stage: str, nearest: Tensor) -> None:
         found, name = self.proximity, self._name(stage)
         assert found is not None
         if found.share is None:
-            title = f"{name}: {self.request.n} generated images, {len(found.held_out)} held out"
+            title = f"{name}: {self.request.n} generated and {len(found.held_out)} held-out images"
         else:
             title = (
-                f"{name} {found.share:.3g}: the share of {self.request.n} generated images no farther from the training set "
-                f"than {QUANTILE:.0%} of {len(found.held_out)} held-out images"
+                f"{name} {found.share:.3g}: the share of {self.request.n} generated images no farther from the "
+                f"training set than the nearest {QUANTILE:.0%} of {len(found.held_out)} held-out images"
             )
         report(title if stage == "test" else f"step {trainer.global_step}: {title}")
         distances = _plot_distances(found, title, self.extractor.protocol)
@@ -212,12 +189,12 @@ class Memorisation(Callback):
 
 
 def build_panel(samples: Tensor, training: ImageDataset, indices: Tensor) -> Tensor:
-    """A row for each sample: itself, a gap, and the training images of its indices, in their order.
+    """Arrange a row for each sample, under titles: the sample, a gap, and the training images with its indices.
 
     Args:
         samples: (n, c, h, w) uint8.
-        training: the images that are shown beside them.
-        indices: (n, k).
+        training: the images to show beside them.
+        indices: (n, k), nearest first.
 
     Returns:
         (3, H, W) uint8.
@@ -225,13 +202,19 @@ def build_panel(samples: Tensor, training: ImageDataset, indices: Tensor) -> Ten
     n, k = indices.shape
     images, _ = training.__getitems__(indices.flatten().tolist())
     rows = torch.cat([samples[:, None], images.reshape(n, k, *images.shape[1:])], dim=1)
-    picture = arrange_grid(rows.flatten(0, 1), columns=k + 1)
-    cut = picture.shape[2] // (k + 1)
-    return torch.cat([picture[..., :cut], picture.new_full((3, picture.shape[1], GAP), 255), picture[..., cut:]], dim=2)
+    titles = ["generated", "nearest", *(_format_ordinal(i) for i in range(2, k + 1))]
+    grid = arrange_grid(rows.flatten(0, 1), k + 1, titles)
+    cut = grid.shape[2] // (k + 1)
+    return torch.cat([grid[..., :cut], grid.new_full((3, grid.shape[1], GAP), 255), grid[..., cut:]], dim=2)
+
+
+def _format_ordinal(n: int) -> str:
+    suffix = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{suffix}"
 
 
 def _plot_distances(found: NeighbourDistances, title: str, protocol: str) -> Tensor:
-    """How far images are from their nearest training image, generated and held out, as a picture (3, H, W) uint8."""
+    """Plot histograms of the distances to the nearest training image, generated and held out, as (3, H, W) uint8."""
     figure = create_figure()
     axes = figure.add_subplot(xlabel=f"distance to the nearest training image ({protocol})", ylabel="share of images")
     axes.set_title(textwrap.fill(title, 90), fontsize="medium")

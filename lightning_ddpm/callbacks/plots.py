@@ -1,4 +1,4 @@
-"""matplotlib's figures as pictures, without its global state."""
+"""Plots as images, made without matplotlib's global state."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def create_figure() -> "Figure":
-    """An empty figure of 800x500 pixels."""
+    """Return an empty figure of 800x500 pixels."""
     from matplotlib.figure import Figure  # slow to import
 
     return Figure(figsize=(8, 5), dpi=100, layout="constrained")
 
 
 def render_figure(figure: "Figure") -> Tensor:
-    """The figure's pixels, (3, H, W) uint8."""
+    """Return the figure's pixels, (3, H, W) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)

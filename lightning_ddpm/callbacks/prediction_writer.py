@@ -11,7 +11,7 @@ from lightning_ddpm.data.sharding import ImageRange
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes what ``predict`` generates as PNG files into the run's folder ``predictions``."""
+    """Writes the images that ``predict`` generates as PNG files into the run's folder ``predictions``."""
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")

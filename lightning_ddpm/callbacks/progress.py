@@ -1,22 +1,22 @@
-"""How far training is: one bar for the whole run on a terminal, a plain line now and then in a log file."""
+"""Displays the progress of training: one bar for the whole run on a terminal, periodic lines in a log file."""
 
 import time
 from abc import ABC, abstractmethod
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lightning_ddpm.callbacks.evaluation import Evaluation
+from lightning_ddpm.callbacks.trainer_access import find_evaluations
 from lightning_ddpm.utils.console import format_duration, report
 
 
 class StepProgress(ProgressBar, ABC):
-    """Counts optimizer steps, not epochs, from the first to the last of the run."""
+    """Counts optimizer steps, not epochs, over the whole run."""
 
     outputs: Any
-    """What the last training step has returned."""
+    """What the last training step returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,32 +41,30 @@ class StepProgress(ProgressBar, ABC):
 
     @abstractmethod
     def start(self, step: int, total: int) -> None:
-        """Training begins after ``step`` of ``total`` steps."""
+        """Begin the display after ``step`` of ``total`` steps."""
 
     @abstractmethod
     def show(self, trainer: Trainer, module: LightningModule) -> None:
-        """A batch is done."""
+        """Update the display after a batch."""
 
-    def figures(self, trainer: Trainer, module: LightningModule) -> str:
-        """The loss of this step, and what the last validation and evaluations found, in words.
+    def format_metrics(self, trainer: Trainer, module: LightningModule) -> str:
+        """Return the step's loss and the metrics of the last validation and evaluations as text.
 
-        What training logs for the progress bar itself, Lightning would read from the device after every step.
+        The loss is not logged for the progress bar, because Lightning would then read it from the device at every step.
         """
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        # Lightning has divided the loss, so that those of a step's batches add up to their mean.
+        # Lightning divided the loss, so that the losses of a step's batches add up to their mean.
         shown: dict[str, Any] = {"train/loss": float(self.outputs["loss"]) * trainer.accumulate_grad_batches}
         shown |= self.get_metrics(trainer, module)
-        for each in callbacks:
-            if isinstance(each, Evaluation):
-                shown |= each.found
+        for each in find_evaluations(trainer):
+            shown |= each.last_metrics
         return ", ".join(f"{name} {value:.4g}" for name, value in shown.items() if isinstance(value, (int, float)))
 
 
 class ProgressLines(StepProgress):
-    """A line every so many seconds.
+    """Prints a line at an interval of seconds.
 
     Args:
-        seconds: between lines.
+        seconds: time between lines.
     """
 
     def __init__(self, seconds: float = 15.0) -> None:
@@ -75,29 +73,29 @@ class ProgressLines(StepProgress):
 
     def start(self, step: int, total: int) -> None:
         self._first, self._total = step, total
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def show(self, trainer: Trainer, module: LightningModule) -> None:
         now, step = time.monotonic(), trainer.global_step
-        if step == self._first or (now - self._said < self.seconds and step != self._total):
+        if step == self._first or (now - self._printed < self.seconds and step != self._total):
             return
-        self._said = now
+        self._printed = now
         left = (now - self._started) / (step - self._first) * (self._total - step)
-        report(f"step {step} of {self._total}: {self.figures(trainer, module)}; {format_duration(left)} left")
+        report(f"step {step} of {self._total}: {self.format_metrics(trainer, module)}; {format_duration(left)} left")
 
 
 class ProgressRich(StepProgress):
-    """A bar for the whole run; what is printed meanwhile appears above it.
+    """Shows a bar for the whole run; lines that are printed meanwhile appear above it.
 
     Args:
-        seconds: between looks at it.
+        seconds: time between updates.
     """
 
     _bar: Progress | None = None
 
     def __init__(self, seconds: float = 0.5) -> None:
         super().__init__()
-        self.seconds, self._said = seconds, 0.0
+        self.seconds, self._updated = seconds, 0.0
 
     def start(self, step: int, total: int) -> None:
         self._bar = Progress(
@@ -107,17 +105,19 @@ class ProgressRich(StepProgress):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
         )
-        self._task = self._bar.add_task("fit", total=total, completed=step, figures="")
+        self._task = self._bar.add_task("fit", total=total, completed=step, metrics="")
         self._bar.start()
 
     def show(self, trainer: Trainer, module: LightningModule) -> None:
         assert self._bar is not None
         now, step = time.monotonic(), trainer.global_step
-        if now - self._said >= self.seconds or step == self._bar.tasks[0].total:  # reading figures waits for the device
-            self._said = now
-            self._bar.update(self._task, completed=step, figures=self.figures(trainer, module))
+        if (
+            now - self._updated >= self.seconds or step == self._bar.tasks[0].total
+        ):  # reading the loss waits for the device
+            self._updated = now
+            self._bar.update(self._task, completed=step, metrics=self.format_metrics(trainer, module))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._bar is not None:

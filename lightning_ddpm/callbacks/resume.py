@@ -1,4 +1,4 @@
-"""An interrupted run goes on, under a config that may have changed."""
+"""Resumes an interrupted run, under a config that may have changed."""
 
 import warnings
 from collections.abc import Iterator
@@ -10,36 +10,38 @@ from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.optimizer import normalize_optimizer_state
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.lightning_internals import set_batches_done
 
 COMPARED = ("seed_everything", "trainer", "model", "data")
 FIXED = ("class_path", "network", "schedule", "parameterization", "optimizer.class_path", "lr_scheduler.class_path")
-"""What makes the weights, the optimizer's state and the random numbers mean what they mean; dropout does not."""
+"""Parts of the config that weights, optimizer state and random numbers depend on; dropout is an exception."""
 
 
 class Resume(Callback):
-    """Puts the config into every checkpoint, and says what is another than in the one that a run goes on from.
+    """Puts the config into every checkpoint, and reports what has changed since the one that a run resumes from.
 
-    The optimizer and the learning rate follow the config of now: a changed rate is what a run with that config from its
-    first step on would have. Another batch size or number of devices goes on at the same place of the images' order.
+    The optimizer and the learning rate follow the current config: a changed rate is the one that a run with this config
+    from its first step on would have. With another batch size or number of devices the run resumes at the same place in
+    the order of the images.
 
     Args:
-        config: of now, complete, as plain data.
-        before: of the checkpoint; ``None`` for a new run.
+        config: the current config, complete, as plain data.
+        before: the checkpoint's config; ``None`` for a new run.
 
     Raises:
-        UserError: something has changed that cannot.
+        UserError: something has changed that must not.
     """
 
     def __init__(self, config: dict[str, Any], before: dict[str, Any] | None = None) -> None:
         self.config = {name: config.get(name) for name in COMPARED}
-        self.changes = list(_changes(before, self.config)) if before else []
+        self.changes = list(_find_changes(before, self.config)) if before else []
         for name, old, new in self.changes:
             within = name.removeprefix("model.").removeprefix("init_args.")
             fixed = within.startswith(FIXED) and name.startswith("model.") and not name.endswith(".dropout")
             if (fixed or name == "seed_everything") and old is not None:
                 raise UserError(
-                    f"{name} is {new} and the checkpoint's run has {old}: a run cannot go on with another; give it "
-                    "back, or start another run with --trainer.default_root_dir FOLDER"
+                    f"{name} is {new}, but the checkpoint's run has {old}, and a run cannot be resumed with another "
+                    "value; restore it, or start another run with --trainer.default_root_dir FOLDER"
                 )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -51,7 +53,7 @@ class Resume(Callback):
         return {"config": self.config}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Count the batches of the interrupted epoch in the size that they have now."""
+        """Count the batches of the interrupted epoch in the current batch size."""
         data, state = trainer.datamodule, checkpoint.get("ImageDataModule")  # type: ignore[attr-defined]
         if trainer.state.fn != "fit" or not isinstance(data, ImageDataModule) or not state:
             return
@@ -60,24 +62,20 @@ class Resume(Callback):
         done, accumulate = data.count_batches_done(), trainer.accumulate_grad_batches
         if trainer.limit_train_batches != 1.0 or done % accumulate:
             raise UserError(
-                f"the checkpoint's run has batches of {state['batch'][0]} images on {state['batch'][1]} devices; "
-                "others cannot go on from there with limit_train_batches, or with accumulate_grad_batches unless they "
-                "end where its steps do; give it its batches back"
+                f"the checkpoint's run has batches of {state['batch'][0]} images on {state['batch'][1]} devices; a run "
+                "cannot be resumed with others under limit_train_batches, nor under accumulate_grad_batches unless "
+                "their steps end at the same image; restore the batch size and the devices"
             )
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        if progress["is_last_batch"]:
-            done = 10**9  # the epoch is over, however many batches it has now
-        shift = done - progress["current"]["ready"]
-        progress["current"] = {name: count + shift for name, count in progress["current"].items()}
+        set_batches_done(checkpoint, done)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the optimizer and its schedule, which came from the checkpoint, the arguments of the config of now."""
+        """Give the optimizer and its schedule, which the checkpoint restored, the arguments of the current config."""
         if not any(".optimizer." in name or ".lr_scheduler." in name for name, _, _ in self.changes):
             return
         fresh: Any = pl_module.configure_optimizers()
         scheduler = fresh["lr_scheduler"]["scheduler"]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the optimizer makes no steps meanwhile
+            warnings.simplefilter("ignore")  # the optimizer takes no steps meanwhile
             for _ in range(trainer.global_step):
                 scheduler.step()
         optimizer = trainer.optimizers[0]
@@ -87,13 +85,13 @@ class Resume(Callback):
         trainer.lr_scheduler_configs[0].scheduler.load_state_dict(scheduler.state_dict())
 
 
-def _changes(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """What differs between two configs: (dotted name, before, now), ``None`` where there was or is nothing."""
+def _find_changes(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs between two configs: (dotted name, before, now), with ``None`` for a missing value."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
-            yield from _changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from _find_changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for index, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _changes(old, new, f"{name}[{index}]")
+            yield from _find_changes(old, new, f"{name}[{index}]")
     elif before != now:
         yield name, before, now

@@ -1,4 +1,4 @@
-"""The run's curves in TensorBoard."""
+"""Logs the run's curves to TensorBoard."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,34 +10,34 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLogger(TensorBoardLogger):
-    """Curves over optimizer steps done, in the run's folder itself; a resumed run goes on with them.
+    """Logs curves over the number of optimizer steps done, in the run's folder itself; a resumed run continues them.
 
-    What a killed process drew after its last checkpoint is taken back: those steps are done again. What it drew at that
-    step stays, and is not drawn twice where it is measured again.
+    Points that a killed process logged after its last checkpoint are removed, because those steps are done again.
+    Points at the checkpoint's step stay, and a metric that is measured again there is not logged twice.
 
     Args:
-        folder: of the run.
-        step: after which the run goes on; 0 for a new one.
+        folder: the run's folder.
+        step: the step after which the run resumes; 0 for a new one.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         purge: Any = {"purge_step": step + 1}
         super().__init__(folder, name="", version="", default_hp_metric=False, **purge)
         self._folder, self._step = folder, step
-        self._drawn: dict[str, int] | None = None
+        self._logged: dict[str, int] | None = None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Draw values once a step; Lightning calls the first step 0, and so do its other loggers."""
+        """Log each metric once per step, from step 1 on, where Lightning counts from 0; its ``epoch`` is omitted."""
         done = (step or 0) + 1
-        if self._drawn is None:
-            self._drawn = _find_logged_tags(self._folder, self._step)
-        new = {name: value for name, value in metrics.items() if self._drawn.get(name) != done}
-        self._drawn.update(dict.fromkeys(new, done))
+        if self._logged is None:
+            self._logged = _find_logged_tags(self._folder, self._step)
+        new = {name: value for name, value in metrics.items() if name != "epoch" and self._logged.get(name) != done}
+        self._logged.update(dict.fromkeys(new, done))
         super().log_metrics(new, done)
 
 
 def _find_logged_tags(folder: Path, step: int) -> dict[str, int]:
-    """The curves with a point at this step, which is the value of every key."""
+    """Return the curves with a point at this step, each mapped to the step."""
     if not step:
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
@@ -48,7 +48,7 @@ def _find_logged_tags(folder: Path, step: int) -> dict[str, int]:
 
 
 def get_writers(trainer: Trainer) -> list[SummaryWriter]:
-    """TensorBoard's own writers, for pictures and texts; none on ranks other than the first."""
+    """Return TensorBoard's own writers, for images and texts; none on ranks other than the first."""
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -1,4 +1,4 @@
-"""The run itself: its folder, what it says at the start, how fast it goes."""
+"""Summarises a run at its start and end."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from lightning_ddpm.utils.console import report
 
 
 class RunSummary(Callback):
-    """Says before the first step what is about to happen and where it goes, and at the end what can be done with it."""
+    """Prints the run's folder, device, data, model and length before the first step, and at the end how to sample."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -23,14 +23,16 @@ class RunSummary(Callback):
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
         report(
             f"run: {Path(trainer.default_root_dir).absolute()} "
-            f"(checkpoints, config.yaml, pictures; tensorboard --logdir {trainer.default_root_dir})\n"
+            f"(checkpoints, config.yaml, images; tensorboard --logdir {trainer.default_root_dir})\n"
             f"device: {trainer.world_size} x {name}, precision {trainer.precision}\n"
             f"images: {len(data.train)} of {data.channels}x{data.size}x{data.size}, {len(data.held_out)} held out\n"
             f"model: {parameters:,} parameters\n"
-            f"training: {steps:g} steps of {batch} images, {per_epoch} steps an epoch"
+            f"training: {steps:g} steps of {batch} images, {per_epoch} steps per epoch"
         )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         last = Path(trainer.default_root_dir) / "last.ckpt"
-        if stage == "fit" and trainer.is_global_zero and last.is_file():  # after on_fit_end, where Evaluation may work
+        if (
+            stage == "fit" and trainer.is_global_zero and last.is_file()
+        ):  # after on_fit_end, in which callbacks may evaluate
             report(f"done: python -m lightning_ddpm sample --ckpt {last} --n 64 --out samples")

@@ -6,9 +6,11 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from lightning_ddpm.callbacks.trainer_access import log_now
+
 
 class Throughput(Callback):
-    """Logs ``train/images_per_second``: the median step of the last few, so that evaluations do not count."""
+    """Logs ``train/images_per_second``: of the median step of the last few, which excludes evaluations."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
@@ -25,5 +27,4 @@ class Throughput(Callback):
             images = len(batch[0]) * trainer.world_size
             rate = images / statistics.median(self._seconds)
             self._seconds.clear()
-            for logger in trainer.loggers:
-                logger.log_metrics({"train/images_per_second": rate}, step=trainer.global_step - 1)
+            log_now(trainer, {"train/images_per_second": rate})

@@ -8,12 +8,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_ddpm.callbacks import (
+    LearningRate,
     NonFinite,
     PredictionWriter,
     ProgressLines,
@@ -104,7 +104,7 @@ class DDPMCLI(LightningCLI):
         if config.logger is None or config.logger is True:
             kwargs["logger"] = RunLogger(folder, self._step)
         if config.logger is not False and not config.fast_dev_run:
-            kwargs["callbacks"].append(LearningRateMonitor("step"))
+            kwargs["callbacks"].append(LearningRate())
         if config.enable_progress_bar is not False:
             kwargs["callbacks"].append(ProgressRich() if is_terminal() else ProgressLines())
         return super().instantiate_trainer(**kwargs)

@@ -1,0 +1,114 @@
+"""What callbacks need of the trainer: its model, data, ranks and averaged weights, and images generated with them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_ddpm.callbacks.protocols import HasEvaluated, KeepsAveragedWeights
+from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.metrics import FeatureExtractor
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.sample_request import SampleRequest
+from lightning_ddpm.utils.console import show_progress
+from lightning_ddpm.utils.distributed import Ranks
+from lightning_ddpm.utils.errors import UserError
+
+
+def require_ddpm(module: LightningModule, what: str = "generating images") -> DDPM:
+    """Return the module, which must be a DDPM; ``what`` names in the error what needs one."""
+    if not isinstance(module, DDPM):
+        raise UserError(f"{what} needs a DDPM, got {type(module).__name__}; remove the callback")
+    return module
+
+
+def require_image_data(trainer: Trainer, what: str) -> ImageDataModule:
+    """Return the trainer's data, which must be images; ``what`` describes in the error what they are needed for."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, ImageDataModule):
+        raise UserError(f"{what}, got {type(data).__name__}")
+    return data
+
+
+def get_ranks(trainer: Trainer) -> Ranks:
+    """Return this process's place among the trainer's ranks."""
+    return Ranks(trainer.global_rank, trainer.world_size, partial(trainer.strategy.reduce, reduce_op="sum"))
+
+
+def find_evaluations(trainer: Trainer) -> list[HasEvaluated]:
+    """Return the callbacks that evaluate the model during training."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [each for each in callbacks if isinstance(each, HasEvaluated)]
+
+
+def find_average(trainer: Trainer) -> KeepsAveragedWeights | None:
+    """Return the callback that keeps averaged weights, or ``None``."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each for each in callbacks if isinstance(each, KeepsAveragedWeights)), None)
+
+
+@contextmanager
+def use_averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Give the module the averaged weights inside the context, if a callback keeps any."""
+    average = find_average(trainer)
+    if average is None:
+        yield
+        return
+    average.update_if_due(trainer, module)
+    with average.use_average(module):
+        yield
+
+
+@contextmanager
+def move_to_device(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Move the module to the trainer's device inside the context: in ``on_fit_end`` Lightning has it on the CPU.
+
+    That hook runs after last.ckpt is written, and also in a run that is resumed with no step left.
+    """
+    device = module.device
+    module.to(trainer.strategy.root_device)
+    try:
+        yield
+    finally:
+        module.to(device)
+
+
+def log_now(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Send metrics of the step just done to all loggers, whatever ``log_every_n_steps`` is."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=trainer.global_step - 1)  # Lightning counts from 0
+
+
+def prepare_evaluation(
+    trainer: Trainer, module: LightningModule, extractor: FeatureExtractor, request: SampleRequest
+) -> None:
+    """Load the extractor's weights, on the first rank first, and refuse before any work what cannot be evaluated."""
+    model = require_ddpm(module)
+    extractor.check_images(*model.image_shape[:2])
+    (request.sampler or model.sampler).nfe(model.schedule.T)  # refuses more steps than the schedule has
+    if request.guidance:
+        request.guidance.check_model(model)
+    if trainer.is_global_zero:
+        extractor.load()
+    trainer.strategy.barrier()
+    extractor.load()
+
+
+def generate_images(
+    trainer: Trainer, module: LightningModule, request: SampleRequest, what: str
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield this rank's share of the images with the averaged weights: (first index, (b, c, h, w) uint8).
+
+    Args:
+        trainer, module: the run.
+        request: which images, and how.
+        what: the name under which progress is printed.
+    """
+    ranks = get_ranks(trainer)
+    with use_averaged_weights(trainer, module):
+        images = generate_batches(require_ddpm(module), request, ranks, trainer.precision_plugin.forward_context)
+        counted = ((stop - start, (start, pixels)) for (_, start, stop), pixels in images)
+        yield from show_progress(counted, ranks.share(request.n), what, ranks.is_first, bar=False)

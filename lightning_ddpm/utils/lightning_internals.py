@@ -1,0 +1,61 @@
+"""Every use of Lightning's private API stands here, with the reason; tests fail in words when a release changes one.
+
+What a function cannot replace, :class:`~lightning_ddpm.callbacks.EMA` uses as a subclass of ``WeightAveraging``:
+``_average_model``, ``_latest_update_step`` and ``_swap_models``.
+"""
+
+import subprocess
+from typing import Any
+
+from pytorch_lightning import Trainer
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """Return whether the current batch's gradients wait for those of further batches before the optimizer step.
+
+    No public attribute tells so for the last batches of an epoch, where a step may take fewer batches.
+    """
+    return trainer.fit_loop._should_accumulate()
+
+
+def is_validation_next(trainer: Trainer) -> bool:
+    """Return whether a validation follows the current training batch.
+
+    The rule depends on the epoch's length, the interval, the clock and an early stop; Lightning has it only here.
+    """
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def is_logging_step(trainer: Trainer) -> bool:
+    """Return whether Lightning logs the current step, by ``log_every_n_steps`` and the steps since the run began."""
+    return trainer._logger_connector.should_update_logs
+
+
+def log_step_metrics(trainer: Trainer) -> None:
+    """Send what was logged in the current step to the loggers now.
+
+    Lightning does so after the callbacks of the batch; a process that ends in one of them would lose the values.
+    """
+    trainer._logger_connector.update_train_step_metrics()
+
+
+def set_batches_done(checkpoint: dict[str, Any], done: int) -> None:
+    """Change how many batches of its epoch a checkpoint has behind it, unless the epoch is over.
+
+    The loops' part of a checkpoint has no public format, and Lightning no other way to start inside an epoch.
+
+    Args:
+        checkpoint: as Lightning loads it; changed in place.
+        done: number of batches.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if progress["is_last_batch"]:
+        done = 10**9  # the epoch stays over, however many batches it has now
+    shift = done - progress["current"]["ready"]
+    progress["current"] = {name: count + shift for name, count in progress["current"].items()}
+
+
+def list_child_processes(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
+    """Return the processes of the other ranks that this one has started; there is no public list of them."""
+    return getattr(trainer.strategy.launcher, "procs", [])
