@@ -1,8 +1,8 @@
-"""Guidance and inpainting on data whose conditional distributions are known."""
+"""Guidance on data whose conditional distributions are known."""
 
 import pytest
 import torch
-from helpers.conditional_data import CONDITIONAL, PARTS, SCHEDULE, told
+from helpers.conditional_data import CONDITIONAL, PARTS, SCHEDULE, conditional_network
 from helpers.known_data import TWO, randn
 from torch import Tensor
 
@@ -18,95 +18,95 @@ from lightning_ddpm.utils.errors import UserError
 
 
 def log_probability(y: int):
-    """log p(y | x_t), as the best classifier of noisy points would say."""
+    """Return log p(y | x_t) of the Bayes-optimal classifier of noisy points."""
 
-    def of(x_t: Tensor, t: Tensor) -> Tensor:
+    def compute(x_t: Tensor, t: Tensor) -> Tensor:
         signal, noise = SCHEDULE.signal[t[0]], SCHEDULE.noise[t[0]]
         joint = TWO.weights[y].log() + PARTS[y].log_density(x_t, signal, noise)
         return joint - TWO.log_density(x_t, signal, noise)
 
-    return of
+    return compute
 
 
-def always(w: float):
+def constant(w: float):
     return lambda t: torch.full(t.shape, w)
 
 
 @pytest.mark.parametrize("y", [0, 1])
 @pytest.mark.parametrize("t", [1, 200, 500, 1000])
-def test_a_classifiers_guidance_of_weight_1_gives_the_conditional_noise(t: int, y: int) -> None:
+def test_classifier_guidance_of_scale_1_gives_the_conditional_noise(t: int, y: int) -> None:
     steps, x_0 = torch.full((64,), t), randn(64, 1, 1, 2, dtype=torch.float64)
     x_t = SCHEDULE.signal[t] * 0.5 * x_0 + SCHEDULE.noise[t] * randn(64, 1, 1, 2, seed=1, dtype=torch.float64)
-    guided = guide_by_classifier(TWO.denoiser(SCHEDULE), log_probability(y), always(1.0))
+    guided = guide_by_classifier(TWO.denoiser(SCHEDULE), log_probability(y), constant(1.0))
     torch.testing.assert_close(guided(x_t, steps).eps, PARTS[y].eps(SCHEDULE, x_t, steps), rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("y", [0, 1])
-@pytest.mark.parametrize("kind", ["by a classifier", "without one"])
-def test_a_sampler_that_does_not_know_of_guidance_draws_the_class(kind: str, y: int) -> None:
-    if kind == "without one":
+@pytest.mark.parametrize("kind", ["classifier", "classifier-free"])
+def test_any_sampler_of_a_guided_denoiser_samples_the_class(kind: str, y: int) -> None:
+    if kind == "classifier-free":
         guided = ClassifierFree(1.0)(CONDITIONAL, torch.full((4000,), y))
     else:
-        guided = guide_by_classifier(TWO.denoiser(SCHEDULE), log_probability(y), always(1.0))
+        guided = guide_by_classifier(TWO.denoiser(SCHEDULE), log_probability(y), constant(1.0))
     x = Heun(200).sample(guided, randn(4000, 1, 1, 2, dtype=torch.float64)).flatten(1)
     torch.testing.assert_close(x.mean(0), PARTS[y].mean(), rtol=0, atol=0.02)
     torch.testing.assert_close(x.T.cov(), PARTS[y].covariance(), rtol=0, atol=0.005)
 
 
-def test_guidance_without_weight_is_the_network_itself() -> None:
+def test_guidance_of_scale_0_is_the_unconditional_network() -> None:
     x_t, t = randn(8, 1, 1, 2, dtype=torch.float64), torch.full((8,), 300)
-    free = TWO.eps(SCHEDULE, x_t, t)
-    by_classifier = guide_by_classifier(TWO.denoiser(SCHEDULE), log_probability(0), always(0.0))
-    assert torch.equal(by_classifier(x_t, t).eps, free)
-    assert torch.equal(ClassifierFree(0.0)(CONDITIONAL, torch.zeros(8, dtype=torch.long))(x_t, t).eps, free)
+    unconditional = TWO.eps(SCHEDULE, x_t, t)
+    by_classifier = guide_by_classifier(TWO.denoiser(SCHEDULE), log_probability(0), constant(0.0))
+    assert torch.equal(by_classifier(x_t, t).eps, unconditional)
+    assert torch.equal(ClassifierFree(0.0)(CONDITIONAL, torch.zeros(8, dtype=torch.long))(x_t, t).eps, unconditional)
 
 
-def test_classifier_free_guidance_goes_from_unconditional_to_conditional_and_on() -> None:
+def test_classifier_free_guidance_interpolates_and_extrapolates() -> None:
     x_t, t, label = randn(8, 1, 1, 2, dtype=torch.float64), torch.full((8,), 300), torch.ones(8, dtype=torch.long)
-    free, of_class = TWO.eps(SCHEDULE, x_t, t), PARTS[1].eps(SCHEDULE, x_t, t)
-    assert torch.equal(ClassifierFree(1.0)(CONDITIONAL, label)(x_t, t).eps, of_class)
+    unconditional, conditional = TWO.eps(SCHEDULE, x_t, t), PARTS[1].eps(SCHEDULE, x_t, t)
+    assert torch.equal(ClassifierFree(1.0)(CONDITIONAL, label)(x_t, t).eps, conditional)
     for w in (0.5, 3.0):
         guided = ClassifierFree(w)(CONDITIONAL, label)(x_t, t).eps
-        torch.testing.assert_close(guided, w * of_class + (1 - w) * free)
+        torch.testing.assert_close(guided, w * conditional + (1 - w) * unconditional)
 
 
-def test_a_step_is_one_call_of_the_network_twice_as_large_and_only_inside_the_interval() -> None:
+def test_a_step_calls_the_network_once_on_twice_the_batch_inside_the_interval_only() -> None:
     calls: list[int] = []
 
-    def counted(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def counting_network(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         calls.append(len(x_t))
-        return told(x_t, t, label)
+        return conditional_network(x_t, t, label)
 
-    model, label = Denoiser(counted, SCHEDULE, clip=None), torch.ones(8, dtype=torch.long)
-    x_t, of_class = randn(8, 1, 1, 2, dtype=torch.float64), CONDITIONAL.conditioned_on(label)
+    model, label = Denoiser(counting_network, SCHEDULE, clip=None), torch.ones(8, dtype=torch.long)
+    x_t, conditional = randn(8, 1, 1, 2, dtype=torch.float64), CONDITIONAL.conditioned_on(label)
     guided = ClassifierFree(3.0, (200, 400))(model, label)
     for t, inside in ((199, False), (200, True), (400, True), (401, False)):
         calls.clear()
-        outside = torch.equal(guided(x_t, t).eps, of_class(x_t, t).eps)
+        outside = torch.equal(guided(x_t, t).eps, conditional(x_t, t).eps)
         assert (calls, outside) == (([16], False) if inside else ([8], True))
 
 
-@pytest.mark.parametrize("prediction", [X0(), Velocity()], ids=repr)
-def test_guidance_is_the_same_whatever_the_network_predicts(prediction) -> None:
-    """Both kinds, of a network that predicts something else and learns its variance as well."""
+@pytest.mark.parametrize("parameterization", [X0(), Velocity()], ids=repr)
+def test_guidance_does_not_depend_on_the_parameterization(parameterization) -> None:
+    """Both kinds, with a network that does not predict the noise and that learns the variance."""
 
     def network(x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        noise = told(x_t, t, label)
+        noise = conditional_network(x_t, t, label)
         x_0 = (x_t - SCHEDULE.noise[t[0]] * noise) / SCHEDULE.signal[t[0]]
-        output = prediction.target(SCHEDULE, x_0, noise, t)
+        output = parameterization.target(SCHEDULE, x_0, noise, t)
         return torch.cat([output, torch.full_like(output, 0.2)], dim=1)
 
     x_t, t = randn(8, 1, 1, 2, dtype=torch.float64), torch.full((8,), 300)
-    inside = Denoiser(network, SCHEDULE, clip=None, parameterization=prediction)
-    by_classifier = guide_by_classifier(inside, log_probability(1), always(2.0))(x_t, t)
-    without = ClassifierFree(2.0)(inside, torch.ones(8, dtype=torch.long))(x_t, t)
-    for denoised in (by_classifier, without):
+    denoise = Denoiser(network, SCHEDULE, clip=None, parameterization=parameterization)
+    by_classifier = guide_by_classifier(denoise, log_probability(1), constant(2.0))(x_t, t)
+    classifier_free = ClassifierFree(2.0)(denoise, torch.ones(8, dtype=torch.long))(x_t, t)
+    for denoised in (by_classifier, classifier_free):
         torch.testing.assert_close(denoised.eps, 2 * PARTS[1].eps(SCHEDULE, x_t, t) - TWO.eps(SCHEDULE, x_t, t))
         torch.testing.assert_close(denoised.nu, torch.full_like(x_t, 0.6))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((-0.5, None), "at least 0 and finite, got -0.5"),
         ((float("nan"), None), "at least 0 and finite, got nan"),
@@ -114,6 +114,6 @@ def test_guidance_is_the_same_whatever_the_network_predicts(prediction) -> None:
         ((2.0, (0, 5)), "got 0 to 5"),
     ],
 )
-def test_a_scale_or_an_interval_that_is_none_is_refused(arguments, said) -> None:
-    with pytest.raises(UserError, match=said):
+def test_an_invalid_scale_or_interval_is_refused(arguments, message) -> None:
+    with pytest.raises(UserError, match=message):
         ClassifierFree(*arguments)

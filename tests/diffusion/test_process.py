@@ -1,4 +1,4 @@
-"""The forward process against its definition, its posterior against Bayes' rule done by hand."""
+"""The forward process against its definition, and its posterior against an independent Bayes' rule."""
 
 import pytest
 import torch
@@ -29,13 +29,13 @@ def image(seed: int, batch: int = 3) -> Tensor:
     return torch.randn(batch, 2, 4, 4, dtype=torch.float64, generator=generator)
 
 
-def pairs(T: int) -> list[tuple[int, int]]:
-    """(s, t): neighbours, and steps that skip, everywhere along the chain."""
+def list_timestep_pairs(T: int) -> list[tuple[int, int]]:
+    """Return (s, t) of neighbours and of longer steps, all along the chain."""
     return [(t - 1, t) for t in (2, 3, T // 2, T)] + [(1, T), (1, 5), (T // 3, T // 2), (T // 2, T), (7, T - 1)]
 
 
-def by_bayes_rule(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, s: int, t: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of x_s given x_0 and x_t, from the betas alone: precisions add."""
+def apply_bayes_rule(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, s: int, t: int) -> tuple[Tensor, Tensor]:
+    """Compute mean and variance of x_s given x_0 and x_t from the betas alone: precisions add."""
     prior_mean, prior_variance = x_0, torch.zeros((), dtype=torch.float64)
     for beta in schedule.beta[1 : s + 1]:
         prior_mean, prior_variance = (1 - beta).sqrt() * prior_mean, (1 - beta) * prior_variance + beta
@@ -47,7 +47,7 @@ def by_bayes_rule(schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, s: int, t: 
 
 
 @every_schedule
-def test_T_transitions_of_one_step_make_the_kernel(schedule: NoiseSchedule) -> None:
+def test_T_transitions_of_one_step_compose_to_the_kernel(schedule: NoiseSchedule) -> None:
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     mean, variance = one, torch.zeros_like(one)
     for t in range(1, schedule.T + 1):
@@ -59,7 +59,7 @@ def test_T_transitions_of_one_step_make_the_kernel(schedule: NoiseSchedule) -> N
 
 
 @every_schedule
-def test_a_transition_of_one_step_is_beta(schedule: NoiseSchedule) -> None:
+def test_the_variance_of_a_transition_of_one_step_is_beta(schedule: NoiseSchedule) -> None:
     t = torch.arange(1, schedule.T + 1)
     x = image(0, schedule.T)
     step = q_transition(schedule, x, t - 1, t)
@@ -68,7 +68,7 @@ def test_a_transition_of_one_step_is_beta(schedule: NoiseSchedule) -> None:
 
 
 @every_schedule
-def test_two_transitions_that_skip_make_one(schedule: NoiseSchedule) -> None:
+def test_two_longer_transitions_compose_to_one(schedule: NoiseSchedule) -> None:
     x, (s, t, u) = image(0), (3, 20, schedule.T)
     first = q_transition(schedule, x, s, t)
     second = q_transition(schedule, first.mean, t, u)
@@ -91,8 +91,8 @@ def test_a_transition_from_x_0_is_the_kernel(schedule: NoiseSchedule) -> None:
 @every_schedule
 def test_q_posterior_is_bayes_rule(schedule: NoiseSchedule) -> None:
     x_0, x_t = image(0), image(1)
-    for s, t in pairs(schedule.T):
-        mean, variance = by_bayes_rule(schedule, x_t, x_0, s, t)
+    for s, t in list_timestep_pairs(schedule.T):
+        mean, variance = apply_bayes_rule(schedule, x_t, x_0, s, t)
         posterior = q_posterior(schedule, x_t, x_0, s, t)
         torch.testing.assert_close(posterior.mean, mean, rtol=0, atol=1e-10)
         torch.testing.assert_close(posterior.variance.flatten()[0], variance, rtol=1e-10, atol=0)
@@ -108,7 +108,7 @@ def test_q_posterior_of_the_last_step_is_x_0_itself(schedule: NoiseSchedule) -> 
         assert (posterior.variance == 0).all()
 
 
-def test_the_posteriors_of_ho_et_als_first_steps_are_those_worked_out_by_hand() -> None:
+def test_the_posteriors_of_the_first_steps_by_hand() -> None:
     schedule = Linear(2, beta_min=0.1, beta_max=0.5)  # alpha_bar = 1, 0.9, 0.45
     assert posterior_variance(schedule, 1, 2).item() == pytest.approx(0.5 * 0.1 / 0.55, rel=1e-12)
     assert transition_variance(schedule, 0, 2).item() == pytest.approx(0.55, rel=1e-12)
@@ -118,22 +118,22 @@ def test_the_posteriors_of_ho_et_als_first_steps_are_those_worked_out_by_hand() 
 
 
 @every_schedule
-def test_eps_and_x_0_are_each_others_inverse_at_every_t(schedule: NoiseSchedule) -> None:
+def test_eps_to_x_0_and_x_0_to_eps_are_inverse_at_every_t(schedule: NoiseSchedule) -> None:
     t = torch.arange(1, schedule.T + 1)
     x_0, eps = image(0, schedule.T), image(1, schedule.T)
     x_t = q_sample(schedule, x_0, t, eps)
-    # one digit is lost for every power of ten in the ratio of noise and signal
+    # one digit is lost for every power of ten in the ratio of noise to signal
     digits = 1e-14 * (1 / schedule.signal[1:] + 1 / schedule.noise[1:])[:, None, None, None]
     assert ((eps_to_x_0(schedule, x_t, eps, t) - x_0).abs() < digits).all()
     assert ((x_0_to_eps(schedule, x_t, x_0, t) - eps).abs() < digits).all()
-    back = eps_to_x_0(schedule, x_t, x_0_to_eps(schedule, x_t, image(2, schedule.T), t), t)
-    assert ((back - image(2, schedule.T)).abs() < digits).all()
+    converted_back = eps_to_x_0(schedule, x_t, x_0_to_eps(schedule, x_t, image(2, schedule.T), t), t)
+    assert ((converted_back - image(2, schedule.T)).abs() < digits).all()
 
 
 @every_schedule
-def test_reverse_mean_with_the_posteriors_variance_is_the_posteriors_mean(schedule: NoiseSchedule) -> None:
+def test_reverse_mean_with_the_posterior_variance_is_the_posterior_mean(schedule: NoiseSchedule) -> None:
     x_0, x_t = image(0), image(1)
-    for s, t in [*pairs(schedule.T), (0, 1), (0, schedule.T)]:
+    for s, t in [*list_timestep_pairs(schedule.T), (0, 1), (0, schedule.T)]:
         eps = x_0_to_eps(schedule, x_t, x_0, t)
         mean = reverse_mean(schedule, x_0, eps, s, posterior_variance(schedule, s, t).sqrt())
         torch.testing.assert_close(mean, q_posterior(schedule, x_t, x_0, s, t).mean, rtol=0, atol=1e-12)
@@ -148,7 +148,7 @@ def test_reverse_mean_without_noise_is_the_kernel_with_the_same_eps(schedule: No
 
 
 @pytest.mark.parametrize("t", [1, 200, 1000])
-def test_moments_of_q_sample_are_the_kernels(t: int) -> None:
+def test_the_moments_of_q_sample_are_the_kernels(t: int) -> None:
     schedule, n = Linear(1000), 200_000
     eps = torch.randn(n, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(t))
     x_t = q_sample(schedule, torch.full_like(eps, 0.7), t, eps)
@@ -163,7 +163,7 @@ def test_x_0_is_x_t_at_t_0() -> None:
     assert torch.equal(q_sample(SCHEDULES[0], x_0, 0, image(1)), x_0)
 
 
-def test_a_batch_of_steps_gives_each_image_its_own() -> None:
+def test_each_image_of_a_batch_has_its_own_timestep() -> None:
     schedule, x_0, eps = SCHEDULES[0], image(0), image(1)
     t = torch.tensor([1, 400, 1000])
     together = q_sample(schedule, x_0, t, eps)

@@ -1,4 +1,4 @@
-"""What holds for any schedule, any spacing and any conversion, tried on what hypothesis thinks of."""
+"""Properties of any schedule, spacing and conversion, tested on hypothesis' examples."""
 
 import math
 from collections.abc import Callable
@@ -33,17 +33,17 @@ from lightning_ddpm.diffusion import (
 )
 from lightning_ddpm.utils.errors import UserError
 
-tried = settings(deadline=None, max_examples=60, derandomize=True)
+property_test = settings(deadline=None, max_examples=60, derandomize=True)
 
 betas = st.lists(st.floats(1e-9, 1 - 1e-9), min_size=1, max_size=30)
-"""Any order, any size; up to 30 of them, so that alpha_bar_T seldom is too small for float64."""
+"""In any order and size; at most 30, so that alpha_bar_T is rarely too small for float64."""
 
-mild = st.lists(st.floats(1e-4, 0.5), min_size=2, max_size=20)
-"""Under these x_0 can be told from x_t and eps: alpha_bar_T >= 1e-6."""
+mild_betas = st.lists(st.floats(1e-4, 0.5), min_size=2, max_size=20)
+"""alpha_bar_T >= 1e-6, so that x_0 can be computed from x_t and eps."""
 
 
-def made(values: list[float]) -> ExplicitBetas:
-    """A schedule of these, where float64 holds it."""
+def make_schedule(values: list[float]) -> ExplicitBetas:
+    """Return the schedule of these betas, if float64 can represent it."""
     assume(math.prod(1 - value for value in values[:-1]) > 1e-300)
     return ExplicitBetas(values)
 
@@ -52,17 +52,17 @@ def image(b: int, seed: int = 0) -> Tensor:
     return torch.randn(b, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def every_step(schedule: NoiseSchedule) -> Tensor:
+def all_timesteps(schedule: NoiseSchedule) -> Tensor:
     return torch.arange(1, schedule.T + 1)
 
 
 # ---- schedules ---------------------------------------------------------------------------------------------------
 
 
-@tried
+@property_test
 @given(betas)
-def test_any_betas_in_0_1_make_a_falling_alpha_bar(values: list[float]) -> None:
-    schedule = made(values)
+def test_any_betas_in_0_1_give_a_decreasing_alpha_bar(values: list[float]) -> None:
+    schedule = make_schedule(values)
     assert len(values) == schedule.T
     assert schedule.beta[1:].tolist() == values
     assert schedule.alpha_bar[0] == 1
@@ -71,9 +71,9 @@ def test_any_betas_in_0_1_make_a_falling_alpha_bar(values: list[float]) -> None:
     torch.testing.assert_close(schedule.signal**2 + schedule.noise**2, torch.ones(schedule.T + 1).double())
 
 
-@tried
+@property_test
 @given(st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), min_size=1, max_size=1100))
-def test_betas_are_either_a_good_schedule_or_refused(values: list[float]) -> None:
+def test_betas_are_either_a_valid_schedule_or_refused(values: list[float]) -> None:
     try:
         schedule = ExplicitBetas(values)
     except UserError:
@@ -83,10 +83,10 @@ def test_betas_are_either_a_good_schedule_or_refused(values: list[float]) -> Non
     assert (schedule.noise[1:] > 0).all()
 
 
-@tried
+@property_test
 @given(betas)
-def test_the_chain_of_any_betas_is_the_kernel(values: list[float]) -> None:
-    schedule = made(values)
+def test_the_transitions_of_any_betas_compose_to_the_kernel(values: list[float]) -> None:
+    schedule = make_schedule(values)
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     mean, variance = one, 0 * one
     for t in range(1, schedule.T + 1):
@@ -97,12 +97,12 @@ def test_the_chain_of_any_betas_is_the_kernel(values: list[float]) -> None:
         assert abs(variance - q_sample(schedule, 0 * one, t, one) ** 2).item() < 1e-12
 
 
-@tried
+@property_test
 @given(betas, st.data())
-def test_the_posterior_is_narrower_than_the_transition_over_steps_of_any_length(
+def test_the_posterior_is_narrower_than_the_transition_for_steps_of_any_length(
     values: list[float], data: st.DataObject
 ) -> None:
-    schedule = made(values)
+    schedule = make_schedule(values)
     t = data.draw(st.integers(1, schedule.T))
     s = data.draw(st.integers(0, t - 1))
     small, large = posterior_variance(schedule, s, t).item(), transition_variance(schedule, s, t).item()
@@ -110,47 +110,47 @@ def test_the_posterior_is_narrower_than_the_transition_over_steps_of_any_length(
     assert (small == 0) == (s == 0)
     if s == t - 1:
         assert large == pytest.approx(values[s], abs=1e-15)
-    # what the mean of x_s leaves to eps is never negative
+    # the variance of eps' share in the mean of x_s is never negative
     assert small <= 1 - schedule.alpha_bar[s].item() + 1e-15
 
 
-@tried
+@property_test
 @given(st.lists(st.floats(1e-6, 0.9), min_size=2, max_size=40))
-def test_any_schedule_can_end_without_a_signal(values: list[float]) -> None:
-    schedule = made(values)
+def test_any_schedule_can_be_rescaled_to_zero_terminal_snr(values: list[float]) -> None:
+    schedule = make_schedule(values)
     zero = ZeroTerminalSNR(schedule)
     assert zero.alpha_bar[-1] == 0
     assert zero.signal[-1] == 0
     assert zero.noise[-1] == 1
     assert zero.angle[-1].item() == pytest.approx(math.pi / 2, abs=1e-15)
     assert zero.alpha_bar[1].item() == pytest.approx(schedule.alpha_bar[1].item(), abs=1e-14)
-    # sqrt(alpha_bar) keeps the ratios of its gaps
+    # the gaps of sqrt(alpha_bar) keep their ratios
     shares = (schedule.signal[1:] - schedule.signal[-1]) / (schedule.signal[1] - schedule.signal[-1])
     torch.testing.assert_close(zero.alpha_bar[1:], schedule.alpha_bar[1] * shares**2, rtol=0, atol=1e-13)
-    again = ZeroTerminalSNR(zero)
-    torch.testing.assert_close(again.alpha_bar, zero.alpha_bar, rtol=0, atol=1e-13)
+    rescaled_twice = ZeroTerminalSNR(zero)
+    torch.testing.assert_close(rescaled_twice.alpha_bar, zero.alpha_bar, rtol=0, atol=1e-13)
 
 
-@tried
+@property_test
 @given(st.integers(1, 200), st.floats(0.1, 5), st.floats(0.01, 100))
-def test_alpha_bar_is_the_users_function_over_its_start(steps: int, rate: float, start: float) -> None:
+def test_alpha_bar_is_the_given_function_normalised_at_time_0(steps: int, rate: float, start: float) -> None:
     schedule = AlphaBarFunction(lambda time: start * math.exp(-rate * time), steps)
     time = torch.arange(steps + 1, dtype=torch.float64) / steps
     torch.testing.assert_close(schedule.alpha_bar, (-rate * time).exp(), rtol=1e-10, atol=0)
 
 
-# ---- between the steps -------------------------------------------------------------------------------------------
+# ---- real times -------------------------------------------------------------------------------------------
 
 
-@tried
-@given(mild, st.booleans(), st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_angle_and_time_invert_each_other_and_meet_the_tables(
+@property_test
+@given(mild_betas, st.booleans(), st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_angle_at_and_time_at_are_inverse_and_agree_with_the_tables(
     values: list[float], zero: bool, shares: list[float]
 ) -> None:
-    schedule: NoiseSchedule = ZeroTerminalSNR(made(values)) if zero else made(values)
-    whole = torch.arange(schedule.T + 1)
-    torch.testing.assert_close(schedule.angle_at(whole.double()), schedule.angle, rtol=0, atol=1e-15)
-    torch.testing.assert_close(schedule.time_at(schedule.angle), whole.double(), rtol=0, atol=1e-10)
+    schedule: NoiseSchedule = ZeroTerminalSNR(make_schedule(values)) if zero else make_schedule(values)
+    integers = torch.arange(schedule.T + 1)
+    torch.testing.assert_close(schedule.angle_at(integers.double()), schedule.angle, rtol=0, atol=1e-15)
+    torch.testing.assert_close(schedule.time_at(schedule.angle), integers.double(), rtol=0, atol=1e-10)
     t = torch.tensor(shares, dtype=torch.float64) * schedule.T
     torch.testing.assert_close(schedule.time_at(schedule.angle_at(t)), t, rtol=0, atol=1e-9)
     angle = torch.tensor(shares, dtype=torch.float64) * schedule.angle[-1]
@@ -158,36 +158,36 @@ def test_angle_and_time_invert_each_other_and_meet_the_tables(
     assert (schedule.angle_at(t.sort().values).diff() >= 0).all()
     for table in ("signal", "noise", "alpha_bar"):
         ends = torch.stack([getattr(schedule, table)[each.long()] for each in (t.floor(), t.ceil())])
-        between = getattr(schedule, f"{table}_at")(t)
-        assert (between >= ends.amin(0) - 1e-12).all()
-        assert (between <= ends.amax(0) + 1e-12).all()
+        interpolated = getattr(schedule, f"{table}_at")(t)
+        assert (interpolated >= ends.amin(0) - 1e-12).all()
+        assert (interpolated <= ends.amax(0) + 1e-12).all()
 
 
 # ---- conversions -------------------------------------------------------------------------------------------------
 
-PREDICTIONS = [Epsilon(), X0(), Velocity(), PosteriorMean()]
+PARAMETERIZATIONS = [Epsilon(), X0(), Velocity(), PosteriorMean()]
 
 
-@tried
-@given(mild, st.sampled_from(PREDICTIONS), st.sampled_from(PREDICTIONS))
-def test_noise_image_velocity_and_mean_convert_into_one_another(
+@property_test
+@given(mild_betas, st.sampled_from(PARAMETERIZATIONS), st.sampled_from(PARAMETERIZATIONS))
+def test_noise_image_velocity_and_mean_convert_into_each_other(
     values: list[float], first: Parameterization, second: Parameterization
 ) -> None:
-    schedule = made(values)
-    t = every_step(schedule)
+    schedule = make_schedule(values)
+    t = all_timesteps(schedule)
     x_0, eps = image(len(t)), image(len(t), 1)
     x_t = q_sample(schedule, x_0, t, eps)
-    there = second.target(schedule, *first.to_denoised(schedule, x_t, first.target(schedule, x_0, eps, t), t), t)
-    torch.testing.assert_close(there, second.target(schedule, x_0, eps, t), rtol=0, atol=1e-9)
-    back = first.target(schedule, *second.to_denoised(schedule, x_t, there, t), t)
-    torch.testing.assert_close(back, first.target(schedule, x_0, eps, t), rtol=0, atol=1e-9)
+    converted = second.target(schedule, *first.to_denoised(schedule, x_t, first.target(schedule, x_0, eps, t), t), t)
+    torch.testing.assert_close(converted, second.target(schedule, x_0, eps, t), rtol=0, atol=1e-9)
+    converted_back = first.target(schedule, *second.to_denoised(schedule, x_t, converted, t), t)
+    torch.testing.assert_close(converted_back, first.target(schedule, x_0, eps, t), rtol=0, atol=1e-9)
 
 
-@tried
-@given(mild)
-def test_the_score_says_the_noise_and_tweedies_formula_the_image(values: list[float]) -> None:
-    schedule = made(values)
-    t = every_step(schedule)
+@property_test
+@given(mild_betas)
+def test_the_score_gives_the_noise_and_tweedies_formula_the_image(values: list[float]) -> None:
+    schedule = make_schedule(values)
+    t = all_timesteps(schedule)
     x_0, eps = image(len(t)), image(len(t), 1)
     x_t = q_sample(schedule, x_0, t, eps)
     signal, noise = (table[t].view(-1, 1, 1, 1) for table in (schedule.signal, schedule.noise))
@@ -198,25 +198,25 @@ def test_the_score_says_the_noise_and_tweedies_formula_the_image(values: list[fl
     torch.testing.assert_close(gradient, -(x_t - signal * x_0) / noise**2, rtol=0, atol=1e-9)
 
 
-@tried
-@given(mild, st.data())
-def test_velocity_and_data_invert_under_zero_terminal_snr_too(values: list[float], data: st.DataObject) -> None:
-    schedule = ZeroTerminalSNR(made(values))
-    prediction: Parameterization = data.draw(st.sampled_from([X0(), Velocity()]))
-    t = every_step(schedule)
+@property_test
+@given(mild_betas, st.data())
+def test_velocity_and_x_0_are_invertible_under_zero_terminal_snr(values: list[float], data: st.DataObject) -> None:
+    schedule = ZeroTerminalSNR(make_schedule(values))
+    parameterization: Parameterization = data.draw(st.sampled_from([X0(), Velocity()]))
+    t = all_timesteps(schedule)
     x_0, eps = image(len(t)), image(len(t), 1)
-    guess = prediction.to_denoised(
-        schedule, q_sample(schedule, x_0, t, eps), prediction.target(schedule, x_0, eps, t), t
+    denoised = parameterization.to_denoised(
+        schedule, q_sample(schedule, x_0, t, eps), parameterization.target(schedule, x_0, eps, t), t
     )
-    torch.testing.assert_close(guess.x_0, x_0, rtol=0, atol=1e-10)
-    torch.testing.assert_close(guess.eps, eps, rtol=0, atol=1e-10)
+    torch.testing.assert_close(denoised.x_0, x_0, rtol=0, atol=1e-10)
+    torch.testing.assert_close(denoised.eps, eps, rtol=0, atol=1e-10)
 
 
-@tried
-@given(mild, st.data(), st.sampled_from([0.0, 0.5, 1.0]))
-def test_the_one_step_formula_keeps_q_whatever_eta(values: list[float], data: st.DataObject, eta: float) -> None:
+@property_test
+@given(mild_betas, st.data(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_reverse_step_preserves_q_for_every_eta(values: list[float], data: st.DataObject, eta: float) -> None:
     # Song et al. 2021, lemma 1: if x_t ~ q(x_t | x_0), then x_s ~ q(x_s | x_0), for any sigma; eta = 1 is Bayes' rule
-    schedule = made(values)
+    schedule = make_schedule(values)
     t = data.draw(st.integers(1, schedule.T))
     s = data.draw(st.integers(0, t - 1))
     x_0, eps = image(1), image(1, 1)
@@ -232,10 +232,10 @@ def test_the_one_step_formula_keeps_q_whatever_eta(values: list[float], data: st
 # ---- spacings ----------------------------------------------------------------------------------------------------
 
 
-@tried
+@property_test
 @pytest.mark.parametrize("spacing", [uniform_spacing, quadratic_spacing, trailing_spacing])
 @given(st.data())
-def test_a_spacing_rises_ends_in_T_and_has_its_length(
+def test_a_spacing_increases_ends_at_T_and_has_its_length(
     spacing: Callable[[int, int], list[int]], data: st.DataObject
 ) -> None:
     T = data.draw(st.integers(1, 5000))

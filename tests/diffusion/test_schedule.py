@@ -1,4 +1,4 @@
-"""Noise schedules: their values, their limits, and that no cast ever touches them."""
+"""Noise schedules: their values, their limits, and that casts do not change them."""
 
 import copy
 import math
@@ -41,7 +41,7 @@ def tables(schedule: NoiseSchedule) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
-def test_tables_are_float64_and_run_from_0_to_T(kind: type[NoiseSchedule]) -> None:
+def test_tables_are_float64_from_0_to_T(kind: type[NoiseSchedule]) -> None:
     schedule = kind(50)
     assert schedule.T == 50
     for table in tables(schedule).values():
@@ -58,7 +58,7 @@ def test_at_t_0_there_is_data_and_no_noise(kind: type[NoiseSchedule]) -> None:
     assert schedule.beta[0] == 0
 
 
-def test_tables_are_what_their_names_say_for_betas_worked_out_by_hand() -> None:
+def test_tables_by_hand() -> None:
     schedule = ExplicitBetas([0.1, 0.5, 0.2])
     expected = [1, 0.9, 0.45, 0.36]
     np.testing.assert_allclose(schedule.beta, [0, 0.1, 0.5, 0.2], rtol=1e-15)
@@ -68,21 +68,21 @@ def test_tables_are_what_their_names_say_for_betas_worked_out_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", [Linear, Quadratic])
-def test_first_and_last_beta_are_the_ones_asked_for(kind: type[Linear]) -> None:
+def test_the_first_and_last_beta_are_the_given_ones(kind: type[Linear]) -> None:
     schedule = kind(300, beta_min=3e-4, beta_max=0.05)
     assert schedule.beta[1].item() == pytest.approx(3e-4, rel=1e-12)
     assert schedule.beta[300].item() == pytest.approx(0.05, rel=1e-12)
 
 
-def test_sigmoid_starts_and_ends_within_a_quarter_per_cent_of_its_range() -> None:
-    # sigmoid(-6) = 0.00247 of the way from beta_min to beta_max, and as far from the other end
+def test_sigmoid_starts_and_ends_within_a_quarter_percent_of_its_limits() -> None:
+    # sigmoid(-6) = 0.00247 of the range above beta_min, and as far below beta_max at the other end
     schedule = Sigmoid(300, beta_min=1e-4, beta_max=0.02)
     tail = (0.02 - 1e-4) / (1 + math.exp(6))
     assert schedule.beta[1].item() == pytest.approx(1e-4 + tail, rel=1e-12)
     assert schedule.beta[300].item() == pytest.approx(0.02 - tail, rel=1e-12)
 
 
-def test_by_default_the_schedule_is_ho_et_als() -> None:
+def test_the_default_schedule_is_ho_et_als() -> None:
     schedule = Linear()
     assert schedule.T == 1000
     assert schedule.beta[1].item() == pytest.approx(1e-4, rel=1e-12)
@@ -91,7 +91,7 @@ def test_by_default_the_schedule_is_ho_et_als() -> None:
     assert schedule.alpha_bar[1000].item() == pytest.approx(4.0358e-5, rel=1e-4)
 
 
-def test_cosine_alpha_bar_is_nichol_and_dhariwals_until_beta_is_cut_at_0_999() -> None:
+def test_cosine_alpha_bar_is_nichol_and_dhariwals_until_beta_is_clipped_at_0_999() -> None:
     schedule = Cosine(1000)
     time = np.arange(1001) / 1000
     f = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -105,15 +105,15 @@ def test_cosine_alpha_bar_is_nichol_and_dhariwals_until_beta_is_cut_at_0_999() -
     ("kind", "name"),
     [(Linear, "linear"), (Quadratic, "scaled_linear"), (Cosine, "squaredcos_cap_v2"), (Sigmoid, "sigmoid")],
 )
-def test_betas_are_diffusers(kind: type[NoiseSchedule], name: str, steps: int) -> None:
+def test_betas_equal_diffusers(kind: type[NoiseSchedule], name: str, steps: int) -> None:
     theirs = DDPMScheduler(num_train_timesteps=steps, beta_start=1e-4, beta_end=0.02, beta_schedule=name)
     np.testing.assert_allclose(kind(steps).beta[1:], theirs.betas, rtol=5e-6)
-    # theirs is a product of a thousand float32 numbers
+    # diffusers multiplies a thousand float32 numbers
     np.testing.assert_allclose(kind(steps).alpha_bar[1:], theirs.alphas_cumprod, rtol=2e-4)
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "float", "double"])
-def test_no_cast_of_the_module_around_it_changes_dtype_or_values(cast: str) -> None:
+def test_casting_the_parent_module_changes_neither_dtype_nor_values(cast: str) -> None:
     module = nn.ModuleDict({"layer": nn.Linear(2, 2), "schedule": Linear()})
     before = tables(module["schedule"])
     getattr(module, cast)()
@@ -125,14 +125,14 @@ def test_no_cast_of_the_module_around_it_changes_dtype_or_values(cast: str) -> N
         assert torch.equal(table, before[name])
 
 
-def test_a_device_and_a_precision_asked_for_at_once_change_the_device_only() -> None:
+def test_to_device_and_dtype_changes_only_the_device() -> None:
     schedule = Linear(10).to(torch.device("meta"), torch.bfloat16)
     for name in TABLES:
         assert getattr(schedule, name).device.type == "meta"
         assert getattr(schedule, name).dtype == torch.float64
 
 
-def test_nothing_of_it_is_saved_or_trained() -> None:
+def test_a_schedule_has_no_state_and_no_parameters() -> None:
     schedule = Linear(10)
     assert schedule.state_dict() == {}
     assert list(schedule.parameters()) == []
@@ -146,14 +146,14 @@ def test_fewer_than_one_step_is_refused(kind: type[NoiseSchedule], steps: int) -
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
-def test_one_step_is_enough(kind: type[NoiseSchedule]) -> None:
+def test_a_schedule_of_one_step_is_valid(kind: type[NoiseSchedule]) -> None:
     schedule = kind(1)
     assert schedule.alpha_bar[1] == 1 - schedule.beta[1]
 
 
 @pytest.mark.parametrize("bad", [0.0, -0.1, 1.0, 1.5, math.nan, math.inf])
 @pytest.mark.parametrize("t", [1, 3])
-def test_a_beta_outside_0_1_is_refused_and_its_step_named(bad: float, t: int) -> None:
+def test_a_beta_outside_0_1_is_refused_with_its_timestep(bad: float, t: int) -> None:
     beta = [0.1, 0.2, 0.3, 0.4]
     beta[t - 1] = bad
     with pytest.raises(UserError, match=rf"every beta must lie in \(0, 1\), got beta_{t}={bad:g} at t={t} of 4"):
@@ -174,17 +174,17 @@ def test_limits_outside_0_1_are_refused_by_every_schedule(kind: type[Linear], li
     rise=st.floats(0, 0.1),
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_betas_lie_in_0_1_and_alpha_bar_falls(kind: type[Linear], steps: int, beta_min: float, rise: float) -> None:
-    check(kind(steps, beta_min, beta_min + rise), beta_min, beta_min + rise)
+def test_betas_lie_in_0_1_and_alpha_bar_decreases(kind: type[Linear], steps: int, beta_min: float, rise: float) -> None:
+    check_tables(kind(steps, beta_min, beta_min + rise), beta_min, beta_min + rise)
 
 
 @given(steps=st.integers(1, 4000), offset=st.floats(1e-4, 0.1))
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_cosine_betas_lie_in_0_1_and_alpha_bar_falls(steps: int, offset: float) -> None:
-    check(Cosine(steps, offset), 0, 0.999)
+def test_cosine_betas_lie_in_0_1_and_alpha_bar_decreases(steps: int, offset: float) -> None:
+    check_tables(Cosine(steps, offset), 0, 0.999)
 
 
-def check(schedule: NoiseSchedule, low: float, high: float) -> None:
+def check_tables(schedule: NoiseSchedule, low: float, high: float) -> None:
     beta, alpha_bar = schedule.beta[1:], schedule.alpha_bar
     assert ((beta > 0) & (beta < 1)).all()
     assert ((beta >= low * (1 - 1e-12)) & (beta <= high * (1 + 1e-12))).all()
@@ -194,18 +194,18 @@ def check(schedule: NoiseSchedule, low: float, high: float) -> None:
     assert torch.allclose(schedule.signal**2 + schedule.noise**2, torch.ones_like(alpha_bar), rtol=0, atol=1e-14)
 
 
-# ---- the user's own ----------------------------------------------------------------------------------------------
+# ---- custom schedules ----------------------------------------------------------------------------------------------
 
 
-class Own(NoiseSchedule):
-    """A user's subclass that answers whatever it was told to."""
+class CustomSchedule(NoiseSchedule):
+    """A user's subclass that returns the given betas."""
 
-    def __init__(self, steps: int, answer: Any) -> None:
-        self.answer = answer
+    def __init__(self, steps: int, betas: Any) -> None:
+        self.betas = betas
         super().__init__(steps)
 
     def compute_betas(self, steps: int) -> Tensor:
-        return self.answer
+        return self.betas
 
 
 def squared_cosine(time: float) -> float:
@@ -213,14 +213,14 @@ def squared_cosine(time: float) -> float:
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, lambda betas: np.array(betas, dtype=np.float32)])
-def test_betas_are_taken_as_they_are_from_any_row_of_numbers(kind: Callable[[list[float]], Any]) -> None:
+def test_explicit_betas_accept_lists_arrays_and_tensors(kind: Callable[[list[float]], Any]) -> None:
     given = kind([0.5, 0.125, 0.25])
     schedule = ExplicitBetas(given)
     assert schedule.beta.tolist() == [0, 0.5, 0.125, 0.25]
     assert schedule.alpha_bar.tolist() == [1, 0.5, 0.4375, 0.328125]
 
 
-def test_betas_do_not_change_with_the_list_they_came_from() -> None:
+def test_explicit_betas_are_a_copy() -> None:
     given = [0.1, 0.2]
     schedule = ExplicitBetas(given)
     given[0] = 0.9
@@ -228,12 +228,12 @@ def test_betas_do_not_change_with_the_list_they_came_from() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 10, 1000])
-def test_nichol_and_dhariwals_f_makes_their_schedule(steps: int) -> None:
+def test_nichol_and_dhariwals_f_gives_the_cosine_schedule(steps: int) -> None:
     ours = AlphaBarFunction(squared_cosine, steps)
     torch.testing.assert_close(ours.beta, Cosine(steps).beta, rtol=0, atol=1e-14)
 
 
-def test_alpha_bar_by_hand() -> None:
+def test_alpha_bar_function_by_hand() -> None:
     schedule = AlphaBarFunction(lambda time: 4 - 3 * time, 3)  # 4, 3, 2, 1
     torch.testing.assert_close(schedule.alpha_bar, torch.tensor([4, 3, 2, 1]).double() / 4, rtol=1e-14, atol=0)
     assert AlphaBarFunction(lambda time: 1 - time, 4, max_beta=0.5).beta.tolist() == pytest.approx(
@@ -244,7 +244,7 @@ def test_alpha_bar_by_hand() -> None:
 @pytest.mark.parametrize(
     "before", [Linear(1000), Quadratic(1000), Sigmoid(200), Cosine(50), ExplicitBetas([0.1, 0.5, 0.2])]
 )
-def test_zero_terminal_snr_is_diffusers(before: NoiseSchedule) -> None:
+def test_zero_terminal_snr_equals_diffusers(before: NoiseSchedule) -> None:
     schedule = ZeroTerminalSNR(before)
     torch.testing.assert_close(schedule.beta[1:], rescale_zero_terminal_snr(before.beta[1:]), rtol=1e-12, atol=1e-15)
     assert schedule.alpha_bar[-1] == schedule.signal[-1] == 0
@@ -266,7 +266,7 @@ def test_zero_terminal_snr_by_hand() -> None:
         lambda: AlphaBarFunction(squared_cosine, 5),
     ],
 )
-def test_the_users_own_are_constants_like_all_others(make: Callable[[], NoiseSchedule]) -> None:
+def test_custom_schedules_are_constants_too(make: Callable[[], NoiseSchedule]) -> None:
     schedule = make().half()
     assert schedule.state_dict() == {}
     assert list(schedule.parameters()) == list(schedule.children()) == []
@@ -276,11 +276,13 @@ def test_the_users_own_are_constants_like_all_others(make: Callable[[], NoiseSch
 
 @pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), (), (0,)], ids=str)
 def test_betas_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"4 steps needs as many betas.*\(4,\), got shape .* from Own; give one number"):
-        Own(4, torch.full(shape, 0.1))
+    with pytest.raises(
+        UserError, match=r"4 steps needs 4 betas.*\(4,\), got shape .* from CustomSchedule; give one number"
+    ):
+        CustomSchedule(4, torch.full(shape, 0.1))
 
 
-def test_no_betas_are_refused() -> None:
+def test_an_empty_list_of_betas_is_refused() -> None:
     with pytest.raises(UserError, match=r"empty; give beta_1..beta_T"):
         ExplicitBetas([])
     with pytest.raises(UserError, match=r"got shape \(2, 1\)"):
@@ -289,20 +291,22 @@ def test_no_betas_are_refused() -> None:
 
 @pytest.mark.parametrize("small", [1e-17, 1e-300])
 @pytest.mark.parametrize("t", [1, 3])
-def test_a_beta_that_float64_loses_is_refused(small: float, t: int) -> None:
+def test_a_beta_below_float64_resolution_is_refused(small: float, t: int) -> None:
     beta = [0.1, 0.2, 0.3, 0.4]
     beta[t - 1] = small
-    with pytest.raises(UserError, match=rf"does not fall in float64 at t={t} of 4: beta_{t}={small:g} is too"):
+    with pytest.raises(
+        UserError, match=rf"does not decrease in float64 at t={t} of 4: beta_{t}={small:g} is too small"
+    ):
         ExplicitBetas(beta)
 
 
-def test_betas_that_leave_nothing_before_T_are_refused() -> None:
-    with pytest.raises(UserError, match=r"nothing is left of x_0 before t=500.*lower the betas"):
+def test_betas_that_leave_no_signal_before_T_are_refused() -> None:
+    with pytest.raises(UserError, match=r"no signal is left before t=500.*lower the betas"):
         ExplicitBetas([0.9] * 500)
 
 
 @pytest.mark.parametrize(
-    ("alpha_bar", "said"),
+    ("alpha_bar", "message"),
     [
         (lambda time: 1.0, "got 1 at time 1/4 after 1"),
         (lambda time: time + 0.1, "got 0.35 at time 1/4 after 0.1"),
@@ -315,19 +319,19 @@ def test_betas_that_leave_nothing_before_T_are_refused() -> None:
         (lambda time: 0 * time, "got 0 at time 0/4"),
     ],
 )  # fmt: skip
-def test_an_alpha_bar_that_does_not_fall_is_refused(alpha_bar: Callable[[float], float], said: str) -> None:
-    with pytest.raises(UserError, match=rf"must be finite, fall .* {re.escape(said)}.*mend the function"):
+def test_an_alpha_bar_that_does_not_decrease_is_refused(alpha_bar: Callable[[float], float], message: str) -> None:
+    with pytest.raises(UserError, match=rf"must be finite, decrease .* {re.escape(message)}.*fix the function"):
         AlphaBarFunction(alpha_bar, 4)
 
 
 @pytest.mark.parametrize("value", [None, "much", torch.ones(2), [1.0]], ids=str)
-def test_an_alpha_bar_that_is_no_number_is_refused(value: Any) -> None:
-    with pytest.raises(UserError, match=r"alpha_bar must return a number, got .* at time 0; mend the function"):
+def test_an_alpha_bar_that_returns_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match=r"alpha_bar must return a number, got .* at time 0; fix the function"):
         AlphaBarFunction(lambda time: value)
 
 
 @pytest.mark.parametrize("max_beta", [0, 1, -0.5, math.nan])
-def test_a_cut_outside_0_1_is_refused(max_beta: float) -> None:
+def test_a_max_beta_outside_0_1_is_refused(max_beta: float) -> None:
     with pytest.raises(UserError, match=r"max_beta must lie in \(0, 1\), got .*ZeroTerminalSNR"):
         AlphaBarFunction(squared_cosine, 10, max_beta)
 
@@ -337,12 +341,14 @@ def test_zero_terminal_snr_of_one_step_is_refused() -> None:
         ZeroTerminalSNR(Linear(1))
 
 
-@pytest.mark.parametrize("prediction", [Epsilon(), PosteriorMean()], ids=repr)
-def test_next_to_no_signal_is_refused_like_none(prediction: Parameterization) -> None:
+@pytest.mark.parametrize("parameterization", [Epsilon(), PosteriorMean()], ids=repr)
+def test_nearly_zero_terminal_snr_is_refused_like_zero(parameterization: Parameterization) -> None:
     nearly = ExplicitBetas([0.9] * 100)  # sqrt(alpha_bar_T) = 1e-50, which is 0 in float32
-    with pytest.raises(UserError, match=rf"alpha_bar_T=1e-100.*{prediction} says nothing about x_0.*Velocity or Data"):
-        prediction.check_schedule(nearly)
+    with pytest.raises(
+        UserError, match=rf"alpha_bar_T=1e-100.*{parameterization} does not determine x_0.*Velocity or X0"
+    ):
+        parameterization.check_schedule(nearly)
     for other in (Velocity(), X0()):
         other.check_schedule(nearly)
     for schedule in (Linear(1000), Cosine(4000)):
-        prediction.check_schedule(schedule)
+        parameterization.check_schedule(schedule)

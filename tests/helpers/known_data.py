@@ -1,4 +1,4 @@
-"""Data whose truth is known: mixtures of Gaussians, and the noise that the best of all networks would see in them."""
+"""Data with known distributions: mixtures of Gaussians, and the noise that an optimal network predicts for them."""
 
 import math
 
@@ -9,10 +9,10 @@ from lightning_ddpm.diffusion import Denoiser, NoiseSchedule
 
 
 class Mixture:
-    """Gaussians in the plane; images (b, 1, 1, 2), float64.
+    """A mixture of Gaussians in the plane; images are (b, 1, 1, 2), float64.
 
     Args:
-        weights: (k,), of sum 1.
+        weights: (k,), with sum 1.
         means: (k, 2).
         covariances: (k, 2, 2).
     """
@@ -26,29 +26,29 @@ class Mixture:
         return self.weights @ self.means
 
     def covariance(self) -> Tensor:
-        apart = self.means - self.mean()
-        return torch.einsum("k,kij->ij", self.weights, self.covariances + apart[:, :, None] * apart[:, None, :])
+        offsets = self.means - self.mean()
+        return torch.einsum("k,kij->ij", self.weights, self.covariances + offsets[:, :, None] * offsets[:, None, :])
 
     def log_density(self, x: Tensor, signal: Tensor | float = 1.0, noise: Tensor | float = 0.0) -> Tensor:
-        """log q(x_t) (b,) of x_t = signal x_0 + noise eps."""
-        return torch.logsumexp(self._parts(x, signal, noise)[0], dim=1)
+        """Compute log q(x_t) (b,) of x_t = signal x_0 + noise eps."""
+        return torch.logsumexp(self._components(x, signal, noise)[0], dim=1)
 
     def eps(self, schedule: NoiseSchedule, x: Tensor, t: Tensor) -> Tensor:
-        """E[eps | x_t], t (b,) of the same step, whole or real: -noise_t grad log q(x_t)."""
+        """Compute E[eps | x_t] = -noise_t grad log q(x_t); t (b,) holds one timestep, an integer or real."""
         signal, noise = schedule.signal_at(t[0]), schedule.noise_at(t[0])
-        logs, pulls = self._parts(x, signal, noise)
-        return (noise * torch.einsum("bk,bki->bi", logs.softmax(1), pulls)).reshape(x.shape)
+        logs, gradients = self._components(x, signal, noise)
+        return (noise * torch.einsum("bk,bki->bi", logs.softmax(1), gradients)).reshape(x.shape)
 
     def denoiser(self, schedule: NoiseSchedule) -> Denoiser:
         return Denoiser(lambda x, t: self.eps(schedule, x, t), schedule, clip=None)
 
-    def _parts(self, x: Tensor, signal: Tensor | float, noise: Tensor | float) -> tuple[Tensor, Tensor]:
-        """log of each Gaussian's share of the density (b, k), and covariance^-1 (x - mean) (b, k, 2)."""
-        apart = x.reshape(-1, 1, 2) - signal * self.means
+    def _components(self, x: Tensor, signal: Tensor | float, noise: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return the log density of each weighted Gaussian (b, k), and covariance^-1 (x - mean) (b, k, 2)."""
+        offsets = x.reshape(-1, 1, 2) - signal * self.means
         covariances = signal**2 * self.covariances + noise**2 * torch.eye(2, dtype=torch.float64)
-        pulls = torch.einsum("kij,bkj->bki", covariances.inverse(), apart)
-        logs = self.weights.log() - covariances.logdet() / 2 - (apart * pulls).sum(-1) / 2 - math.log(2 * math.pi)
-        return logs, pulls
+        gradients = torch.einsum("kij,bkj->bki", covariances.inverse(), offsets)
+        logs = self.weights.log() - covariances.logdet() / 2 - (offsets * gradients).sum(-1) / 2 - math.log(2 * math.pi)
+        return logs, gradients
 
 
 TWO = Mixture([0.3, 0.7], [[-0.7, 0.2], [0.5, -0.3]], [[[0.02, 0.01], [0.01, 0.03]], [[0.05, -0.02], [-0.02, 0.02]]])
@@ -56,5 +56,5 @@ ONE = Mixture([1.0], [[0.3, -0.2]], [[[0.25, 0.1], [0.1, 0.09]]])
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal noise from a generator of its own."""
+    """Return standard normal noise from a new generator."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
