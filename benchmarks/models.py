@@ -12,7 +12,7 @@ import yaml
 from benchmarks.report import device
 from lightning_ddpm.commands.main import main
 from lightning_ddpm.diffusion import DDIM, Linear
-from lightning_ddpm.interop.diffusers import unet_config, unet_weights
+from lightning_ddpm.interop.diffusers import export_weights, make_unet_config
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet
@@ -66,8 +66,8 @@ def diffusers_unet(module: DDPM) -> Any:
     from diffusers import UNet2DModel
 
     assert isinstance(module.network, UNet)
-    model: Any = UNet2DModel.from_config(unet_config(module.network))
-    model.load_state_dict(unet_weights(module.network))
+    model: Any = UNet2DModel.from_config(make_unet_config(module.network))
+    model.load_state_dict(export_weights(module.network))
     return model.to(module.device)
 
 

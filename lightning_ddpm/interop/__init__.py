@@ -1,1 +1,1 @@
-"""Other programs' file formats."""
+"""Conversion to and from the file formats of other programs."""

@@ -1,4 +1,4 @@
-"""The parts of Ho et al.'s U-Net (2020, arXiv:2006.11239, appendix B; details as in their released code)."""
+"""The layers of Ho et al.'s U-Net (2020, arXiv:2006.11239, appendix B; details as in their released code)."""
 
 import math
 
@@ -11,12 +11,12 @@ from lightning_ddpm.utils.errors import UserError
 
 
 def init_fan_avg_(weight: Tensor, scale: float = 1.0) -> Tensor:
-    """Uniform fan-average initialisation, in place: variance ``scale`` / ((fan_in + fan_out) / 2)."""
+    """Initialise in place by a uniform distribution of variance ``scale`` / ((fan_in + fan_out) / 2)."""
     return nn.init.xavier_uniform_(weight, gain=math.sqrt(scale))
 
 
 def make_conv(inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
-    """Convolution that keeps the size, initialised as Ho's."""
+    """Build a convolution that keeps height and width, initialised as in Ho et al."""
     layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     init_fan_avg_(layer.weight, scale)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -24,7 +24,7 @@ def make_conv(inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) ->
 
 
 def make_linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
-    """Dense layer, initialised as Ho's."""
+    """Build a linear layer, initialised as in Ho et al."""
     layer = nn.Linear(inputs, outputs)
     init_fan_avg_(layer.weight, scale)
     nn.init.zeros_(layer.bias)
@@ -32,7 +32,11 @@ def make_linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
 
 
 def make_group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """GroupNorm with Ho's eps of 1e-6."""
+    """Build a GroupNorm with Ho et al.'s eps of 1e-6.
+
+    Raises:
+        UserError: channels is not a multiple of groups.
+    """
     if channels % groups:
         raise UserError(
             f"channels must be a multiple of groups, got {channels} and {groups}; "
@@ -42,7 +46,7 @@ def make_group_norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 class SinusoidalEmbedding(nn.Module):
-    """Position features [sin, cos] of the zero-based step t - 1; the lowest frequency is exactly 1/10000.
+    """Features [sin, cos] of the zero-based timestep t - 1; the lowest frequency is exactly 1/10000.
 
     Args:
         dim: number of features, even.
@@ -53,23 +57,24 @@ class SinusoidalEmbedding(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim % 2 or dim < 4:
-            raise UserError(f"the step embedding needs an even width of at least 4, got {dim}")
+            raise UserError(f"the timestep embedding needs an even width of at least 4, got {dim}")
         exponent = torch.arange(dim // 2, dtype=torch.float64) / (dim // 2 - 1)
         self.register_buffer("frequency", torch.exp(-math.log(10000) * exponent).float(), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        """Steps (b,) in 1..T -> (b, dim)."""
+        """Map timesteps (b,) in 1..T to (b, dim)."""
         angle = rearrange(t - 1, "b -> b 1").float() * self.frequency.float()
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 class LabelEmbedding(nn.Module):
-    """A vector for each class, and one more, the last, for no class: so that every image has one, and every step of
-    training a gradient for this layer, whatever labels its images have.
+    """A vector for each class and, as the last, one for no class.
+
+    So every image has a vector, and every training step computes a gradient for this layer, whatever the labels.
 
     Args:
-        classes: how many.
-        dim: of the vectors.
+        classes: number of classes.
+        dim: length of the vectors.
     """
 
     def __init__(self, classes: int, dim: int) -> None:
@@ -77,13 +82,16 @@ class LabelEmbedding(nn.Module):
         self.vectors = nn.Embedding(classes + 1, dim)
 
     def forward(self, label: Tensor) -> Tensor:
-        """(b,) int64, -1 for no class -> (b, dim)."""
+        """Map labels (b,) int64, -1 for no class, to (b, dim)."""
         none = self.vectors.num_embeddings - 1
         return self.vectors(torch.where(label < 0, none, label))  # type: ignore[no-any-return]
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv; add the step; norm, SiLU, dropout, conv; add the input. (b, c, h, w) -> (b, outputs, h, w)."""
+    """norm, SiLU, conv; add the embedding; norm, SiLU, dropout, conv; add the input.
+
+    (b, inputs, h, w) -> (b, outputs, h, w).
+    """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, dropout: float) -> None:
         super().__init__()
@@ -103,7 +111,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over the pixels, added to the input. (b, c, h, w) -> the same."""
+    """Single-head self-attention over the pixels, added to the input; keeps the shape (b, channels, h, w)."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -119,8 +127,10 @@ class AttentionBlock(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One vector of all pixels: their mean asks them all, in a single head (Radford et al. 2021, arXiv:2103.00020,
-    section 2.4; as in Dhariwal & Nichol 2021, arXiv:2105.05233). (b, channels, size, size) -> (b, outputs).
+    """Single-head attention pooling, whose only query is the mean of all pixels.
+
+    (b, channels, size, size) -> (b, outputs). Radford et al. 2021 (arXiv:2103.00020), section 2.4; used as in Dhariwal
+    & Nichol 2021 (arXiv:2105.05233).
     """
 
     def __init__(self, channels: int, size: int, outputs: int) -> None:
@@ -138,7 +148,7 @@ class AttentionPool(nn.Module):
 
 
 class DownsampleConv(nn.Module):
-    """Halve the size by a stride-2 convolution padded on the right and below only, as TensorFlow pads."""
+    """Convolution of stride 2 that halves height and width; like TensorFlow's, it pads right and bottom only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -151,7 +161,7 @@ class DownsampleConv(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-    """Double the size by repeating pixels, then convolve."""
+    """Nearest-neighbour upsampling that doubles height and width, followed by a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

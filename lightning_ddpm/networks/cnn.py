@@ -6,17 +6,21 @@ from lightning_ddpm.utils.errors import UserError
 
 
 class SmallCNN(nn.Module):
-    """Classifies small images; its penultimate activations are features for a Fréchet distance.
+    """Classifier of small images, whose penultimate activations are features for a Fréchet distance.
 
-    Three 3x3 convolutions (the second halves the size), a dense layer of ``features`` units, a linear head.
+    It has three 3x3 convolutions (the second halves height and width), a linear layer of ``features`` units and a
+    linear head.
 
     Args:
-        channels: image channels. On the command line ``null`` means: as the data has.
+        channels: image channels. On the command line ``null`` takes the data's.
         size: image height and width, even; ``null`` likewise.
         classes: number of classes; ``null`` likewise.
         width: channels of the first convolution; the others have twice as many.
         features: number of features.
-        dropout: before the dense layer and before the head.
+        dropout: dropout probability before the linear layer and before the head.
+
+    Raises:
+        UserError: the images' shape or the number of classes is missing, or ``size`` is odd.
     """
 
     def __init__(
@@ -31,8 +35,8 @@ class SmallCNN(nn.Module):
         super().__init__()
         if not channels or not size or not classes:
             raise UserError(
-                f"ConvNet needs the images' channels, size and classes, got {channels}, {size} and {classes}: "
-                "the data set must have labels"
+                f"SmallCNN needs channels, size and classes, got {channels}, {size} and {classes}; use a dataset with "
+                "labels"
             )
         if size % 2:
             raise UserError(f"size must be even, got {size}")
@@ -52,9 +56,9 @@ class SmallCNN(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images (b, channels, size, size) in [-1, 1] -> (b, features)."""
+        """Map images (b, channels, size, size) in [-1, 1] to features (b, features)."""
         return self.body(x)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (b, channels, size, size) in [-1, 1] -> logits (b, classes)."""
+        """Map images (b, channels, size, size) in [-1, 1] to logits (b, classes)."""
         return self.head(self.embed(x))  # type: ignore[no-any-return]

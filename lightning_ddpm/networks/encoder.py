@@ -1,4 +1,4 @@
-"""The way down of Ho et al.'s U-Net, as a classifier of noisy images; Dhariwal & Nichol 2021 (arXiv:2105.05233)."""
+"""The encoder of Ho et al.'s U-Net as a classifier of noisy images; Dhariwal & Nichol 2021 (arXiv:2105.05233)."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from lightning_ddpm.utils.errors import UserError
 
 
 class UNetEncoder(nn.Module):
-    """Maps (x_t, t) to logits of the classes: a U-Net's way down and middle, then attention pooling.
+    """Classifier of noisy images x_t: a U-Net's encoder and middle, followed by attention pooling.
 
     Args:
-        channels, size, width, multipliers, attention, blocks, dropout, groups: as of :class:`UNet`.
-        classes: how many. On the command line ``null`` means: as the data has.
+        channels, size, width, multipliers, attention, blocks, dropout, groups: see :class:`UNet`.
+        classes: number of classes. On the command line ``null`` takes the data's.
 
     Raises:
-        UserError: a combination that cannot be built; the message names the fix.
+        UserError: the combination of arguments cannot be built; the message states the fix.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class UNetEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if not classes or classes < 1:
-            raise UserError(f"HalfUNet needs the number of classes, got {classes}: the data set must have labels")
+            raise UserError(f"UNetEncoder needs the number of classes, got {classes}; use a dataset with labels")
         parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups)
         assert channels is not None
         assert size is not None
@@ -46,7 +46,7 @@ class UNetEncoder(nn.Module):
         self.pool = AttentionPool(parts.channels, size // 2 ** (len(multipliers) - 1), classes)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Noisy images (b, channels, size, size) and steps (b,) in 1..T -> logits (b, classes)."""
+        """Map noisy images (b, channels, size, size) and timesteps (b,) in 1..T to logits (b, classes)."""
         embedding = self.embed(t)
         h = run_encoder(self.first, self.down, x_t, embedding)[-1]
         h = self.middle2(self.middle1(h, embedding), embedding)

@@ -22,7 +22,7 @@ from lightning_ddpm.utils.errors import UserError
 
 
 class UNetBlock(nn.Module):
-    """A residual block, and attention after it where the resolution asks for it."""
+    """A residual block, followed by self-attention if ``attention`` is set."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, dropout: float, attention: bool) -> None:
         super().__init__()
@@ -34,14 +34,14 @@ class UNetBlock(nn.Module):
 
 
 class EncoderParts(NamedTuple):
-    """The way down of a U-Net and its middle: all that sees the image at full size first.
+    """The encoder of a U-Net and its middle.
 
     Attributes:
-        embed: steps (b,) -> (b, embedding).
-        first, down, middle1, middle2: the layers.
-        channels: of what the middle gives.
-        skips: channels of every output on the way down.
-        stage: makes a stage of the same kind: inputs, outputs, level -> layer.
+        embed: maps timesteps (b,) to (b, embedding).
+        first, down, middle1, middle2: the layers, in order.
+        channels: output channels of the middle.
+        skips: channels of every output of the encoder.
+        make_block: builds a block with the same settings: (inputs, outputs, level) -> block.
     """
 
     embed: nn.Sequential
@@ -51,7 +51,7 @@ class EncoderParts(NamedTuple):
     middle2: UNetBlock
     channels: int
     skips: list[int]
-    stage: Callable[[int, int, int], UNetBlock]
+    make_block: Callable[[int, int, int], UNetBlock]
 
 
 def build_encoder(
@@ -64,7 +64,7 @@ def build_encoder(
     dropout: float,
     groups: int,
 ) -> EncoderParts:
-    """Build the way down; arguments and errors as for :class:`UNet`."""
+    """Build the encoder and the middle; see :class:`UNet` for arguments and errors."""
     if channels is None or size is None:
         raise UserError(f"UNet needs the images' channels and size, got channels={channels}, size={size}")
     if min(channels, size, blocks, *multipliers) < 1 or not 0 <= dropout <= 1:
@@ -75,12 +75,12 @@ def build_encoder(
     halvings = len(multipliers) - 1
     if size % 2**halvings:
         raise UserError(
-            f"size must be a multiple of {2**halvings}, to be halved {halvings} times; "
+            f"size must be a multiple of {2**halvings}, because it is halved {halvings} times; "
             f"got {size}; try size={-(-size // 2**halvings) * 2**halvings} or fewer multipliers"
         )
     sizes = [size // 2**level for level in range(len(multipliers))]
     if missing := set(attention) - set(sizes):
-        raise UserError(f"attention is asked for at {sorted(missing)}, but the levels have the sizes {sizes}")
+        raise UserError(f"attention is set for the sizes {sorted(missing)}, but the levels have the sizes {sizes}")
 
     embedding = 4 * width
     embed = nn.Sequential(
@@ -88,14 +88,14 @@ def build_encoder(
     )
     first = make_conv(channels, width)
 
-    def stage(inputs: int, outputs: int, level: int) -> UNetBlock:
+    def make_block(inputs: int, outputs: int, level: int) -> UNetBlock:
         return UNetBlock(inputs, outputs, embedding, groups, dropout, sizes[level] in attention)
 
     skips, current = [width], width
     down = nn.ModuleList()
     for level, multiplier in enumerate(multipliers):
         for _ in range(blocks):
-            down.append(stage(current, width * multiplier, level))
+            down.append(make_block(current, width * multiplier, level))
             current = width * multiplier
             skips.append(current)
         if level < halvings:
@@ -104,11 +104,11 @@ def build_encoder(
 
     middle1 = UNetBlock(current, current, embedding, groups, dropout, attention=True)
     middle2 = UNetBlock(current, current, embedding, groups, dropout, attention=False)
-    return EncoderParts(embed, first, down, middle1, middle2, current, skips, stage)
+    return EncoderParts(embed, first, down, middle1, middle2, current, skips, make_block)
 
 
 def run_encoder(first: nn.Module, down: nn.ModuleList, x_t: Tensor, embedding: Tensor) -> list[Tensor]:
-    """Every output on the way down, (b, c, h, w) each."""
+    """Return the output of every layer of the encoder, (b, c, h, w) each."""
     outputs = [first(x_t)]
     for layer in down:
         outputs.append(layer(outputs[-1], embedding) if isinstance(layer, UNetBlock) else layer(outputs[-1]))
@@ -116,27 +116,26 @@ def run_encoder(first: nn.Module, down: nn.ModuleList, x_t: Tensor, embedding: T
 
 
 class UNet(nn.Module):
-    """Maps (x_t, t), and a class where there are any, to an image of the same shape: the noise in x_t, or what else it
-    is trained to say.
+    """Ho et al.'s U-Net, which predicts eps, x_0 or v of a noisy image x_t, optionally conditioned on a class.
 
-    Levels halve the size from one to the next; each has ``blocks`` residual blocks on the way down and one more on the
-    way up, and every output on the way down meets its counterpart on the way up.
+    Every level after the first halves height and width. A level has ``blocks`` residual blocks in the encoder and one
+    more in the decoder. Each block of the decoder also gets the output of the encoder's corresponding layer.
 
     Args:
-        channels: image channels. On the command line ``null`` means: as the data has.
-        size: image height and width; ``null`` likewise. A multiple of 2^(levels - 1).
-        width: channels at the first level (Ho: 128).
-        multipliers: channels of each level as multiples of ``width`` (Ho: 1, 2, 2, 2 at 32x32).
-        attention: the resolutions that have self-attention (Ho: 16); the middle always has.
-        blocks: residual blocks a level (Ho: 2).
-        dropout: before the second convolution of each block (Ho: 0.1 for CIFAR-10, else 0).
-        groups: of GroupNorm; every level's channels are a multiple of it.
-        outputs: images' worth of channels to answer with: 2 where the network learns the reverse variance as well
-            (Nichol & Dhariwal 2021, arXiv:2102.09672).
-        classes: how many there are to be told of; 0 for none, and ``null`` on the command line: as the data has.
+        channels: image channels. On the command line ``null`` takes the data's.
+        size: image height and width, a multiple of 2^(levels - 1); ``null`` likewise.
+        width: channels at the first level (Ho et al.: 128).
+        multipliers: channels of each level as multiples of ``width`` (Ho et al.: 1, 2, 2, 2 at 32x32).
+        attention: resolutions with self-attention (Ho et al.: 16); the middle always has it.
+        blocks: residual blocks per level (Ho et al.: 2).
+        dropout: dropout probability before the second convolution of each block (Ho et al.: 0.1 for CIFAR-10, else 0).
+        groups: number of groups of GroupNorm; it must divide the channels of every level.
+        outputs: output channels divided by image channels; 2 if the network also learns the reverse variance (Nichol
+            & Dhariwal 2021, arXiv:2102.09672).
+        classes: number of classes to condition on, 0 for none. On the command line ``null`` takes the data's.
 
     Raises:
-        UserError: a combination that cannot be built; the message names the fix.
+        UserError: the combination of arguments cannot be built; the message states the fix.
     """
 
     def __init__(
@@ -155,7 +154,7 @@ class UNet(nn.Module):
         super().__init__()
         if classes is None or classes < 0:
             raise UserError(
-                f"UNet needs the number of classes, got classes={classes}: the data set must have labels; "
+                f"UNet needs the number of classes, got classes={classes}: the dataset must have labels; "
                 "give classes=0 for a model without"
             )
         parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups)
@@ -169,23 +168,23 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(blocks + 1):
-                self.up.append(parts.stage(current + skips.pop(), width * multiplier, level))
+                self.up.append(parts.make_block(current + skips.pop(), width * multiplier, level))
                 current = width * multiplier
             if level > 0:
                 self.up.append(UpsampleConv(current))
 
         self.norm = make_group_norm(current, groups)
         self.last = make_conv(current, outputs * channels, scale=1e-10)
-        if classes:  # the last of all, so that the others begin as without classes
+        if classes:  # initialised last, so that the others start as they do without classes
             self.embed_label = LabelEmbedding(classes, 4 * width)
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Predict the noise, or whatever the network is trained to.
+        """Predict eps, x_0 or v, whichever the network is trained for.
 
         Args:
-            x_t: (b, channels, size, size) noisy images.
-            t: (b,) steps, 1..T.
-            label: (b,) the class of each, -1 where it is not told; ``None`` for nowhere.
+            x_t: noisy images (b, channels, size, size).
+            t: timesteps (b,) in 1..T.
+            label: classes (b,) int64, -1 for an unconditional prediction; ``None`` for -1 everywhere.
 
         Returns:
             (b, outputs * channels, size, size).

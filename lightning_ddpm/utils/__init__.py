@@ -1,1 +1,1 @@
-"""Errors, random numbers, files and console output, shared by every other folder."""
+"""Errors, random numbers, files, hashing and console output, shared by every other folder."""

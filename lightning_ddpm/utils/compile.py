@@ -1,4 +1,4 @@
-"""A network, compiled in place."""
+"""Compile a network in place."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from lightning_ddpm.utils.errors import UserError, first_line
 
 
 def compile_in_place(network: nn.Module, backend: str = "inductor", mode: str | None = None) -> None:
-    """Have torch.compile turn a network into kernels when it is first called, with gradients and without.
+    """Have torch.compile compile a network at its first call, once with gradients and once without.
 
-    In place, so that weights keep their names; batches of whatever size share what was compiled.
+    Compiling in place keeps the names of the weights. Batches of all sizes share the compiled program.
 
     Args:
         network: called as network(x_t, t) or network(x_t, t, label).
-        backend, mode: as of torch.compile.
+        backend, mode: see torch.compile.
 
     Raises:
-        UserError: at the first call: the backend does not work on this machine.
+        UserError: the backend does not work on this machine; raised at the first call of the network.
     """
     from torch._dynamo.exc import BackendCompilerFailed  # slow to import
 
@@ -26,28 +26,28 @@ def compile_in_place(network: nn.Module, backend: str = "inductor", mode: str | 
     compiled: Any = network._compiled_call_impl
 
     def call(*inputs: Tensor) -> Any:
-        laid_out = [each.contiguous() for each in inputs]  # samplers repeat one t without memory of its own
-        for each in laid_out:  # else another batch size would be another program
+        contiguous = [each.contiguous() for each in inputs]  # samplers pass t as an expanded view
+        for each in contiguous:  # else every batch size would be compiled on its own
             torch._dynamo.maybe_mark_dynamic(each, 0)
         try:
-            return compiled(*laid_out)
+            return compiled(*contiguous)
         except BackendCompilerFailed as error:
             cause = first_line(error.inner_exception)
             raise UserError(
-                f"torch.compile cannot compile the network here: {cause}; on a processor it needs a C++ compiler, such "
-                "as Debian's g++: mend that, or go without"
+                f"torch.compile cannot compile the network here: {cause}; on a CPU it needs a C++ compiler, such as "
+                "Debian's g++: install one, or train without compilation"
             ) from error
 
     network._compiled_call_impl = call
 
 
 def check_backend(name: str) -> None:
-    """Refuse a backend that torch.compile does not have."""
+    """Raise UserError if torch.compile has no such backend."""
     known = torch.compiler.list_backends(exclude_tags=())
     if name not in known:
-        raise UserError(f"there is no backend {name!r} of torch.compile; there are {', '.join(known)}")
+        raise UserError(f"torch.compile has no backend {name!r}; it has {', '.join(known)}")
 
 
 def restore_eager(network: nn.Module) -> None:
-    """Undo it."""
+    """Undo :func:`compile_in_place`."""
     network._compiled_call_impl = None

@@ -1,4 +1,4 @@
-"""What a run says while it works: bars on a terminal, a plain line now and then in a log file."""
+"""Console output of a run: progress bars on a terminal, and a line now and then in a log file."""
 
 import logging
 import sys
@@ -14,12 +14,12 @@ Item = TypeVar("Item")
 
 
 def is_terminal() -> bool:
-    """Whether a person is watching."""
+    """Return whether the output is a terminal."""
     return sys.stdout.isatty()
 
 
 def report(line: str) -> None:
-    """Print a line at once; on a terminal above the progress bar, where there is one."""
+    """Print a line without buffering; on a terminal it stands above the progress bar, if there is one."""
     print(line, flush=True)
 
 
@@ -33,7 +33,7 @@ def silence_pillow() -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as a person says them: ``45 s``, ``12 min``, ``3.5 h``."""
+    """Format seconds in a readable unit: ``45 s``, ``12 min``, ``3.5 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -42,14 +42,14 @@ def format_duration(seconds: float) -> str:
 def show_progress(
     batches: Iterable[tuple[int, Item]], total: int, what: str = "", show: bool = True, bar: bool = True
 ) -> Iterator[Item]:
-    """Pass batches on, showing how many images are done, how fast, and how long the rest takes.
+    """Yield batches and show the number of images done, their rate and the time left.
 
     Args:
-        batches: (number of images in the batch, the batch).
-        total: number of images in all.
-        what: what is being done.
-        show: False to be silent (all ranks but the first).
-        bar: False where another bar has the terminal already, as in training; then lines are printed instead.
+        batches: pairs of the number of images in a batch and the batch.
+        total: total number of images.
+        what: description of the work.
+        show: False for no output, as on all ranks but the first.
+        bar: False to print lines instead of a bar, as during training, whose bar is on the terminal already.
     """
     if not show:
         yield from (batch for _, batch in batches)
@@ -72,14 +72,14 @@ def _with_bar(batches: Iterable[tuple[int, Item]], total: int, what: str) -> Ite
 
 
 def _with_lines(batches: Iterable[tuple[int, Item]], total: int, what: str, every: float = 15.0) -> Iterator[Item]:
-    start = said = time.monotonic()
+    start = reported = time.monotonic()
     done = 0
     for n, batch in batches:
         yield batch
         done += n
         now = time.monotonic()
-        if now - said >= every and done < total:
-            said, rate = now, done / (now - start)
+        if now - reported >= every and done < total:
+            reported, rate = now, done / (now - start)
             report(f"{what}: {done} of {total}, {rate:.1f} images/s, {format_duration((total - done) / rate)} left")
     seconds = time.monotonic() - start
     report(f"{what}: {done} in {format_duration(seconds)}, {done / max(seconds, 1e-9):.1f} images/s")

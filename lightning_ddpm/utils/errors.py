@@ -1,14 +1,14 @@
-"""The one exception that is the user's to mend, not ours."""
+"""The exception for bad input, which the user can fix."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library says went wrong, short enough for a sentence; its name where it says nothing."""
+    """Return the first line of an exception's message, or the name of its class if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class UserError(ValueError):
-    """Bad input, said in one sentence: what is wrong, what was got, and the fix.
+    """Bad input. The message is one sentence: what is wrong, what was got, and the fix.
 
-    The command line prints the sentence and exits with status 2; every other exception keeps its traceback, because it
-    is a bug of ours.
+    The command line prints the message and exits with status 2. Every other exception is a bug of this package and is
+    shown with its traceback.
     """

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that can be written."""
+"""Write files atomically, and check folders and files before they are needed."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from lightning_ddpm.utils.hashing import hash_file
 
 
 def get_cache_folder() -> Path:
-    """Where what can be computed again is kept: ``$LIGHTNING_DDPM_CACHE``, else under the user's cache folder."""
+    """Return the folder of cached results: ``$LIGHTNING_DDPM_CACHE``, or one in the user's cache folder."""
     if given := os.environ.get("LIGHTNING_DDPM_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_ddpm"
@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names of a folder's files on the disk, as fsync has their content."""
+    """Write the names of a folder's files to the disk, as fsync does with their content."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,16 +46,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_free_space(folder: Path, largest: int, total: int, of: str = "checkpoint") -> None:
-    """Refuse a folder that is too small, by reserving a file as large as the largest and giving it back.
+    """Check that files will fit in a folder, by reserving a file as large as the largest and deleting it.
 
     Args:
-        folder: which exists.
-        largest: bytes of the largest file to come.
-        total: bytes of all of them.
-        of: what they are.
+        folder: an existing folder.
+        largest: bytes of the largest file.
+        total: bytes of all files.
+        of: description of a file, for the message.
 
     Raises:
-        UserError: a full disk, a quota or a limit on files is in the way.
+        UserError: the disk is full, or a quota or a limit on the size of files is exceeded.
     """
     free = shutil.disk_usage(folder).free
     if free < total:
@@ -68,7 +68,7 @@ def check_free_space(folder: Path, largest: int, total: int, of: str = "checkpoi
             os.posix_fallocate(trial.fileno(), 0, max(largest, 1))
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-            return  # this file system does not reserve
+            return  # this file system cannot reserve space
         raise UserError(
             f"a {of} of {largest / 1e6:,.0f} MB cannot be written in {folder} ({error.strerror or error}); make "
             "room, lift the limit, or choose another folder"
@@ -76,10 +76,10 @@ def check_free_space(folder: Path, largest: int, total: int, of: str = "checkpoi
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder and try to write in it, before hours are spent on what could not be saved.
+    """Create the folder and try to write in it, so that a long run does not fail when it saves its result.
 
     Raises:
-        UserError: it cannot be made or written.
+        UserError: the folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,10 @@ def check_writable(folder: Path) -> None:
 
 
 def check_published(path: Path) -> None:
-    """Compare a file with the ``SHA256SUMS`` beside it, if there is one that lists it, as ``sha256sum`` writes them.
+    """Compare a file with its entry in the ``SHA256SUMS`` (as written by ``sha256sum``) of its folder, if any.
 
     Raises:
-        UserError: its content is another.
+        UserError: the digest differs.
     """
     sums = path.parent / "SHA256SUMS"
     lines = sums.read_text().splitlines() if sums.is_file() else []

@@ -1,7 +1,7 @@
-"""Random numbers that are functions of what they are for, not of what ran before.
+"""Random numbers that depend on their purpose and key alone, not on the numbers generated before.
 
-Nothing here has state: the noise of training step 7 on rank 1 is the same whether the run was interrupted or not, and
-different from rank 0's.
+There is no global state: the noise of training step 7 on rank 1 is the same whether or not the run was interrupted, and
+differs from that of rank 0.
 """
 
 import hashlib
@@ -14,55 +14,55 @@ from torch import Tensor
 
 
 def make_generator(device: torch.device | str, purpose: str, *key: int, index: int = 0) -> torch.Generator:
-    """A generator for one purpose, one key and one index.
+    """Return a seeded generator for a purpose, a key and an index.
 
     Args:
-        device: where the numbers are drawn; the CPU's and a GPU's differ.
-        purpose: keeps uses with equal keys apart.
-        key: integers that name the use: seed, rank, ...
-        index: counts uses of one (purpose, key); different indices never collide.
+        device: device of the generator; CPU and GPU generate different numbers.
+        purpose: distinguishes uses with equal keys.
+        key: integers such as seed and rank.
+        index: counts the uses of one (purpose, key); different indices never have the same seed.
     """
     digest = hashlib.blake2b(repr((purpose, key)).encode(), digest_size=4).digest()
-    # torch's CPU generator takes 32 bits of a seed: hash the key into them, but count the index, which cannot collide.
+    # torch's CPU generator uses 32 bits of a seed. The key is hashed to them; the index is added and cannot collide.
     return torch.Generator(device).manual_seed((int.from_bytes(digest, "big") + index) % 2**32)
 
 
 @contextmanager
 def seed_globally(device: torch.device, purpose: str, *key: int, index: int = 0) -> Iterator[None]:
-    """Inside, torch's global generators draw as :func:`make_generator` says: for dropout, which takes no generator.
+    """Seed torch's global generators like :func:`make_generator` inside the context, for dropout, which takes none.
 
-    Afterwards they go on as if nothing had been drawn.
+    On exit their previous states are restored.
     """
-    drawing = [torch.default_generator]
+    generators = [torch.default_generator]
     if device.type == "cuda":
         index_ = torch.cuda.current_device() if device.index is None else device.index
-        drawing.append(torch.cuda.default_generators[index_])
-    before = [each.get_state() for each in drawing]
+        generators.append(torch.cuda.default_generators[index_])
+    before = [each.get_state() for each in generators]
     seed = make_generator("cpu", purpose, *key, index=index).initial_seed()
     try:
-        for each in drawing:
+        for each in generators:
             each.manual_seed(seed)
         yield
     finally:
-        for each, state in zip(drawing, before, strict=True):
+        for each, state in zip(generators, before, strict=True):
             each.set_state(state)
 
 
 def get_run_seed() -> int:
-    """The seed of the run, as ``seed_everything`` left it; 0 where nobody called it."""
+    """Return the seed of the run, which ``seed_everything`` stores in the environment, or 0 if it was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 class ImageNoise:
-    """Standard normal noise of images ``start``..``stop``, call after call.
+    """A function that returns new standard normal noise for the images ``start``..``stop`` at every call.
 
-    Image i gets the same noise whatever batch it is in, because noise is drawn in fixed blocks of indices: a batch
-    draws every block that it touches and keeps its own part. So 50,000 images take 3,125 generators a run, not 50,000.
+    Image i gets the same noise in a batch of any size, because noise is generated in fixed blocks of indices: a batch
+    generates every block that it overlaps and keeps its own part. 50,000 images need 3,125 generators, not 50,000.
 
     Args:
-        seed: of the set of images.
+        seed: seed of the generated images.
         start, stop: the images, as ``range(start, stop)``.
-        purpose: what for; images are generated from ``image``.
+        purpose: see :func:`make_generator`; sampling uses ``image``.
     """
 
     BLOCK = 16
@@ -72,12 +72,12 @@ class ImageNoise:
         self.generators: list[torch.Generator] = []
 
     def __call__(self, like: Tensor) -> Tensor:
-        """The next noise, shaped as ``like`` (stop - start, ...), on its device and in its precision."""
+        """Return the next noise, with the shape (stop - start, ...), device and dtype of ``like``."""
         first = self.start // self.BLOCK
         if not self.generators:
             blocks = range(first, (self.stop - 1) // self.BLOCK + 1)
             self.generators = [make_generator(like.device, self.purpose, self.seed, index=block) for block in blocks]
         shape = (self.BLOCK, *like.shape[1:])
-        drawn = [torch.randn(shape, generator=each, device=like.device, dtype=like.dtype) for each in self.generators]
+        noise = [torch.randn(shape, generator=each, device=like.device, dtype=like.dtype) for each in self.generators]
         offset = first * self.BLOCK
-        return torch.cat(drawn)[self.start - offset : self.stop - offset]
+        return torch.cat(noise)[self.start - offset : self.stop - offset]

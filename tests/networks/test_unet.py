@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from lightning_ddpm.interop.diffusers import unet_weights
+from lightning_ddpm.interop.diffusers import export_weights
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.networks.blocks import (
     AttentionBlock,
@@ -52,7 +52,7 @@ def diffusers_twin(net: UNet, multipliers: tuple[int, ...], attention: tuple[int
         norm_eps=1e-6,
         dropout=dropout,
     )
-    twin.load_state_dict(unet_weights(net))  # complains of one too few or too many
+    twin.load_state_dict(export_weights(net))  # complains of one too few or too many
     return twin
 
 
@@ -327,13 +327,16 @@ def test_each_image_is_processed_alone_with_its_own_step() -> None:
     [
         ({"size": None}, "UNet needs the images' channels and size, got channels=3, size=None"),
         ({"channels": None}, "UNet needs the images' channels and size, got channels=None, size=32"),
-        ({"size": 28}, "size must be a multiple of 8, to be halved 3 times; got 28; try size=32 or fewer multipliers"),
-        ({"attention": (7,)}, "attention is asked for at [7], but the levels have the sizes [32, 16, 8, 4]"),
-        ({"attention": (16, 64)}, "attention is asked for at [64], but the levels have the sizes [32, 16, 8, 4]"),
+        (
+            {"size": 28},
+            "size must be a multiple of 8, because it is halved 3 times; got 28; try size=32",
+        ),
+        ({"attention": (7,)}, "attention is set for the sizes [7], but the levels have the sizes [32, 16, 8, 4]"),
+        ({"attention": (16, 64)}, "attention is set for the sizes [64], but the levels have the sizes [32, 16, 8, 4]"),
         ({"width": 48}, "channels must be a multiple of groups, got 48 and 32; try groups=16"),
         ({"width": 36, "groups": 24}, "channels must be a multiple of groups, got 36 and 24; try groups=12"),
-        ({"width": 33, "groups": 1}, "the step embedding needs an even width of at least 4, got 33"),
-        ({"width": 2, "groups": 1}, "the step embedding needs an even width of at least 4, got 2"),
+        ({"width": 33, "groups": 1}, "the timestep embedding needs an even width of at least 4, got 33"),
+        ({"width": 2, "groups": 1}, "the timestep embedding needs an even width of at least 4, got 2"),
     ],
 )
 def test_a_wrong_combination_is_refused_with_the_fix(settings: dict[str, Any], message: str) -> None:

@@ -1,18 +1,24 @@
-"""A model as Hugging Face's diffusers keeps it: a UNet2DModel and a DDPMScheduler, each a JSON file, and named weights.
+"""Conversion to and from Hugging Face's diffusers: the JSON files of a UNet2DModel and a DDPMScheduler, and weights.
 
-Pure functions between those and ours, without diffusers itself; its models/unets/unet_2d.py and
-schedulers/scheduling_ddpm.py (github.com/huggingface/diffusers, 0.32 and newer) say what a setting means.
+The functions do not need diffusers itself. Its models/unets/unet_2d.py and schedulers/scheduling_ddpm.py
+(github.com/huggingface/diffusers, 0.32 and newer) define what the settings mean.
 """
 
 from lightning_ddpm.interop.diffusers.scheduler import (
     VARIANCES,
     check_outputs,
-    exported_variance,
-    scheduler_arguments,
-    scheduler_config,
+    choose_variance,
+    make_scheduler_config,
+    parse_scheduler_config,
 )
 from lightning_ddpm.interop.diffusers.settings import VERSION
-from lightning_ddpm.interop.diffusers.unet import load_weights, unet_arguments, unet_config, unet_names, unet_weights
+from lightning_ddpm.interop.diffusers.unet import (
+    export_weights,
+    load_weights,
+    make_unet_config,
+    map_weight_names,
+    parse_unet_config,
+)
 
 MODEL_INDEX = {
     "_class_name": "DDPMPipeline",
@@ -20,18 +26,18 @@ MODEL_INDEX = {
     "scheduler": ["diffusers", "DDPMScheduler"],
     "unet": ["diffusers", "UNet2DModel"],
 }
-"""model_index.json: which pipeline the folder is, and of which classes its parts are."""
+"""Content of model_index.json: the class of the pipeline and of its parts."""
 
 __all__ = [
     "MODEL_INDEX",
     "VARIANCES",
     "check_outputs",
-    "exported_variance",
+    "choose_variance",
+    "export_weights",
     "load_weights",
-    "scheduler_arguments",
-    "scheduler_config",
-    "unet_arguments",
-    "unet_config",
-    "unet_names",
-    "unet_weights",
+    "make_scheduler_config",
+    "make_unet_config",
+    "map_weight_names",
+    "parse_scheduler_config",
+    "parse_unet_config",
 ]

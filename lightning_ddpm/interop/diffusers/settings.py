@@ -1,4 +1,4 @@
-"""Reading a configuration of diffusers: what is not supported here is an error that names it."""
+"""Read the settings of a diffusers configuration, and refuse those that are not supported."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,66 +6,68 @@ from typing import Any
 from lightning_ddpm.utils.errors import UserError
 
 VERSION = "0.32.0"
-"""The oldest diffusers that a written folder is for."""
+"""Oldest version of diffusers that can read an exported folder."""
 
-# Of each setting: what diffusers takes where a file does not say, and which values mean what is done here.
 Settings = Mapping[str, tuple[object, tuple[object, ...]]]
+"""For each setting: diffusers' default, and the values that this package supports."""
 
 
-def unsupported(name: str, value: object, supported: str, where: str) -> UserError:
-    """The error that says which setting cannot be had, what it is, and what is supported."""
-    return UserError(f"{where} has {name}={value!r}, which cannot be expressed here; supported: {supported}")
+class SettingError(UserError):
+    """A setting of the file ``where`` has a value that is not supported."""
+
+    def __init__(self, name: str, value: object, supported: str, where: str) -> None:
+        super().__init__(f"{where} has {name}={value!r}, which is not supported; supported: {supported}")
 
 
 def check_class(config: Mapping[str, Any], supported: Sequence[str], where: str) -> None:
-    """Refuse a configuration of another class."""
+    """Raise SettingError if the configuration is of another class."""
     if config.get("_class_name") not in supported:
-        raise unsupported("_class_name", config.get("_class_name"), " and ".join(supported), where)
+        raise SettingError("_class_name", config.get("_class_name"), " and ".join(supported), where)
 
 
-def check(config: Mapping[str, Any], settings: Settings, read: set[str], where: str) -> None:
-    """Refuse what the settings do not support, and settings that are not known and not off."""
+def check_settings(config: Mapping[str, Any], settings: Settings, read: set[str], where: str) -> None:
+    """Raise SettingError for unsupported values, and for unknown settings other than null and false."""
     for name, (default, supported) in settings.items():
         if config.get(name, default) not in supported:
-            raise unsupported(name, config.get(name, default), " and ".join(map(repr, supported)), where)
+            raise SettingError(name, config.get(name, default), " and ".join(map(repr, supported)), where)
     for name in sorted(config.keys() - settings.keys() - read):
         if not name.startswith("_") and config[name] not in (None, False):
-            raise unsupported(name, config[name], "null", where)
+            raise SettingError(name, config[name], "null", where)
 
 
 def check_blocks(given: Sequence[str], plain: str, name: str, where: str) -> None:
-    """Refuse blocks other than the plain ones and those with attention."""
+    """Raise SettingError for blocks other than the plain ones and those with attention."""
     if not set(given) <= {plain, f"Attn{plain}"}:
-        raise unsupported(name, list(given), f"{plain} and Attn{plain}", where)
+        raise SettingError(name, list(given), f"{plain} and Attn{plain}", where)
 
 
-def one_of(config: Mapping[str, Any], name: str, default: str, known: Mapping[str, Any], where: str) -> Any:
-    """What the setting's name stands for, of those known."""
+def read_choice(config: Mapping[str, Any], name: str, default: str, known: Mapping[str, Any], where: str) -> Any:
+    """Return the object that the value of a setting stands for."""
     value = config.get(name, default)
     if value not in known:
-        raise unsupported(name, value, ", ".join(known), where)
+        raise SettingError(name, value, ", ".join(known), where)
     return known[value]
 
 
-def list_of(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> list[Any]:
-    """The setting, a list of at least one such thing."""
+def read_list(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> list[Any]:
+    """Return a setting that is a list of at least one item of this type."""
     value = config.get(name)
     if not isinstance(value, list) or not value or not all(isinstance(each, kind) for each in value):
-        raise unsupported(name, value, "a list", where)
+        raise SettingError(name, value, "a list", where)
     return value
 
 
-def whole(config: Mapping[str, Any], name: str, default: int, where: str) -> int:
-    """The setting, a whole number of at least 1."""
+def read_positive_int(config: Mapping[str, Any], name: str, default: int, where: str) -> int:
+    """Return a setting that is an integer of at least 1."""
     value = config.get(name, default)
     if type(value) is not int or value < 1:
-        raise unsupported(name, value, "a whole number of at least 1", where)
+        raise SettingError(name, value, "an integer of at least 1", where)
     return value
 
 
-def number(config: Mapping[str, Any], name: str, default: float, where: str) -> float:
-    """The setting, a number."""
+def read_number(config: Mapping[str, Any], name: str, default: float, where: str) -> float:
+    """Return a setting that is a number."""
     value = config.get(name, default)
     if type(value) not in (int, float):
-        raise unsupported(name, value, "a number", where)
+        raise SettingError(name, value, "a number", where)
     return float(value)

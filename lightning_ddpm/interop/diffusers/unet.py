@@ -1,4 +1,4 @@
-"""Our U-Net and diffusers' UNet2DModel: the same network under two configurations and two sets of names."""
+"""Conversion between UNet and diffusers' UNet2DModel: the same network with other settings and names of weights."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from lightning_ddpm.interop.diffusers.settings import (
     VERSION,
+    SettingError,
     Settings,
-    check,
     check_blocks,
     check_class,
-    list_of,
-    number,
-    unsupported,
-    whole,
+    check_settings,
+    read_list,
+    read_number,
+    read_positive_int,
 )
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.networks.blocks import AttentionBlock
@@ -44,39 +44,39 @@ UNET_READ = {
     *("layers_per_block", "norm_num_groups", "num_train_timesteps", "out_channels", "sample_size"),
     *("time_embedding_dim", "up_block_types"),
 }
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Attention's layers in weights saved before diffusers 0.15, and since."""
+RENAMED_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names of attention's layers in weights saved before diffusers 0.15, and since."""
 
 
-def unet_config(network: nn.Module) -> dict[str, Any]:
-    """config.json of the UNet2DModel that computes what ``network`` does.
+def make_unet_config(network: nn.Module) -> dict[str, Any]:
+    """Return the config.json of the UNet2DModel that computes the same function as ``network``.
 
     Raises:
         UserError: diffusers has no such network.
     """
     if type(network) is not UNet:
         raise UserError(
-            f"diffusers' UNet2DModel can express lightning_ddpm.networks.UNet only, and the network is "
+            "only lightning_ddpm.networks.UNet can be exported as diffusers' UNet2DModel, and the network is "
             f"{type(network).__module__}.{type(network).__qualname__}"
         )
     if network.classes:
         raise UserError(
-            f"diffusers' DDPMPipeline asks for no class, and this network has {network.classes}; only models without "
-            "classes can be exported"
+            f"diffusers' DDPMPipeline has no class condition, and this network has {network.classes} classes; only "
+            "models without classes can be exported"
         )
-    levels = _levels(network.down)
-    channels = [stages[0].residual.conv1.out_channels for stages in levels]
+    levels = _group_by_level(network.down)
+    channels = [blocks[0].residual.conv1.out_channels for blocks in levels]
     if channels[0] != network.first.out_channels:
         raise UserError(
-            "diffusers' UNet2DModel has as many channels in its first level as behind its first convolution, and this "
+            "diffusers' UNet2DModel has as many channels in its first level as after its first convolution, and this "
             f"network has {channels[0]} and {network.first.out_channels}; only models whose first multiplier is 1 "
             "can be exported"
         )
-    attends = [isinstance(stages[0].attention, AttentionBlock) for stages in levels]
+    attends = [isinstance(blocks[0].attention, AttentionBlock) for blocks in levels]
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": VERSION,
-        # diffusers 0.32 does not know the one left out, and has its only value
+        # diffusers 0.32 does not have the skipped setting; it always uses its only value
         **{name: values[0] for name, (_, values) in UNET_SETTINGS.items() if name != "mid_block_type"},
         "attention_head_dim": None,  # one head
         "block_out_channels": channels,
@@ -91,81 +91,81 @@ def unet_config(network: nn.Module) -> dict[str, Any]:
     }
 
 
-def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the :class:`UNet` that computes what the UNet2DModel of ``config`` does.
+def parse_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the :class:`UNet` that computes the same function as the UNet2DModel of ``config``.
 
     Raises:
-        UserError: naming the setting that UNet does not have, its value, and what is supported.
+        UserError: a setting is not supported; the message has its name, its value and the supported values.
     """
     where = "the network's config.json"
     check_class(config, ("UNet2DModel",), where)
-    check(config, UNET_SETTINGS, UNET_READ, where)
+    check_settings(config, UNET_SETTINGS, UNET_READ, where)
     channels, down, up = (
-        list_of(config, name, kind, where)
+        read_list(config, name, kind, where)
         for name, kind in (("block_out_channels", int), ("down_block_types", str), ("up_block_types", str))
     )
     if not len(channels) == len(down) == len(up):
         raise UserError(
             f"{where} has {len(channels)} block_out_channels, {len(down)} down_block_types and {len(up)} "
-            "up_block_types; it needs as many of each"
+            "up_block_types; their numbers must be equal"
         )
     check_blocks(down, "DownBlock2D", "down_block_types", where)
     check_blocks(up, "UpBlock2D", "up_block_types", where)
     attends = [name.startswith("Attn") for name in down]
     if [name.startswith("Attn") for name in reversed(up)] != attends:
-        raise unsupported("up_block_types", up, "attention at the levels at which down_block_types has it", where)
+        raise SettingError("up_block_types", up, "attention at the levels at which down_block_types has it", where)
     width = channels[0]
     if width < 1 or any(each % width or each < width for each in channels):
-        raise unsupported("block_out_channels", channels, "multiples of the first", where)
+        raise SettingError("block_out_channels", channels, "multiples of the first", where)
     head = config.get("attention_head_dim", 8)
     attending = {channels[-1], *(each for each, attention in zip(channels, attends, strict=True) if attention)}
     if head is not None and attending != {head}:
-        raise unsupported("attention_head_dim", head, f"one head: null, or all of {sorted(attending)} channels", where)
-    groups = whole(config, "norm_num_groups", 32, where)
+        raise SettingError("attention_head_dim", head, f"one head: null, or all of {sorted(attending)} channels", where)
+    groups = read_positive_int(config, "norm_num_groups", 32, where)
     if config.get("attn_norm_num_groups") not in (None, groups):
-        raise unsupported("attn_norm_num_groups", config["attn_norm_num_groups"], "null or norm_num_groups", where)
+        raise SettingError("attn_norm_num_groups", config["attn_norm_num_groups"], "null or norm_num_groups", where)
     if config.get("time_embedding_dim") not in (None, 4 * width):
-        raise unsupported("time_embedding_dim", config["time_embedding_dim"], f"null or {4 * width}", where)
+        raise SettingError("time_embedding_dim", config["time_embedding_dim"], f"null or {4 * width}", where)
     size = config.get("sample_size")
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
     if type(size) is not int:
-        raise unsupported("sample_size", size, "a whole number, the height and width of square images", where)
-    inputs, outputs = whole(config, "in_channels", 3, where), whole(config, "out_channels", 3, where)
+        raise SettingError("sample_size", size, "an integer, the height and width of square images", where)
+    inputs, outputs = (read_positive_int(config, name, 3, where) for name in ("in_channels", "out_channels"))
     if outputs not in (inputs, 2 * inputs):
-        raise unsupported("out_channels", outputs, f"{inputs}, or {2 * inputs} with a learned variance", where)
+        raise SettingError("out_channels", outputs, f"{inputs}, or {2 * inputs} with a learned variance", where)
     return {
         "channels": inputs,
         "size": size,
         "width": width,
         "multipliers": [each // width for each in channels],
         "attention": [size // 2**level for level, attention in enumerate(attends) if attention],
-        "blocks": whole(config, "layers_per_block", 2, where),
-        "dropout": number(config, "dropout", 0.0, where),
+        "blocks": read_positive_int(config, "layers_per_block", 2, where),
+        "dropout": read_number(config, "dropout", 0.0, where),
         "groups": groups,
         "outputs": outputs // inputs,
     }
 
 
-def unet_names(network: UNet) -> dict[str, str]:
-    """What diffusers calls each of the network's weights: name in our ``state_dict`` -> name in its."""
+def map_weight_names(network: UNet) -> dict[str, str]:
+    """Return diffusers' name of each of the network's weights, by its name in the ``state_dict``."""
     names = {"first": "conv_in", "norm": "conv_norm_out", "last": "conv_out"}
     names |= {"embed.1": "time_embedding.linear_1", "embed.3": "time_embedding.linear_2"}
     for side, layers, sampler in (("down", network.down, "downsamplers"), ("up", network.up, "upsamplers")):
         level, block = 0, 0
         for index, layer in enumerate(layers):
             if isinstance(layer, UNetBlock):
-                names |= _stage_names(f"{side}.{index}", f"{side}_blocks.{level}", block)
+                names |= _map_block_names(f"{side}.{index}", f"{side}_blocks.{level}", block)
                 block += 1
             else:
                 names[f"{side}.{index}.conv"] = f"{side}_blocks.{level}.{sampler}.0.conv"
                 level, block = level + 1, 0
-    names |= _stage_names("middle1", "mid_block", 0) | _stage_names("middle2", "mid_block", 1)
+    names |= _map_block_names("middle1", "mid_block", 0) | _map_block_names("middle2", "mid_block", 1)
     keys = (key.rpartition(".") for key in network.state_dict())
     return {f"{layer}.{kind}": f"{names[layer]}.{kind}" for layer, _, kind in keys}
 
 
-def _stage_names(ours: str, theirs: str, block: int) -> dict[str, str]:
+def _map_block_names(ours: str, theirs: str, block: int) -> dict[str, str]:
     residual = {each: each for each in ("norm1", "conv1", "norm2", "conv2")}
     residual |= {"step": "time_emb_proj", "skip": "conv_shortcut"}
     attention = {"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"}
@@ -174,45 +174,45 @@ def _stage_names(ours: str, theirs: str, block: int) -> dict[str, str]:
     }
 
 
-def unet_weights(network: UNet) -> dict[str, Tensor]:
-    """The network's weights in float32 by diffusers' names, each in memory of its own."""
+def export_weights(network: UNet) -> dict[str, Tensor]:
+    """Return copies of the network's weights in float32 under diffusers' names."""
     state = network.state_dict()
     return {
         theirs: state[ours].detach().to("cpu", torch.float32, copy=True).contiguous()
-        for ours, theirs in unet_names(network).items()
+        for ours, theirs in map_weight_names(network).items()
     }
 
 
 def load_weights(network: UNet, weights: Mapping[str, Tensor]) -> None:
-    """Fill the network with weights of diffusers' names, those of attention before diffusers 0.15 included.
+    """Load weights with diffusers' names, including attention's names before diffusers 0.15, into the network.
 
     Raises:
-        UserError: a weight too few, too many, or of another shape.
+        UserError: a weight is missing, unknown or of another shape.
     """
-    given = {_new_name(name): value for name, value in weights.items()}
-    state, names = network.state_dict(), unet_names(network)
+    given = {_update_name(name): value for name, value in weights.items()}
+    state, names = network.state_dict(), map_weight_names(network)
     if odd := sorted(given.keys() ^ set(names.values())):
         what = "lack" if odd[0] not in given else "have"
         raise UserError(
-            f"the weights are not those of the network in config.json: they {what} {odd[0]} ({len(odd)} differ in all)"
+            f"the weights are not those of the network in config.json: they {what} {odd[0]} ({len(odd)} names differ)"
         )
     for ours, theirs in names.items():
         if given[theirs].shape != state[ours].shape:
             raise UserError(
                 f"the weights are not those of the network in config.json: {theirs} is {list(given[theirs].shape)}, "
-                f"and {list(state[ours].shape)} is wanted"
+                f"expected {list(state[ours].shape)}"
             )
         state[ours].copy_(given[theirs])
 
 
-def _new_name(name: str) -> str:
+def _update_name(name: str) -> str:
     module, _, rest = name.rpartition(".")
     parent, _, last = module.rpartition(".")
-    return f"{parent}.{OLD_NAMES[last]}.{rest}" if ".attentions." in name and last in OLD_NAMES else name
+    return f"{parent}.{RENAMED_LAYERS[last]}.{rest}" if ".attentions." in name and last in RENAMED_LAYERS else name
 
 
-def _levels(layers: Iterable[nn.Module]) -> list[list[UNetBlock]]:
-    """The stages on the way down, level by level."""
+def _group_by_level(layers: Iterable[nn.Module]) -> list[list[UNetBlock]]:
+    """Return the encoder's blocks, level by level."""
     levels: list[list[UNetBlock]] = [[]]
     for layer in layers:
         if isinstance(layer, UNetBlock):

@@ -260,7 +260,7 @@ def test_a_ddim_model_draws_the_same_with_the_call_that_is_printed(tmp_path, com
 def test_fewer_steps_are_said_to_be_the_callers(tmp_path, command):
     path = checkpoint(tmp_path / "model.ckpt", sampler=Ancestral(FixedSmall(), steps=5))
     _, out, _ = command("export", "--ckpt", path, "--format", "diffusers", "--out", tmp_path / "out")
-    assert "num_inference_steps=5; which of the T steps those are, diffusers chooses in its own way" in out
+    assert "num_inference_steps=5; diffusers has its own choice of these steps among the T" in out
 
 
 def test_the_folder_has_what_from_pretrained_needs_and_the_averaged_weights(tmp_path, command):
@@ -295,24 +295,27 @@ class OwnNetwork(torch.nn.Module):
 
 
 def refusals() -> dict[str, tuple[Any, str]]:
-    chain, net = diffusers_format.scheduler_config, diffusers_format.unet_config
+    chain, net = diffusers_format.make_scheduler_config, diffusers_format.make_unet_config
     wide = UNet(1, 8, width=8, multipliers=(2, 2), attention=(), blocks=1, groups=4)
     told = UNet(1, 8, width=8, multipliers=(1, 2), attention=(), blocks=1, groups=4, classes=3)
     return {
         "mu": (
             lambda: chain(Cosine(T), PosteriorMean(), FixedSmall()),
-            "of predictions, .* can express Epsilon, X0, Velocity, and the checkpoint has PosteriorMean",
+            "has the parameterizations Epsilon, X0, Velocity only, and the checkpoint has PosteriorMean",
         ),
         "sampler": (
-            lambda: diffusers_format.exported_variance(OwnSampler(FixedSmall()), 1),
-            "can express Ancestral sampling, and the checkpoint's sampler is OwnSampler.*give --variance fixed_small",
+            lambda: diffusers_format.choose_variance(OwnSampler(FixedSmall()), 1),
+            "has Ancestral sampling only, and the checkpoint's sampler is OwnSampler.*give --variance fixed_small",
         ),
-        "network": (lambda: net(OwnNetwork()), "can express lightning_ddpm.networks.UNet only, .* is .*OwnNetwork"),
-        "classes": (lambda: net(told), "asks for no class, and this network has 3; only models without classes"),
+        "network": (lambda: net(OwnNetwork()), "only lightning_ddpm.networks.UNet can be exported .* is .*OwnNetwork"),
+        "classes": (
+            lambda: net(told),
+            "has no class condition, and this network has 3 classes; only models without classes",
+        ),
         "first_multiplier": (lambda: net(wide), "this network has 16 and 8; only models whose first multiplier is 1"),
         "outputs": (
             lambda: diffusers_format.check_outputs("fixed_small", 2),
-            "2 times the images' channels and the variance is fixed_small; diffusers reads 2 times with learned_range",
+            "2 times the images' channels and the variance is fixed_small; diffusers expects 2 times with learned_range",
         ),
     }
 
@@ -328,7 +331,7 @@ def test_a_mistake_in_export_leaves_no_folder_and_ends_with_2(tmp_path, command)
     path = checkpoint(tmp_path / "model.ckpt", parameterization=PosteriorMean())
     status, _, err = command("export", "--ckpt", path, "--format", "diffusers", "--out", tmp_path / "out")
     assert status == 2
-    assert err.startswith("error: of predictions, diffusers' DDPMScheduler can express")
+    assert err.startswith("error: diffusers' DDPMScheduler has the parameterizations")
     assert not (tmp_path / "out").exists()
 
 
@@ -406,7 +409,7 @@ def test_the_schedules_are_diffusers(schedule, settings):
 
 def test_googles_cifar10_network_is_hos():
     google = GOOGLE | {"block_out_channels": [128, 256, 256, 256], "norm_num_groups": 32, "_class_name": "UNet2DModel"}
-    arguments = diffusers_format.unet_arguments(google)
+    arguments = diffusers_format.parse_unet_config(google)
     assert arguments == {
         "channels": 3,
         "size": 32,
@@ -419,7 +422,7 @@ def test_googles_cifar10_network_is_hos():
         "outputs": 1,
     }
     with torch.device("meta"):
-        written = diffusers_format.unet_config(UNet(**arguments))
+        written = diffusers_format.make_unet_config(UNet(**arguments))
     assert {name: written[name] for name in google} == google
 
 
@@ -468,10 +471,10 @@ UNSUPPORTED = [
     ("unet", "attn_norm_num_groups", 2, "null or norm_num_groups"),
     ("unet", "block_out_channels", [8, 12], "multiples of the first"),
     ("unet", "block_out_channels", 8, "a list"),
-    ("unet", "sample_size", [8, 16], "a whole number, the height and width of square images"),
+    ("unet", "sample_size", [8, 16], "an integer, the height and width of square images"),
     ("unet", "out_channels", 3, "1, or 2 with a learned variance"),
     ("unet", "time_embedding_dim", 64, "null or 32"),
-    ("unet", "layers_per_block", None, "a whole number of at least 1"),
+    ("unet", "layers_per_block", None, "an integer of at least 1"),
     ("unet", "dropout", "much", "a number"),
     ("unet", "something_new", 7, "null"),
     ("unet", "_class_name", "UNet2DConditionModel", "UNet2DModel"),
@@ -496,7 +499,7 @@ def test_a_setting_that_cannot_be_expressed_is_named(part, name, value, supporte
     status, _, err = command("import", "--folder", folder, "--out", tmp_path / "out.ckpt")
     assert status == 2
     shown = f"num_train_timesteps={T}" if name == "trained_betas" else f"{name}={value!r}"
-    assert f"{file} has {shown}, which cannot be expressed here; supported: {supported}\n" in err
+    assert f"{file} has {shown}, which is not supported; supported: {supported}\n" in err
     assert not (tmp_path / "out.ckpt").exists()
 
 
@@ -506,11 +509,11 @@ BROKEN: dict[str, tuple[Any, str]] = {
         lambda folder: (folder / "unet" / f"{WEIGHTS}.safetensors").unlink(),
         f"there is neither {WEIGHTS}.safetensors nor {WEIGHTS}.bin in ",
     ),
-    "no_json": (lambda folder: (folder / "unet" / "config.json").write_text("{"), "config.json is no JSON"),
-    "a_list": (lambda folder: (folder / "unet" / "config.json").write_text("[]"), "is no configuration of diffusers"),
+    "no_json": (lambda folder: (folder / "unet" / "config.json").write_text("{"), "config.json is not JSON"),
+    "a_list": (lambda folder: (folder / "unet" / "config.json").write_text("[]"), "is not a configuration of diffusers"),
     "another_pipeline": (
         lambda folder: change(folder / "model_index.json", _class_name="StableDiffusionPipeline"),
-        "_class_name='StableDiffusionPipeline', which cannot be expressed here; supported: DDPMPipeline and",
+        "_class_name='StableDiffusionPipeline', which is not supported; supported: DDPMPipeline and",
     ),
     "uneven_blocks": (
         lambda folder: change(folder / "unet" / "config.json", up_block_types=["UpBlock2D"]),
@@ -518,14 +521,14 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "learned_without_channels": (
         lambda folder: change(folder / "scheduler" / "scheduler_config.json", variance_type="learned_range"),
-        "answers with 1 times the images' channels and the variance is learned_range",
+        "the network's output has 1 times the images' channels and the variance is learned_range",
     ),
     "learned_by_ddim": (
         lambda folder: (
             change(folder / "unet" / "config.json", out_channels=2),
             change(folder / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler"),
         ),
-        "is a DDIMScheduler's, which cannot read the network's learned variance",
+        "is of a DDIMScheduler, which cannot read the network's learned variance",
     ),
     "impossible_betas": (
         lambda folder: change(folder / "scheduler" / "scheduler_config.json", beta_end=2.0),
@@ -543,7 +546,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "a_weight_too_many": (lambda folder: reweigh(folder, {"more": torch.ones(1)}), "they have more"),
     "another_shape": (
         lambda folder: reweigh(folder, {"conv_in.bias": torch.ones(3)}),
-        r"conv_in.bias is \[3\], and \[8\] is wanted",
+        r"conv_in.bias is \[3\], expected \[8\]",
     ),
 }
 
@@ -577,7 +580,7 @@ def test_import_writes_over_nothing(there, folder, tmp_path, command):
     (tmp_path / there).write_text("mine")
     status, _, err = command("import", "--folder", folder, "--out", tmp_path / "out.ckpt")
     assert status == 2
-    assert f"{tmp_path / there} is there already" in err
+    assert f"{tmp_path / there} exists already" in err
     assert (tmp_path / there).read_text() == "mine"
 
 
