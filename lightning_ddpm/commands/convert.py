@@ -37,18 +37,18 @@ def run_export(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     model = load(options.ckpt, DDPM)
     kinds = {name: kind for kind, name in VARIANCES.items()}
-    unet = diffusers_format.unet_config(model.network)
+    unet = diffusers_format.make_unet_config(model.network)
     assert isinstance(model.network, UNet)
     outputs = unet["out_channels"] // unet["in_channels"]
     variance = kinds[options.variance]() if options.variance else None
-    variance = variance or diffusers_format.exported_variance(model.sampler, outputs)
-    scheduler = diffusers_format.scheduler_config(model.schedule, model.parameterization, variance)
+    variance = variance or diffusers_format.choose_variance(model.sampler, outputs)
+    scheduler = diffusers_format.make_scheduler_config(model.schedule, model.parameterization, variance)
     diffusers_format.check_outputs(scheduler["variance_type"], outputs)
 
     check_writable(options.out)
     if any(options.out.iterdir()):
         raise UserError(f"{options.out} is not empty; choose another folder")
-    weights = safetensors.torch.save(diffusers_format.unet_weights(model.network), metadata={"format": "pt"})
+    weights = safetensors.torch.save(diffusers_format.export_weights(model.network), metadata={"format": "pt"})
     write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
     _write_json(options.out / "unet" / "config.json", unet)
     _write_json(options.out / "scheduler" / "scheduler_config.json", scheduler)
@@ -130,10 +130,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder / 'model_index.json'} has _class_name={index.get('_class_name')!r}, which cannot be expressed "
             "here; supported: DDPMPipeline and DDIMPipeline"
         )
-    arguments = diffusers_format.unet_arguments(_read_json(_part(folder, "unet") / "config.json"))
+    arguments = diffusers_format.parse_unet_config(_read_json(_part(folder, "unet") / "config.json"))
     chain = _read_json(_part(folder, "scheduler") / "scheduler_config.json")
     network = {"class_path": "lightning_ddpm.networks.UNet", "init_args": arguments}
-    parts = diffusers_format.scheduler_arguments(chain, outputs=arguments["outputs"])
+    parts = diffusers_format.parse_scheduler_config(chain, outputs=arguments["outputs"])
     return {"class_path": "lightning_ddpm.models.ddpm.DDPM", "init_args": {"network": network, **parts}}
 
 

@@ -106,5 +106,5 @@ def test_a_machine_that_cannot_compile_is_told_what_is_missing(tmp_path: Path) -
 
 
 def test_a_backend_that_there_is_not_is_refused() -> None:
-    with pytest.raises(UserError, match=r"there is no backend 'fast' of torch.compile; there are .*inductor"):
+    with pytest.raises(UserError, match=r"torch.compile has no backend 'fast'; it has .*inductor"):
         Compile(backend="fast")

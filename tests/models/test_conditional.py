@@ -144,7 +144,7 @@ def test_what_cannot_be_is_said() -> None:
         tiny_model(label_dropout=1.5)
     with pytest.raises(UserError, match="class_names names 2 classes and the network has 0"):
         tiny_model(class_names=["cat", "dog"])
-    with pytest.raises(UserError, match="the data set must have labels; give classes=0"):
+    with pytest.raises(UserError, match="the dataset must have labels; give classes=0"):
         UNet(**TINY, classes=None)
     with pytest.raises(UserError, match=r"and this one has label_dropout=0; take scale 1"):
         ClassifierFree(2.0).check_model(tiny_model(network=tiny_network(classes=10), label_dropout=0.0))
@@ -553,4 +553,4 @@ def test_classes_of_data_without_labels_are_refused(command, tmp_path) -> None:
     config["data"].update(source=source, root=str(tmp_path / "images"), batch_size=2)
     status, _, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
     assert status == 2
-    assert "got classes=None: the data set must have labels; give classes=0 for a model without" in err
+    assert "got classes=None: the dataset must have labels; give classes=0 for a model without" in err
