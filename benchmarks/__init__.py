@@ -1,1 +1,1 @@
-"""Speed, measured in pairs: ``python -m benchmarks --help``."""
+"""Benchmarks of speed, memory and image quality: ``python -m benchmarks --help``."""

@@ -1,101 +1,93 @@
-"""``python -m benchmarks WHAT``: measure, write benchmarks/results/WHAT-HARDWARE.json, and the table in the docs."""
+"""``python -m benchmarks WHAT``: measure something, write the result, and update the tables made of it.
+
+Timings are written to benchmarks/results/WHAT-HARDWARE.json and to benchmarks/RESULTS.md; scripts named ..._tables
+measure image quality and write the tables and images of docs/results/. ``WHAT --help`` lists the options.
+"""
 
 import argparse
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-from benchmarks import (
-    curve,
-    evaluation,
-    growth,
-    images,
-    memory,
-    recipes,
-    report,
-    sampling,
-    start,
-    switches,
-    training,
-    weights,
-)
-
 RESULTS = Path(__file__).parent / "results"
-WHATS = {
+TIMINGS = {
     "training": (
-        training.run,
-        "a training step through the Trainer beside diffusers, denoising-diffusion-pytorch, a bare loop",
+        "training.run config precision compile channels_last batch_size rounds",
+        "a training step of fit, beside diffusers, denoising-diffusion-pytorch and a bare loop",
     ),
-    "sampling": (sampling.run, "an image by the sampler beside diffusers' pipeline and the network alone"),
-    "input": (images.run, "images that each source gives a second beside those that training takes"),
-    "evaluation": (evaluation.run, "drawing, features, statistics and the distance, each alone"),
-    "curve": (curve.run, "how good images are after so many were seen, for so many minutes"),
-    "recipes": (recipes.run, "what each change from Ho's recipe to a fast one does to the images"),
-    "memory": (memory.run, "the memory of fit over 10,000 steps"),
-    "start": (start.run, "--help, and the first step"),
-    "compiled": (start.compiled, "the first step under torch.compile, the first time and again"),
-    "growth": (growth.run, "time and memory by batch, size, T, images drawn and judged, data set"),
-    "optimizer": (weights.optimizers, "Adam's step alone, fused and not"),
-    "average": (weights.averages, "the average of the weights alone, beside diffusers' and torch's"),
+    "sampling": (
+        "sampling.run config precision compile channels_last nfe batch_size rounds",
+        "sampling, beside diffusers' pipeline and the network alone",
+    ),
+    "input": ("images.run data rounds", "images per second of each source, beside what training consumes"),
+    "evaluation": ("evaluation.run batch_size weights_path rounds", "sampling, features, statistics and distance"),
+    "curve": ("curve.run config weights_path data minutes", "image quality by images seen, within some minutes"),
+    "recipes": ("recipes.run", "what each change from Ho et al.'s recipe to a faster one does to the images"),
+    "memory": ("memory.run", "the memory of fit over 10,000 steps"),
+    "start": ("start.run rounds", "time until --help, and until the first training step is done"),
+    "compiled": ("start.run_compiled rounds", "the first step with torch.compile, with an empty and a warm cache"),
+    "growth": ("growth.run config rounds", "time and memory by batch, image size, T and number of images"),
+    "optimizer": ("weights.run_optimizers config rounds", "Adam's step alone, fused and not"),
+    "average": ("weights.run_averages config rounds", "the average of the weights, beside diffusers' and torch's"),
     "switches": (
-        switches.run,
-        "channels_last, an optimizer that is not fused, torch.compile: what each changes of a bare step",
+        "switches.run config precision batch_size rounds",
+        "a bare training step with channels_last, an unfused optimizer or torch.compile",
     ),
+}
+"""Module, function and options of each timing, and what it measures."""
+SCRIPTS = {
+    "digits_tables": "samplers, parameterizations and objectives on digits: docs/results/digits.md",
+    "evaluation_tables": "what a Fréchet distance depends on: docs/results/evaluation.md",
+    "guidance_tables": "guidance on digits and MNIST: docs/results/guidance.md",
+    "restoration_tables": "restored digits and MNIST images: docs/results/restoration.md",
+    "check_samples": "metrics of a folder of images that are independent of this package",
+}
+"""Modules with ``add_options`` and ``run``."""
+OPTIONS = {
+    "config": {"default": "cifar10", "choices": ["cifar10", "digits"], "help": "which model"},
+    "precision": {"default": "32-true", "choices": ["32-true", "bf16-mixed"], "help": "precision of all contenders"},
+    "compile": {"action": "store_true", "help": "ours with torch.compile"},
+    "channels_last": {"action": "store_true", "help": "ours with weights in the channels_last memory format"},
+    "nfe": {"type": int, "nargs": "+", "default": [10, 50, 1000], "choices": [10, 50, 1000], "help": "NFE per image"},
+    "batch_size": {"type": int, "help": "images at a time; the default depends on the model"},
+    "rounds": {"type": int, "default": 11, "help": "measurements of each contender, in turn with the others"},
+    "weights_path": {"type": Path, "help": "Inception's weights; without them evaluation skips Inception"},
+    "data": {"type": Path, "help": "folder of the dataset: CIFAR-10 as torchvision stores it or as images; MNIST"},
+    "minutes": {"type": float, "default": 25.0, "help": "training time; the evaluation after training comes on top"},
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "what", choices=[*WHATS, "tables"], help="; ".join(f"{n}: {what}" for n, (_, what) in WHATS.items())
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config",
-        default="cifar10",
-        choices=["cifar10", "digits"],
-        help="of training, sampling, growth, switches, optimizer, average, curve: which model",
-    )
-    parser.add_argument(
-        "--precision",
-        default="32-true",
-        choices=["32-true", "bf16-mixed"],
-        help="of training, sampling, switches: of all that are measured",
-    )
-    parser.add_argument("--compile", action="store_true", help="of training, sampling: ours under torch.compile")
-    parser.add_argument(
-        "--channels_last", action="store_true", help="of training, sampling: ours with weights laid out so"
-    )
-    parser.add_argument(
-        "--evaluations", type=int, nargs="+", default=[10, 50, 1000], choices=[10, 50, 1000], help="of sampling"
-    )
-    parser.add_argument("--batch_size", type=int, help="images at a time; default: by the model")
-    parser.add_argument("--rounds", type=int, default=11, help="how often each is measured, in turn with the others")
-    parser.add_argument(
-        "--weights_path",
-        type=Path,
-        help="of evaluation, curve: Inception's weights; without, evaluation leaves its features out",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        help="of curve: the folder of its data set, CIFAR-10 as torchvision has it or as pictures; of input: one that "
-        "may have CIFAR-10 and MNIST",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=25.0,
-        help="of curve: how long it trains; an evaluation at the end comes on top",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS, help="folder of the results; another leaves the page alone"
-    )
-    options = parser.parse_args()
-    if options.rounds < 3:
-        sys.exit(f"--rounds must be at least 3, for a median with a spread, got {options.rounds}")
-    if options.what != "tables":
-        WHATS[options.what][0](options)
-    if options.out == RESULTS:
-        report.write_tables(report.PAGE, options.out)
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for what, (call, description) in TIMINGS.items():
+        timing = commands.add_parser(what, help=description, description=description)
+        for name in call.split()[1:]:
+            timing.add_argument(f"--{name}", **OPTIONS[name])  # type: ignore[arg-type]
+        timing.add_argument("--out", type=Path, default=RESULTS, help="folder of results; RESULTS.md needs the default")
+    for what, description in SCRIPTS.items():
+        script = commands.add_parser(what, help=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if what in words[:1]:  # the others' libraries are not imported
+            module = import_module(f"benchmarks.{what}")
+            script.description = module.__doc__
+            module.add_options(script)
+    commands.add_parser("tables", help="write benchmarks/RESULTS.md again from benchmarks/results/")
+    options = parser.parse_args(words)
+    if options.what in SCRIPTS:
+        import_module(f"benchmarks.{options.what}").run(options)
+        return
+    if getattr(options, "rounds", 3) < 3:
+        sys.exit(f"--rounds must be at least 3, for a median with quartiles, got {options.rounds}")
+    if options.what in TIMINGS:
+        module_name, _, function = TIMINGS[options.what][0].split()[0].partition(".")
+        getattr(import_module(f"benchmarks.{module_name}"), function)(options)
+    if getattr(options, "out", RESULTS) == RESULTS:
+        report = import_module("benchmarks.report")
+        report.write_tables(report.PAGE, RESULTS)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
-"""Makes the tables in docs/results/evaluation.md, on the CPU.
+"""Makes the tables of docs/results/evaluation.md, on the CPU.
 
-    python -m benchmarks.evaluation_tables --root data --weights_path FILE     # about an hour
+    python -m benchmarks evaluation_tables --root data --weights_path FILE     # about an hour
 
-Real CIFAR-10 images against real ones: what a Fréchet distance says of two sets that differ in nothing, and what the
-choices of a protocol change in it. Features come from Inception (``--weights_path``, its published weights) and, for
-sets too large for it on a processor, from a small classifier that this script trains on CIFAR-10. What has been
-computed is kept in ``--out``, and a script that is started again goes on.
+Compares real CIFAR-10 images with real ones: the Fréchet distance of two sets from the same distribution, and how the
+choices of a protocol change it. Features come from Inception (``--weights_path``, its published weights) and, for sets
+too large for it on a CPU, from a small classifier that this script trains on CIFAR-10. Results are kept in ``--out``,
+and a second run continues from them.
 """
 
-import argparse
-import subprocess
-import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.page import put
+from benchmarks.page import PAGES, format_table, run_program, write_table
 from lightning_ddpm.data import CIFAR10, Digits, ImageFolder, ImageSource
 from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.diffusion import DDIM
@@ -38,58 +36,54 @@ from lightning_ddpm.metrics.frechet import BATCH
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.random import ImageNoise
 
-DOCS = Path(__file__).parent.parent / "docs"
+PAGE = PAGES / "evaluation.md"
 CPU = torch.device("cpu")
 SIZES = (500, 1000, 2000, 5000, 10_000, 25_000, 50_000)
 HALF = 25_000
-"""Training images, of which the other half is the reference."""
-HELD = 10_000
-"""Reference images, where the others of all 60,000, training and test images mixed, are judged."""
+"""Training images in each half; the second half is the reference."""
+REFERENCE = 10_000
+"""Reference images of the last column, which mixes all 60,000 training and test images."""
 BY_INCEPTION = 2000
-"""On each side; a processor looks at some ten images a second."""
+"""Images of each set, at most, for Inception: a CPU processes some ten images per second."""
 FEW = 500
-BATCHES = (1, 4, 7, 64, 250)
+BATCH_SIZES = (1, 4, 7, 64, 250)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path("data"),
-        help="CIFAR-10: train/ and test/ with its images, or where torchvision has it or puts it",
-    )
+def add_options(parser: ArgumentParser) -> None:
+    root = "CIFAR-10: train/ and test/ with its images, or where torchvision stores it"
+    parser.add_argument("--root", type=Path, default=Path("data"), help=root)
     parser.add_argument("--weights_path", required=True, help="Inception's weights")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/evaluation_tables"), help="features and results")
-    options = parser.parse_args()
+
+
+def run(options: Namespace) -> None:
     source = ImageFolder(3, 32) if (options.root / "train").is_dir() else CIFAR10()
     source.prepare(options.root)
     train, test = (source.open(options.root, split) for split in ("train", "test"))
     order = np.random.default_rng(0).permutation(len(train))
     inception = Inception(options.weights_path)
     inception.load()
-    classifier = cifar_classifier(source, options.root, options.out / "classifier")
+    classifier = train_classifier(source, options.root, options.out / "classifier")
 
     def read(split: str, start: int, stop: int) -> Tensor:
         data, rows = (train, order[start:stop]) if split == "train" else (test, range(start, stop))
         return data.__getitems__(rows)[0]
 
-    keep = Kept(options.out)
-    of = partial(keep.features, read)
-    lines = bias_table(
-        partial(of, "classifier", classifier), partial(of, "inception", inception), classifier, inception
-    )
-    write("bias", lines)
-    resizes = {resize.words: inception.with_resize(resize) for resize in (TF1(), Antialiased(), TorchMetrics())}
-    write("resize", resize_table(of, resizes))
-    write("rounding", rounding_table(keep, inception, read("train", 0, FEW), classifier))
-    write("batch", batch_table(keep, inception, read("train", 0, 250)))
+    cache = FeatureCache(options.out)
+    features = partial(cache.features, read)
+    by_classifier, by_inception = partial(features, "classifier", classifier), partial(features, "inception", inception)
+    write_table(PAGE, "bias", make_bias_table(by_classifier, by_inception, classifier, inception))
+    resizes = {resize.description: inception.with_resize(resize) for resize in (TF1(), Antialiased(), TorchMetrics())}
+    write_table(PAGE, "resize", make_resize_table(features, resizes))
+    write_table(PAGE, "rounding", make_rounding_table(cache, inception, read("train", 0, FEW), classifier))
+    write_table(PAGE, "batch", make_batch_table(cache, inception, read("train", 0, 250)))
 
 
-class Kept:
-    """Features, computed in parts that are kept as they come."""
+class FeatureCache:
+    """Features in files, computed and written in parts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -98,134 +92,130 @@ class Kept:
     def features(
         self, read: Callable[[str, int, int], Tensor], name: str, extractor: FeatureExtractor, split: str, n: int
     ) -> Tensor:
-        """Of the first n images of the split, (n, d)."""
-        parts = [
-            self.once(
-                f"{name}-{split}-{start}", partial(self._part, extractor, read, split, start, min(start + 500, n))
-            )
-            for start in range(0, n, 500)
-        ]
-        return torch.cat(parts)
+        """Return the features (n, d) of the first n images of a split."""
 
-    def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """What was computed under this name, now or before."""
+        def compute(start: int) -> Tensor:
+            return extract(extractor, read(split, start, min(start + 500, n)))
+
+        parts = range(0, n, 500)
+        return torch.cat([self.get(f"{name}-{split}-{start}", partial(compute, start)) for start in parts])
+
+    def get(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what was computed under this name, now or before."""
         path = self.folder / f"{name}.npy"
         if not path.exists():
             np.save(path, compute().numpy())
             print(f"computed {name}", flush=True)
         return torch.from_numpy(np.load(path))
 
-    @staticmethod
-    def _part(
-        extractor: FeatureExtractor, read: Callable[[str, int, int], Tensor], split: str, start: int, stop: int
-    ) -> Tensor:
-        return features_of(extractor, read(split, start, stop))
-
 
 @torch.no_grad()
-def features_of(extractor: FeatureExtractor, pixels: Tensor, batch: int = BATCH) -> Tensor:
-    return torch.cat([extractor(each.contiguous()) for each in torch.split(pixels, batch)])
+def extract(extractor: FeatureExtractor, pixels: Tensor, batch_size: int = BATCH) -> Tensor:
+    return torch.cat([extractor(each.contiguous()) for each in torch.split(pixels, batch_size)])
 
 
-def distance(extractor: FeatureExtractor, features: Tensor, reference: Tensor) -> float:
-    """The project's own Fréchet distance, between features."""
+def compute_distance(extractor: FeatureExtractor, features: Tensor, reference: Tensor) -> float:
+    """Compute the package's own Fréchet distance between features."""
     known = Statistics(reference.double().mean(0).numpy(), np.cov(reference.double().numpy().T), len(reference))
-    measure = FrechetDistance(extractor, CPU)
-    measure.set_reference_statistics(known, 0)
-    measure.update_features(features)
-    return measure.compute()
+    distance = FrechetDistance(extractor, CPU)
+    distance.set_reference_statistics(known, Ranks())
+    distance.update_features(features)
+    return distance.compute()
 
 
-def bias_table(
+def make_bias_table(
     by_classifier: Callable[[str, int], Tensor],
     by_inception: Callable[[str, int], Tensor],
     classifier: FeatureExtractor,
     inception: FeatureExtractor,
 ) -> list[str]:
-    lines = [
-        f"| N | FID to {BY_INCEPTION:,} test images | classifier, to the other half of the training images "
-        f"| classifier, to {HELD:,} others of all 60,000 |",
-        "|---|---|---|---|",
-    ]
+    columns = ["N", f"FID to {BY_INCEPTION:,} test images", "classifier, to the other half of the training images"]
+    columns.append(f"classifier, to {REFERENCE:,} others of all 60,000")
     train = by_classifier("train", 2 * HALF)
-    mixed = torch.cat([train, by_classifier("test", HELD)])[np.random.default_rng(1).permutation(2 * HALF + HELD)]
+    order = np.random.default_rng(1).permutation(2 * HALF + REFERENCE)
+    mixed = torch.cat([train, by_classifier("test", REFERENCE)])[order]
+    rows = []
     for n in SIZES:
-        large = halves = ""
+        fid = halves = ""
         if n <= BY_INCEPTION:
-            large = f"{distance(inception, by_inception('train', n), by_inception('test', BY_INCEPTION)):.2f}"
+            fid = f"{compute_distance(inception, by_inception('train', n), by_inception('test', BY_INCEPTION)):.2f}"
         if n <= HALF:
-            halves = f"{distance(classifier, train[:n], train[HALF:]):.3f}"
-        lines.append(f"| {n:,} | {large} | {halves} | {distance(classifier, mixed[:n], mixed[-HELD:]):.3f} |")
-    return lines
+            halves = f"{compute_distance(classifier, train[:n], train[HALF:]):.3f}"
+        rows.append([f"{n:,}", fid, halves, f"{compute_distance(classifier, mixed[:n], mixed[-REFERENCE:]):.3f}"])
+    return format_table(columns, rows)
 
 
-def resize_table(of: Callable[..., Tensor], resizes: dict[str, Inception]) -> list[str]:
-    lines = ["| protocol | logged as | distance |", "|---|---|---|"]
-    for words, extractor in resizes.items():
+def make_resize_table(features: Callable[..., Tensor], resizes: dict[str, Inception]) -> list[str]:
+    rows = []
+    for description, extractor in resizes.items():
         name = "inception" if extractor.metric == "fid" else extractor.metric
-        real, other = of(name, extractor, "train", FEW), of(name, extractor, "test", FEW)
-        lines.append(f"| {words} | `{extractor.metric}` | {distance(extractor, real, other):.2f} |")
-    return lines
+        train, test = (features(name, extractor, split, FEW) for split in ("train", "test"))
+        rows.append([description, f"`{extractor.metric}`", f"{compute_distance(extractor, train, test):.2f}"])
+    return format_table(["protocol", "logged as", "distance"], rows)
 
 
-def rounding_table(keep: Kept, inception: Inception, images: Tensor, classifier: ClassifierFeatures) -> list[str]:
-    """Images between the grey levels, as a sampler makes them, judged as they are, rounded, and cut off."""
+def make_rounding_table(
+    cache: FeatureCache, inception: Inception, images: Tensor, classifier: ClassifierFeatures
+) -> list[str]:
+    """Compare images between gray levels, as a sampler makes them, that are left as they are, rounded, or truncated."""
     x = images.float()
-    between = (x + x.roll(1, -1) + x.roll(1, -2) + x.roll((1, 1), (-1, -2))) / 4 + 0.3  # half a pixel on
-    drawn = digits_before_rounding(1797)
-    shipped = DigitsFeatures()
-    shipped.load()
-    parts = [Digits().open(Path(), split) for split in ("train", "test")]
-    real = torch.cat([part.__getitems__(range(len(part)))[0] for part in parts])
-    lines = [
-        "| pixels | FID of shifted CIFAR-10 images | classifier, the same | `fd_digits` of drawn digits |",
-        "|---|---|---|---|",
-    ]
-    plain = features_of(inception, images), features_of_floats(classifier, x), features_of(shipped, real)
-    ways = {"not rounded": lambda y: y, "rounded (as here)": torch.round, "cut off": torch.floor}
-    for words, way in ways.items():
+    shifted = (x + x.roll(1, -1) + x.roll(1, -2) + x.roll((1, 1), (-1, -2))) / 4 + 0.3  # by half a pixel
+    generated = generate_float_digits(1797)
+    digits = DigitsFeatures()
+    digits.load()
+    splits = [Digits().open(Path(), split) for split in ("train", "test")]
+    real = torch.cat([split.__getitems__(range(len(split)))[0] for split in splits])
+    columns = ["pixels", "FID of shifted CIFAR-10 images", "classifier, the same", "`fd_digits` of generated digits"]
+    references = extract(inception, images), extract_from_floats(classifier, x), extract(digits, real)
+    rows = []
+    for name, convert in {
+        "not rounded": lambda y: y,
+        "rounded (as here)": torch.round,
+        "truncated": torch.floor,
+    }.items():
         found = (
-            keep.once(f"rounding-{words.split()[0]}", partial(inception_of_floats, inception, way(between))),
-            features_of_floats(classifier, way(between)),
-            features_of_floats(shipped, way(drawn)),
+            cache.get(
+                f"rounding-{name.split()[0]}", partial(extract_inception_from_floats, inception, convert(shifted))
+            ),
+            extract_from_floats(classifier, convert(shifted)),
+            extract_from_floats(digits, convert(generated)),
         )
-        cells = [distance(e, f, p) for e, f, p in zip((inception, classifier, shipped), found, plain, strict=True)]
-        lines.append(f"| {words} | {cells[0]:.3f} | {cells[1]:.4f} | {cells[2]:.3f} |")
-    return lines
+        fid, by_classifier, fd_digits = map(compute_distance, (inception, classifier, digits), found, references)
+        rows.append([name, f"{fid:.3f}", f"{by_classifier:.4f}", f"{fd_digits:.3f}"])
+    return format_table(columns, rows)
 
 
-def batch_table(keep: Kept, inception: Inception, images: Tensor) -> list[str]:
-    lines = ["| images at a time | largest difference of a feature | of the FID |", "|---|---|---|"]
-    found = {b: keep.once(f"batch-{b}", partial(_together, inception, images, b)) for b in BATCHES}
-    half, own = len(images) // 2, inception.at_a_time
-    at = {b: distance(inception, each[:half], found[own][half:]) for b, each in found.items()}
-    for b, each in found.items():
-        apart = (each - found[own]).abs().max()
-        lines.append(f"| {b} | {apart:.1e} | {abs(at[b] - at[own]):.1e} of {at[own]:.1f} |")
-    return lines
+def make_batch_table(cache: FeatureCache, inception: Inception, images: Tensor) -> list[str]:
+    found = {b: cache.get(f"batch-{b}", partial(extract_in_batches, inception, images, b)) for b in BATCH_SIZES}
+    half, default = len(images) // 2, inception.cpu_batch_size
+    fid = {b: compute_distance(inception, each[:half], found[default][half:]) for b, each in found.items()}
+    rows = []
+    for b, features in found.items():
+        difference = (features - found[default]).abs().max()
+        rows.append([str(b), f"{difference:.1e}", f"{abs(fid[b] - fid[default]):.1e} of {fid[default]:.1f}"])
+    return format_table(["batch size", "largest difference of a feature", "of the FID"], rows)
 
 
-def _together(inception: Inception, images: Tensor, b: int) -> Tensor:
-    """Features of b images at a time."""
+def extract_in_batches(inception: Inception, images: Tensor, batch_size: int) -> Tensor:
     other = inception.with_resize(inception.resize)
-    other.at_a_time = b
-    return features_of(other, images, b)
+    other.cpu_batch_size = batch_size
+    return extract(other, images, batch_size)
 
 
 @torch.no_grad()
-def inception_of_floats(inception: Inception, pixels: Tensor) -> Tensor:
-    """As :class:`Inception` does it, from floats in 0..255."""
-    return torch.cat([inception(each) for each in torch.split(pixels, BATCH)])  # .float() leaves floats as they are
+def extract_inception_from_floats(inception: Inception, pixels: Tensor) -> Tensor:
+    """Return the features that :class:`Inception` computes from floats in 0..255."""
+    return torch.cat([inception(each) for each in torch.split(pixels, BATCH)])  # .float() leaves floats unchanged
 
 
 @torch.no_grad()
-def features_of_floats(extractor: DigitsFeatures | ClassifierFeatures, pixels: Tensor) -> Tensor:
+def extract_from_floats(extractor: DigitsFeatures | ClassifierFeatures, pixels: Tensor) -> Tensor:
     assert extractor.network is not None
     return extractor.network.embed(to_float(pixels))
 
 
-def digits_before_rounding(n: int) -> Tensor:
-    """Digits of the shipped model by DDIM with 20 steps, as floats in 0..255: (n, 1, 8, 8)."""
+def generate_float_digits(n: int) -> Tensor:
+    """Return digits of the shipped model by DDIM with 20 steps, as floats in 0..255: (n, 1, 8, 8)."""
     model = load("checkpoints/pretrained/digits.ckpt", DDPM)
     noise = ImageNoise(0, 0, n)
     with evaluation_mode(model):
@@ -233,24 +223,14 @@ def digits_before_rounding(n: int) -> Tensor:
     return (x_0.clamp(-1, 1) + 1) * 127.5
 
 
-def cifar_classifier(source: ImageSource, root: Path, run: Path) -> ClassifierFeatures:
-    """configs/digits_features.yaml, on CIFAR-10."""
-    ckpt = run / "last.ckpt"
+def train_classifier(source: ImageSource, root: Path, folder: Path) -> ClassifierFeatures:
+    """Train configs/digits_features.yaml on CIFAR-10, unless it was trained before."""
+    ckpt = folder / "last.ckpt"
     if not ckpt.exists():
-        command = [sys.executable, "-m", "lightning_ddpm", "fit", "--config", "configs/digits_features.yaml"]
-        command += ["--data.source", f"lightning_ddpm.data.{type(source).__name__}", "--data.root", str(root)]
-        command += ["--data.source.size", "32"] if isinstance(source, ImageFolder) else []
-        command += ["--trainer.default_root_dir", str(run), "--trainer.check_val_every_n_epoch", "1"]
-        subprocess.run(command, check=True)
+        data = ["--data.source", f"lightning_ddpm.data.{type(source).__name__}", "--data.root", root]
+        data += ["--data.source.size", 32] if isinstance(source, ImageFolder) else []
+        trainer = ("--trainer.default_root_dir", folder, "--trainer.check_val_every_n_epoch", 1)
+        run_program("fit", "--config", "configs/digits_features.yaml", *data, *trainer)
     extractor = ClassifierFeatures(str(ckpt), "cifar10")
     extractor.check_images(3, 32)
     return extractor
-
-
-def write(name: str, lines: list[str]) -> None:
-    put(DOCS / "results" / "evaluation.md", name, lines)
-    print("\n".join(lines), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,69 @@
-"""The tables of a page, which scripts write between its marks."""
+"""What the scripts of the result pages share: tables between a page's marks, grids of images, calls of the program."""
 
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = DOCS / "results"
 
 
-def put(page: Path, name: str, lines: Iterable[str]) -> None:
-    """Have these lines stand between ``<!-- name -->`` and the next ``<!-- end -->``, in place of what is there.
+def replace_table(text: str, name: str, lines: Iterable[str]) -> str | None:
+    """Return the text with these lines between ``<!-- name -->`` and ``<!-- end -->``; ``None`` if these marks miss."""
+    before, mark, rest = text.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->\n")
+    if not mark or not end:
+        return None
+    return "".join([before, mark, *(f"{line}\n" for line in lines), end, after])
+
+
+def write_table(page: Path, name: str, lines: Sequence[str]) -> None:
+    """Print a table and write it between the page's marks of that name.
 
     Raises:
         ValueError: the page has no such marks.
     """
-    before, mark, rest = page.read_text().partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition("<!-- end -->\n")
-    if not mark or not end:
+    print("\n".join(lines), flush=True)
+    text = replace_table(page.read_text(), name, lines)
+    if text is None:
         raise ValueError(f"{page} has no marks <!-- {name} --> and <!-- end -->")
-    page.write_text("".join([before, mark, *(f"{line}\n" for line in lines), end, after]))
+    page.write_text(text)
+
+
+def format_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a Markdown table; short rows are filled up with empty cells."""
+    filled = ([*row, *[""] * (len(columns) - len(row))] for row in rows)
+    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *(f"| {' | '.join(row)} |" for row in filled)]
+
+
+def save_image_grid(path: Path, images: Mapping[tuple[str, str], Any], cell: tuple[float, float], dpi: int) -> None:
+    """Plot images by row and column.
+
+    Args:
+        path: the PNG file.
+        images: (h, w) or (h, w, 3) arrays by the names of row and column.
+        cell: width and height of an image, inches.
+        dpi: pixels per inch.
+    """
+    rows, columns = (list(dict.fromkeys(key[axis] for key in images)) for axis in (0, 1))
+    figure = Figure(figsize=(cell[0] * len(columns), cell[1] * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for (row, column), image in images.items():
+        y, x = rows.index(row), columns.index(column)
+        axes[y, x].imshow(image, cmap="grey")
+        axes[y, x].set(xticks=[], yticks=[], title=column if y == 0 else None)
+        axes[y, x].set_ylabel(row if x == 0 else "", fontsize=7)
+    figure.savefig(path, dpi=dpi)
+
+
+def run_program(*arguments: object) -> None:
+    """Print and run ``python -m lightning_ddpm`` with these arguments."""
+    command = [sys.executable, "-m", "lightning_ddpm", *map(str, arguments)]
+    print(*command[1:], flush=True)
+    subprocess.run(command, check=True)

@@ -1,40 +1,36 @@
-"""Makes the table and the picture in docs/results/restoration.md, on the CPU.
+"""Makes the table of docs/results/restoration.md and its image, on the CPU.
 
-    python -m benchmarks.restoration_tables --root data     # some 5 minutes, after configs/mnist.yaml has been trained
+    python -m benchmarks restoration_tables --root data     # some 5 minutes, after training configs/mnist.yaml
 
-Held-out images are damaged and restored by ``restore --degrade``, whose commands are printed. What has been computed is
-kept in ``--out``, and a script that is started again goes on.
+``restore --degrade`` degrades and restores held-out images; its commands are printed. Results are kept in ``--out``,
+and a second run reuses them.
 """
 
-import argparse
 import json
-import subprocess
-import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.page import put
+from benchmarks.page import DOCS, PAGES, format_table, run_program, save_image_grid, write_table
 from lightning_ddpm.data import MNIST, Digits, ImageSource
 from lightning_ddpm.data.image_io import save_image
 
-DOCS = Path(__file__).parent.parent / "docs"
 N = 64
-"""Images of each data set, at most."""
+"""Images of each dataset, at most."""
 TASKS = {
     "twice as large": ("superres", "--factor", "2"),
     "four times as large": ("superres", "--factor", "4"),
     "noise of 0.5": ("denoise", "--sigma", "0.5"),
     "lower half lost": ("inpaint", "--box", "0", "HALF", "SIZE", "SIZE"),
 }
+COLUMNS = ("images", "degradation", "PSNR as given", "restored", "SSIM as given", "restored")
 
 
 class Subject(NamedTuple):
-    """What is restored, and by which model."""
+    """Images to restore, their size, and the model's checkpoint."""
 
     source: ImageSource
     size: int
@@ -47,51 +43,39 @@ SUBJECTS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of MNIST")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/restoration_tables"), help="results")
-    options = parser.parse_args()
-    lines = [
-        "| images | what was done | PSNR as given | restored | SSIM as given | restored |",
-        "|---|---|---|---|---|---|",
-    ]
-    pictures: dict[tuple[str, str], Path] = {}
+
+
+def run(options: Namespace) -> None:
+    rows, images = [], {}
     for name, subject in SUBJECTS.items():
-        images = options.out / name / "images"
-        if not images.is_dir():
-            images.mkdir(parents=True)
+        folder = options.out / name / "images"
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
             held_out = subject.source.open(options.root, "test")
             for index, pixels in enumerate(held_out.__getitems__(range(min(N, len(held_out))))[0]):
-                save_image(pixels, images / f"{index:03d}.png")
-        for what, task in TASKS.items():
-            out = options.out / name / what.replace(" ", "_")
-            if not (out / "figures.json").is_file():
-                restore(subject, images, task, out)
-            mean = json.loads((out / "figures.json").read_text())["mean"]
-            cells = f"{mean['psnr_given']:.2f} | {mean['psnr']:.2f} | {mean['ssim_given']:.3f} | {mean['ssim']:.3f}"
-            lines.append(f"| {name} | {what} | {cells} |")
-            pictures[name, what] = out / "side_by_side.png"
-    write(lines, pictures)
+                save_image(pixels, folder / f"{index:03d}.png")
+        for degradation, task in TASKS.items():
+            out = options.out / name / degradation.replace(" ", "_")
+            if not (out / METRICS).is_file():
+                restore(subject, folder, task, out)
+            mean = json.loads((out / METRICS).read_text())["mean"]
+            psnr, ssim = ([f"{mean[key]:{form}}" for key in (f"{metric}_given", metric)] for metric, form in FORMATS)
+            rows.append([name, degradation, *psnr, *ssim])
+            images["", f"{name}\n{degradation}"] = np.asarray(Image.open(out / "side_by_side.png"))
+    write_table(PAGES / "restoration.md", "restoration", format_table(COLUMNS, rows))
+    save_image_grid(DOCS / "restoration.png", images, cell=(2, 7), dpi=70)
+
+
+METRICS = "metrics.json"
+FORMATS = (("psnr", ".2f"), ("ssim", ".3f"))
 
 
 def restore(subject: Subject, images: Path, task: tuple[str, ...], out: Path) -> None:
-    places = {"HALF": str(subject.size // 2), "SIZE": str(subject.size)}
-    command = [sys.executable, "-m", "lightning_ddpm", "restore", "--ckpt", subject.ckpt, "--degrade", "--task"]
-    command += [*(places.get(each, each) for each in task), "--images", str(images), "--out", str(out)]
-    print(*command[1:], flush=True)
-    subprocess.run(command, check=True)
-
-
-def write(lines: list[str], pictures: dict[tuple[str, str], Path]) -> None:
-    put(DOCS / "results" / "restoration.md", "restoration", lines)
-    figure = Figure(figsize=(2 * len(pictures), 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    for ((name, what), path), place in zip(pictures.items(), figure.subplots(1, len(pictures)), strict=True):
-        place.imshow(np.asarray(Image.open(path)), cmap="grey")
-        place.set(xticks=[], yticks=[], title=f"{name}\n{what}")
-    figure.savefig(DOCS / "restoration.png", dpi=70)
-
-
-if __name__ == "__main__":
-    main()
+    corners = {"HALF": str(subject.size // 2), "SIZE": str(subject.size)}
+    words = [corners.get(each, each) for each in task]
+    run_program(
+        *("restore", "--ckpt", subject.ckpt, "--degrade", "--task", *words), *("--images", images, "--out", out)
+    )
