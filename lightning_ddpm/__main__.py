@@ -1,4 +1,4 @@
-"""``python -m lightning_ddpm``."""
+"""Run the command line: ``python -m lightning_ddpm COMMAND``."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""LightningModules, and what loads and runs them."""
+"""LightningModules, and the functions that load and run them."""

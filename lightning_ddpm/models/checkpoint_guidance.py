@@ -19,12 +19,12 @@ from lightning_ddpm.utils.hashing import hash_file
 class ClassifierGuidance(Guidance):
     """Adds w times the gradient of a classifier's log p(y | x_t); Dhariwal & Nichol 2021 (arXiv:2105.05233).
 
-    Guides a model without classes, or one with classes that is told none. One network call a step, and one of the
-    classifier there and back; outside the interval, none of it.
+    It guides a model without classes, or the unconditional prediction of one with classes. Each step costs one network
+    evaluation and, inside the interval, one forward and backward pass of the classifier.
 
     Args:
-        ckpt: of a classifier of noisy images, as configs/digits_classifier.yaml trains.
-        scale, interval: as of :class:`Guidance`.
+        ckpt: checkpoint of a classifier of noisy images, as configs/digits_classifier.yaml trains it.
+        scale, interval: those of :class:`Guidance`.
     """
 
     def __init__(self, ckpt: str, scale: float = 1.0, interval: tuple[int, int] | None = None) -> None:
@@ -34,7 +34,7 @@ class ClassifierGuidance(Guidance):
 
     @property
     def classifier(self) -> NoisyClassifier:
-        """Read when first asked for."""
+        """The classifier, read from the checkpoint at the first use."""
         if self._classifier is None:
             with torch.inference_mode(False):
                 self._classifier = load(self.ckpt, NoisyClassifier).requires_grad_(False)
@@ -51,14 +51,14 @@ class ClassifierGuidance(Guidance):
             _check_classes(self.ckpt, self.class_names, model)
             if not model.label_dropout:
                 raise UserError(
-                    "a classifier guides a model that is told no class, and this one was never trained so: it has "
-                    "label_dropout=0; leave the classifier out, or train with label_dropout=0.1"
+                    "a classifier guides unconditional predictions, and this model was trained without them: it has "
+                    "label_dropout=0; omit the classifier, or train with label_dropout=0.1"
                 )
 
     def __call__(self, denoise: Denoiser, label: Tensor) -> Denoiser:
         if self.scale == 0:
             return denoise
-        with torch.inference_mode(False):  # else its weights could have no gradient behind them
+        with torch.inference_mode(False):  # otherwise no gradient could pass through its weights
             classifier = self.classifier.to(label.device)
 
         def log_probability(x_t: Tensor, t: Tensor) -> Tensor:
@@ -72,13 +72,13 @@ class ClassifierGuidance(Guidance):
 
 @final
 class Autoguidance(Guidance):
-    """Away from a weaker model: eps_weak + w [eps - eps_weak]; Karras et al. 2024 (arXiv:2406.02507), eq. 3.
+    """Moves away from a weaker model: eps_weak + w [eps - eps_weak]; Karras et al. 2024 (arXiv:2406.02507), eq. 3.
 
-    With w = 1 it is the model itself, with w = 0 the weaker one. Both are given the class, if they have any.
+    w = 1 is the model itself and w = 0 the weaker one. Both are conditioned on the class, if they have classes.
 
     Args:
-        ckpt: of the weaker model: smaller, or trained less, on the same data.
-        scale, interval: as of :class:`Guidance`.
+        ckpt: checkpoint of the weaker model: smaller, or trained for less time, on the same data.
+        scale, interval: those of :class:`Guidance`.
     """
 
     def __init__(self, ckpt: str, scale: float = 2.0, interval: tuple[int, int] | None = None) -> None:
@@ -88,7 +88,7 @@ class Autoguidance(Guidance):
 
     @property
     def weaker(self) -> DDPM:
-        """Read when first asked for."""
+        """The weaker model, read from the checkpoint at the first use."""
         if self._weaker is None:
             self._weaker = load(self.ckpt, DDPM).requires_grad_(False)
         return self._weaker
@@ -102,16 +102,17 @@ class Autoguidance(Guidance):
         weaker = self.weaker.to(label.device)
         if repr(weaker.parameterization) != repr(denoise.parameterization):
             raise UserError(
-                f"{self.ckpt} predicts {weaker.parameterization} and the model {denoise.parameterization}; take one that agrees"
+                f"{self.ckpt} predicts {weaker.parameterization} and the model {denoise.parameterization}; "
+                "use one that predicts the same"
             )
         strong = denoise.conditioned_on(label) if weaker.class_names else denoise
         weak = weaker.denoiser_for(label)
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            within, output = self.is_active(t), strong.network(x_t, t)
-            if self.scale == 1 or not within.any():
+            active, output = self.is_active(t), strong.network(x_t, t)
+            if self.scale == 1 or not active.any():
                 return output
-            return extrapolate(weak.network(x_t, t), output, torch.where(within, self.scale, 1.0), x_t.shape[1])
+            return extrapolate(weak.network(x_t, t), output, torch.where(active, self.scale, 1.0), x_t.shape[1])
 
         return denoise.with_network(guided)
 
@@ -122,19 +123,19 @@ class Autoguidance(Guidance):
 def _check_compatible(
     ckpt: str, image_shape: tuple[int, int, int], schedule: NoiseSchedule, model: GuidableModel
 ) -> None:
-    """Refuse a guide of other images or other noise."""
+    """Check that the other checkpoint has the model's image shape and noise schedule."""
     if image_shape != model.image_shape:
         theirs, ours = ("x".join(map(str, shape)) for shape in (image_shape, model.image_shape))
-        raise UserError(f"{ckpt} is of images of {theirs} and the model of {ours}; take one that agrees")
+        raise UserError(f"{ckpt} is for images of {theirs} and the model for {ours}; use one for the same shape")
     theirs_, ours_ = schedule.alpha_bar.cpu(), model.schedule.alpha_bar.cpu()
     if theirs_.shape != ours_.shape or not torch.allclose(theirs_, ours_, rtol=1e-6, atol=1e-12):
         raise UserError(
             f"{ckpt} was trained on another noise schedule, {schedule}, than the model, {model.schedule}; "
-            "train it on the model's"
+            "train it on the model's schedule"
         )
 
 
 def _check_classes(ckpt: str, names: Sequence[str], model: GuidableModel) -> None:
     if list(names) != list(model.class_names):
         theirs, ours = (", ".join(each) or "none" for each in (names, model.class_names))
-        raise UserError(f"{ckpt} knows the classes {theirs} and the model {ours}; take one that agrees")
+        raise UserError(f"{ckpt} has the classes {theirs} and the model {ours}; use one with the same classes")

@@ -1,4 +1,4 @@
-"""How Lightning writes and reads checkpoints in this project."""
+"""The plugin through which Lightning writes and reads checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from lightning_ddpm.utils.errors import first_line
 
 
 class DurableCheckpointIO(CheckpointIO):
-    """Whole files with a digest, the one before kept; read without running what is in them.
+    """Writes complete files with a digest and keeps the previous one; reads without running code in the file.
 
-    A checkpoint that cannot be written is said and remembered, not raised: training may go on until the next one.
+    If a checkpoint cannot be written, this is reported and kept in ``failed``, not raised: training may continue until
+    the next one.
 
     Attributes:
-        failed: why the last one could not be written; ``None`` where it could.
+        failed: why the last checkpoint could not be written; ``None`` if it was.
     """
 
     def __init__(self) -> None:
@@ -26,10 +27,10 @@ class DurableCheckpointIO(CheckpointIO):
         self.failed = None
         try:
             write_checkpoint(Path(path), checkpoint)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             self.failed = error
             step = checkpoint["global_step"]
-            report(f"cannot write {path} at step {step} ({first_line(error)}); what was there is kept")
+            report(f"cannot write {path} at step {step} ({first_line(error)}); the previous one is kept")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)

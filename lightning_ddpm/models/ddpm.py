@@ -1,7 +1,7 @@
-"""Denoising diffusion as a LightningModule: wires network, schedule, objective and sampler together."""
+"""The diffusion model as a LightningModule: it connects network, schedule, objective and sampler."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -14,7 +14,6 @@ from lightning_ddpm.data.class_labels import cycle_labels, spread_labels
 from lightning_ddpm.data.image_io import to_uint8
 from lightning_ddpm.data.sharding import ImageRange
 from lightning_ddpm.diffusion import (
-    QUARTERS,
     ClassifierFree,
     Denoiser,
     Epsilon,
@@ -29,45 +28,38 @@ from lightning_ddpm.diffusion import (
     sample_stratified,
     sum_by_quarter,
 )
-from lightning_ddpm.models.optimizer import build_optimizer, collect_gradients
+from lightning_ddpm.models.loss_by_timestep import TimestepSums, average_by_quarter
+from lightning_ddpm.models.network import check_network
+from lightning_ddpm.models.optimizer import build_optimizer, collect_gradients, spread_nonfinite
 from lightning_ddpm.models.sample_request import SampleRequest
+from lightning_ddpm.models.step_randomness import StepRandomness, make_validation_generator, sample_noise
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.random import ImageNoise, get_run_seed, make_generator, seed_globally
-
-
-class Network(Protocol):
-    """What a network must offer: the shape of its images, and output = network(x_t, t).
-
-    One that has an attribute ``classes``, an int above 0, is called as network(x_t, t, label) as well, with label (b,)
-    int64 in 0..classes - 1, or -1 for none, which is what network(x_t, t) means.
-
-    Attributes:
-        channels: image channels.
-        size: image height and width.
-    """
-
-    channels: int
-    size: int
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """(b, c, h, w) and steps (b,) in 1..T -> (b, c, h, w), or (b, 2c, h, w) with a learned variance."""
+from lightning_ddpm.utils.lightning_internals import is_logging_step
+from lightning_ddpm.utils.random import ImageNoise
 
 
 class DDPM(LightningModule):
-    """Trains a network to denoise (Ho et al. 2020, arXiv:2006.11239, Algorithm 1) and samples with it.
+    """A denoising diffusion model: it trains a network to denoise images and generates images with it.
+
+    Ho et al. 2020 (arXiv:2006.11239): training is Algorithm 1. The network is any module that keeps the contract in
+    :mod:`lightning_ddpm.models.network`.
 
     Args:
-        network: predicts the noise, or what ``prediction`` says; see :class:`Network`.
-        schedule: how fast the noise comes.
-        sampler: how images are drawn, in training's evaluations and from the checkpoint.
-        optimizer: parameters -> optimizer (Ho: Adam with learning rate 2e-4).
-        lr_scheduler: optimizer -> scheduler, stepped after every optimizer step (Ho: linear warm-up over 5,000 steps).
-        prediction: what the network's output means; ``null`` for the noise, as Ho.
-        objective: what training minimises; ``null`` for L_simple, as Ho.
-        times: how t is drawn in training; ``null`` for uniformly, as Ho.
-        label_dropout: how often the network, where it has classes, is not told an image's in training, so that it can
+        network: predicts the noise in x_t, or what ``parameterization`` names.
+        schedule: the noise schedule, with its number of timesteps T.
+        sampler: generates the images, during training and from the checkpoint.
+        optimizer: parameters -> optimizer (Ho et al.: Adam with learning rate 2e-4).
+        lr_scheduler: optimizer -> scheduler, stepped after every optimizer step (Ho et al.: linear warm-up over 5,000
+            steps).
+        parameterization: what the network's output means; ``null`` for the noise, as in Ho et al.
+        objective: the training loss; ``null`` for L_simple, as in Ho et al.
+        timesteps: how t is sampled in training; ``null`` for uniformly, as in Ho et al.
+        label_dropout: the share of training images whose label is hidden from a network with classes, so that it can
             be guided without a classifier (Ho & Salimans 2022, arXiv:2207.12598).
-        class_names: what the network's labels mean; on the command line ``null``: as the data has.
+        class_names: the name of each label; ``null`` on the command line for the names in the data.
+
+    Raises:
+        UserError: the network lacks an attribute, or the arguments do not fit together.
     """
 
     class_counts: Tensor
@@ -88,20 +80,13 @@ class DDPM(LightningModule):
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        for name in ("channels", "size"):
-            if not isinstance(getattr(network, name, None), int):
-                raise UserError(
-                    f"the network must say its images' {name}: give {type(network).__name__} an int .{name}"
-                )
+        check_network(network)
         self.network, self.schedule, self.sampler = network, schedule, sampler
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.parameterization, self.objective, self.timesteps = (
-            parameterization or Epsilon(),
-            objective or Simple(),
-            timesteps or UniformTimesteps(),
-        )
+        self.parameterization, self.objective = parameterization or Epsilon(), objective or Simple()
+        self.timesteps = timesteps or UniformTimesteps()
         self.parameterization.check_schedule(schedule)
-        self.sampler.nfe(schedule.T)  # refuses more steps than there are
+        self.sampler.nfe(schedule.T)  # raises if it has more steps than the schedule
         self.timesteps.setup(schedule.T)
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout must lie in [0, 1], got {label_dropout}; Ho & Salimans use 0.1")
@@ -110,9 +95,10 @@ class DDPM(LightningModule):
         self.class_names: Sequence[str] = class_names if class_names is not None else [*map(str, range(classes))]
         if len(self.class_names) != classes:
             raise UserError(
-                f"class_names names {len(self.class_names)} classes and the network has {classes}; make them agree"
+                f"class_names has {len(self.class_names)} names and the network {classes} classes; "
+                "give one name for each class"
             )
-        if classes:  # how many training images each class has, for images to be drawn likewise
+        if classes:  # training images of each class, so that generated images can have the same frequencies
             self.register_buffer("class_counts", torch.zeros(classes, dtype=torch.long))
 
     @property
@@ -121,7 +107,7 @@ class DDPM(LightningModule):
         return int(self.network.channels), int(self.network.size), int(self.network.size)  # type: ignore[arg-type]
 
     def setup(self, stage: str) -> None:
-        """Refuse data of another shape before anything is computed."""
+        """Check that the data has the network's image shape and classes; count the training images of each class."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageDataModule):
             return
@@ -130,65 +116,52 @@ class DDPM(LightningModule):
             labels = data.train.labels
             self.class_counts.copy_(torch.bincount(labels[labels >= 0], minlength=len(self.class_names)))
 
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of one step of Algorithm 1 in Ho et al. 2020; with classes, in Ho & Salimans 2022."""
+        x_0, label = batch
+        randomness = StepRandomness(self, x_0.device, "train")
+        if self.class_names:
+            label = randomness.drop_labels(label, self.label_dropout)
+
+        t, weights = self.timesteps.sample(len(x_0), randomness.generator)  # t ~ Uniform({1, ..., T}), weights 1
+        eps = sample_noise(x_0, randomness.generator)  # eps ~ N(0, I)
+        with randomness.seed_dropout():
+            losses = self.loss(x_0, t, eps, label)  # ||eps - network(x_t, t)||^2 with x_t = q_sample(x_0, t, eps)
+        return self._finish_step(t, losses, (weights * losses).mean())
+
     def loss(self, x_0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
-        """The objective of each image, (b,) float32.
+        """Compute the objective of each image, (b,) float32; it makes x_t by ``q_sample`` and calls the network once.
 
         Args:
             x_0: (b, c, h, w) images in [-1, 1].
-            t: (b,) steps in 1..T.
+            t: (b,) timesteps in 1..T.
             eps: (b, c, h, w) standard normal noise.
-            label: (b,) classes, -1 where the network is not told; ignored by one without classes.
+            label: (b,) classes, -1 for images whose class is hidden; ignored by a network without classes.
         """
         return self.objective.losses(self.denoiser_for(label).without_clipping(), x_0, t, eps)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Ho et al. 2020, Algorithm 1; with classes, Ho & Salimans 2022, Algorithm 1."""
-        x_0, label = batch
-        step = self.trainer.fit_loop.total_batch_idx
-        randomness = make_generator(x_0.device, "train", get_run_seed(), self.global_rank, index=step)
-        t, weights = self.timesteps.sample(len(x_0), randomness)
-        eps = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype, generator=randomness)
-        if self.class_names:
-            label = self._drop_labels(label, step)
-        with seed_globally(x_0.device, "dropout", get_run_seed(), self.global_rank, index=step):
-            losses = self.loss(x_0, t, eps, label)
+    def _finish_step(self, t: Tensor, losses: Tensor, loss: Tensor) -> Tensor:
+        """Report the losses (b,) to the timestep sampler, callbacks and loggers; return the loss to minimise."""
         self.timesteps.update(t, losses, self.all_gather)  # type: ignore[arg-type]
         self.last_losses = t, losses.detach()
-        loss = (weights * losses).mean()
-        # A loss that is not finite has gradients that are not, on every rank: all leave the step out.
-        loss = loss * torch.where(loss.isfinite(), 1.0, torch.nan)
-        if self._logs_this_step:
+        loss = spread_nonfinite(loss)
+        if is_logging_step(self.trainer):
             self.log("train/loss", loss)
             sums, counts = sum_by_quarter(losses.detach(), t, self.schedule.T)
-            for quarter in counts.nonzero().flatten().tolist():
-                self.log(f"train/loss_quarter{quarter + 1}", sums[quarter] / counts[quarter])
+            self.log_dict(dict(average_by_quarter("train/loss", sums, counts, self.schedule.T)))
         return loss
 
-    @property
-    def _logs_this_step(self) -> bool:
-        """Whether what this step logs goes to the loggers; what it costs to know is spent on no other."""
-        return self.trainer._logger_connector.should_update_logs
-
-    def _drop_labels(self, label: Tensor, step: int) -> Tensor:
-        """The labels, some of them replaced by -1."""
-        randomness = make_generator(label.device, "label dropout", get_run_seed(), self.global_rank, index=step)
-        told = torch.rand(len(label), device=label.device, generator=randomness) >= self.label_dropout
-        return torch.where(told, label, -1)
-
     def on_validation_epoch_start(self) -> None:
-        self._sums = torch.zeros(2, QUARTERS, dtype=torch.float64, device=self.device)
+        self._sums = TimestepSums(self.schedule.T, ("loss",), self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The same t and eps for a batch every time, whichever rank has it: two epochs differ by the weights alone."""
         x_0, label = batch
-        index = batch_idx * self.trainer.world_size + self.global_rank
-        randomness = make_generator(x_0.device, "validate", index=index)
-        t = sample_stratified(len(x_0), self.schedule.T, randomness)
-        eps = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype, generator=randomness)
-        self._sums += torch.stack(sum_by_quarter(self.loss(x_0, t, eps, label), t, self.schedule.T))
+        generator = make_validation_generator(self, x_0.device, batch_idx)
+        t = sample_stratified(len(x_0), self.schedule.T, generator)
+        self._sums.add(t, self.loss(x_0, t, sample_noise(x_0, generator), label))
 
     def on_validation_epoch_end(self) -> None:
-        self._log_sums("val")
+        self._sums.log_means(self, "val")
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
@@ -197,14 +170,7 @@ class DDPM(LightningModule):
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        self._log_sums("test")
-
-    def _log_sums(self, stage: str) -> None:
-        """Log the mean loss over all images of all ranks, and by quarter of t."""
-        sums, counts = self.trainer.strategy.reduce(self._sums, reduce_op="sum").float()
-        self.log(f"{stage}/loss", sums.sum() / counts.sum(), prog_bar=True, rank_zero_only=False, sync_dist=False)
-        for quarter in counts.nonzero().flatten().tolist():
-            self.log(f"{stage}/loss_quarter{quarter + 1}", sums[quarter] / counts[quarter], sync_dist=False)
+        self._sums.log_means(self, "test")
 
     def predict_step(self, batch: ImageRange, batch_idx: int = 0) -> Tensor:
         """Generate a batch of images with the model's own sampler."""
@@ -227,7 +193,7 @@ class DDPM(LightningModule):
         return (request.guidance or ClassifierFree())(self.denoiser, label.to(self.device)), x_T, noise
 
     def choose_labels(self, request: SampleRequest, start: int, stop: int) -> Tensor | None:
-        """Return the classes of images ``start``..``stop``, (stop - start,) int64 on the CPU; ``None`` without classes."""
+        """Return the classes of images ``start``..``stop``, (stop - start,) int64 on the CPU; ``None`` for none."""
         names = self.list_class_names(request.guidance)
         if not names:
             return None
@@ -241,11 +207,11 @@ class DDPM(LightningModule):
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network, as samplers want it, told no class."""
+        """The network as samplers use it, without classes."""
         return Denoiser(self.network, self.schedule, parameterization=self.parameterization)
 
     def denoiser_for(self, label: Tensor | None) -> Denoiser:
-        """The network, told the classes (b,), if it has any."""
+        """Return the network conditioned on the classes (b,), if it has classes."""
         return self.denoiser if label is None or not self.class_names else self.denoiser.conditioned_on(label)
 
     def configure_optimizers(self) -> Any:
@@ -257,7 +223,7 @@ class DDPM(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the Trainer asks, and log the gradient's norm before it."""
-        if self._logs_this_step:
+        """Clip the gradient as the Trainer is configured to, and log its norm before that."""
+        if is_logging_step(self.trainer):
             self.log("train/gradient_norm", nn.utils.get_total_norm(collect_gradients(optimizer)))
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -1,4 +1,4 @@
-"""A classifier of clean images, whose features and verdicts judge generated ones."""
+"""A classifier of clean images, whose features and predictions evaluate generated images."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning_ddpm.utils.random import get_run_seed, seed_globally
 
 
 class ImageClassifier(LightningModule):
-    """Cross-entropy on images that are slightly shifted at random, so that features do not hang on single pixels.
+    """Trains a network by cross-entropy on randomly shifted images, so that features do not depend on single pixels.
 
     Args:
         network: images -> logits, with features.

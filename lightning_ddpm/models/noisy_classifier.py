@@ -10,24 +10,29 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.diffusion import QUARTERS, NoiseSchedule, q_sample, sample_stratified, sum_by_quarter
+from lightning_ddpm.diffusion import NoiseSchedule, q_sample, sample_stratified
+from lightning_ddpm.models.loss_by_timestep import TimestepSums
 from lightning_ddpm.models.optimizer import build_optimizer
+from lightning_ddpm.models.step_randomness import StepRandomness, make_validation_generator, sample_noise
 from lightning_ddpm.networks import UNetEncoder
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.random import get_run_seed, make_generator, seed_globally
 
 
 class NoisyClassifier(LightningModule):
-    """Cross-entropy of p(y | x_t) on x_t ~ q(x_t | x_0), t uniform over 1..T. Images without a label are left out.
+    """Trains a network to predict the class of x_t ~ q(x_t | x_0) by cross-entropy, with t uniform over 1..T.
 
-    Logs ``val/loss``, ``val/accuracy`` and, by quarter of t, ``val/accuracy_quarter1`` (nearly clean) to ``4``.
+    Images without a label are skipped. Logs ``val/loss``, ``val/accuracy`` and the accuracy in each quarter of t, for
+    T = 1000 from ``val/accuracy_t_000-250``, nearly clean images, to ``val/accuracy_t_750-1000``.
 
     Args:
         network: (x_t, t) -> logits.
-        schedule: that of the model to be guided.
+        schedule: the schedule of the model to be guided.
         optimizer: parameters -> optimizer.
         lr_scheduler: optimizer -> scheduler, stepped after every optimizer step.
-        class_names: what the labels mean; on the command line ``null``: as the data has.
+        class_names: the name of each label; ``null`` on the command line for the names in the data.
+
+    Raises:
+        UserError: the network has another number of classes than there are names.
     """
 
     def __init__(
@@ -44,8 +49,8 @@ class NoisyClassifier(LightningModule):
         self.class_names = list(class_names if class_names is not None else map(str, range(network.classes)))
         if len(self.class_names) != network.classes:
             raise UserError(
-                f"class_names names {len(self.class_names)} classes and the network has {network.classes}; "
-                "make them agree"
+                f"class_names has {len(self.class_names)} names and the network {network.classes} classes; "
+                "give one name for each class"
             )
 
     @property
@@ -54,53 +59,48 @@ class NoisyClassifier(LightningModule):
         return self.network.channels, self.network.size, self.network.size
 
     def setup(self, stage: str) -> None:
-        """Refuse data of another shape, or of other classes, before anything is computed."""
+        """Check that the data has the network's image shape and classes."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageDataModule):
             data.check_model(self.image_shape, self.class_names)
 
     def log_probability(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """log p(label | x_t), (b,) float32.
+        """Compute log p(label | x_t), (b,) float32.
 
         Args:
             x_t: (b, c, h, w) noisy images.
-            t: (b,) steps in 1..T.
+            t: (b,) timesteps in 1..T.
             label: (b,) classes.
         """
         return -functional.cross_entropy(self.network(x_t, t).float(), label, reduction="none")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x_0, label = batch
-        step = self.trainer.fit_loop.total_batch_idx
-        randomness = make_generator(x_0.device, "classify noisy", get_run_seed(), self.global_rank, index=step)
-        t = torch.randint(1, self.schedule.T + 1, (len(x_0),), device=x_0.device, generator=randomness)
-        x_t = self._add_noise(x_0, t, randomness)
-        with seed_globally(x_0.device, "dropout", get_run_seed(), self.global_rank, index=step):
+        randomness = StepRandomness(self, x_0.device, "classify noisy")
+        t = torch.randint(1, self.schedule.T + 1, (len(x_0),), device=x_0.device, generator=randomness.generator)
+        x_t = q_sample(self.schedule, x_0, t, sample_noise(x_0, randomness.generator))
+        with randomness.seed_dropout():
             logits = self.network(x_t, t).float()
-        told = label >= 0
         losses = functional.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
-        loss: Tensor = losses / told.sum().clamp(min=1)
+        loss: Tensor = losses / (label >= 0).sum().clamp(min=1)
         self.log("train/loss", loss)
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = torch.zeros(3, QUARTERS, dtype=torch.float64, device=self.device)  # losses, right ones, images
+        self._sums = TimestepSums(self.schedule.T, ("accuracy", "loss"), self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """The same t and eps for a batch every time, whichever rank has it."""
         x_0, label = (each[batch[1] >= 0] for each in batch)
         if not len(x_0):
             return
-        index = batch_idx * self.trainer.world_size + self.global_rank
-        randomness = make_generator(x_0.device, "validate", index=index)
-        t = sample_stratified(len(x_0), self.schedule.T, randomness)
-        logits = self.network(self._add_noise(x_0, t, randomness), t).float()
-        losses, counts = sum_by_quarter(functional.cross_entropy(logits, label, reduction="none"), t, self.schedule.T)
-        right, _ = sum_by_quarter((logits.argmax(1) == label).float(), t, self.schedule.T)
-        self._sums += torch.stack([losses, right, counts])
+        generator = make_validation_generator(self, x_0.device, batch_idx)
+        t = sample_stratified(len(x_0), self.schedule.T, generator)
+        logits = self.network(q_sample(self.schedule, x_0, t, sample_noise(x_0, generator)), t).float()
+        losses = functional.cross_entropy(logits, label, reduction="none")
+        self._sums.add(t, (logits.argmax(1) == label).float(), losses)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_sums("val")
+        self._sums.log_means(self, "val")
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
@@ -109,19 +109,7 @@ class NoisyClassifier(LightningModule):
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        self._log_sums("test")
-
-    def _log_sums(self, stage: str) -> None:
-        """Log loss and accuracy over all images of all ranks, and accuracy by quarter of t."""
-        losses, right, counts = self.trainer.strategy.reduce(self._sums, reduce_op="sum").float()
-        self.log(f"{stage}/loss", losses.sum() / counts.sum(), rank_zero_only=False, sync_dist=False)
-        self.log(f"{stage}/accuracy", right.sum() / counts.sum(), prog_bar=True, sync_dist=False)
-        for quarter in counts.nonzero().flatten().tolist():
-            self.log(f"{stage}/accuracy_quarter{quarter + 1}", right[quarter] / counts[quarter], sync_dist=False)
-
-    def _add_noise(self, x_0: Tensor, t: Tensor, randomness: torch.Generator) -> Tensor:
-        eps = torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype, generator=randomness)
-        return q_sample(self.schedule, x_0, t, eps)
+        self._sums.log_means(self, "test")
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self, self.optimizer, self.lr_scheduler)

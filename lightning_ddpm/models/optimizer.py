@@ -1,4 +1,4 @@
-"""What every step of an optimizer needs, whatever is trained."""
+"""What every optimizer step needs, whichever module is trained."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,51 +8,58 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_ddpm.utils.torch_internals import disable_own_unscaling
+
 CAN_SKIP_STEPS = (torch.optim.Adam, torch.optim.AdamW)
-"""torch's optimizers whose fused kernel can leave a step out, the first one too: SGD's momentum begins with what is in
-memory then."""
+"""torch's optimizers whose fused kernel can skip a step, even the first one; SGD's cannot, because it would initialise
+the momentum from uninitialised memory."""
 
 
 def build_optimizer(
     module: LightningModule, optimizer: Callable[..., Optimizer], lr_scheduler: Callable[[Optimizer], Any]
 ) -> dict[str, Any]:
-    """What Lightning's configure_optimizers returns: the schedule is stepped after every optimizer step.
-
-    Lightning refuses to clip the gradients of a fused optimizer in mixed precision, because that could unscale them by
-    itself, unseen. Told that it does not, Lightning unscales them before it clips, as for every other optimizer.
-    """
+    """Return what Lightning expects of configure_optimizers; the scheduler is stepped after every optimizer step."""
     built: Any = optimizer(module.parameters())
-    built._step_supports_amp_scaling = False
+    disable_own_unscaling(built)
     built.register_load_state_dict_post_hook(normalize_optimizer_state)
     return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}
 
 
+def spread_nonfinite(loss: Tensor) -> Tensor:
+    """Return the loss, as NaN if it is infinite, with gradients that are not finite unless the loss is.
+
+    With several ranks the gradients are averaged, so that every rank notices and all skip the step.
+    """
+    return loss * torch.where(loss.isfinite(), 1.0, torch.nan)
+
+
 def collect_gradients(optimizer: Optimizer) -> list[Tensor]:
-    """Of all its parameters that have one; a walk over its lists, which a module's layers would take ten times."""
+    """Return the gradients of all parameters that have one; iterating over a module's layers takes ten times longer."""
     return [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
 
 
 def skip_step_where(optimizer: Optimizer, where: Tensor) -> bool:
-    """Have the next step change neither weights nor the optimizer's state where ``where`` (), bool, is true.
+    """Make the next step change neither weights nor optimizer state if ``where`` (), bool, is true.
 
-    Nobody waits for its value: a fused kernel reads it on the device, as it does a gradient scaler's.
+    The host does not wait for its value: a fused kernel reads it on the device, as it reads a gradient scaler's.
 
     Returns:
-        Whether the optimizer can; if not, nothing is asked of it.
+        Whether the optimizer supports this; if not, nothing is changed.
     """
     fused = isinstance(optimizer, CAN_SKIP_STEPS) and all(group.get("fused") for group in optimizer.param_groups)
-    if not fused or where.device.type not in ("cpu", "cuda"):  # Apple's kernel does not look
+    if not fused or where.device.type not in ("cpu", "cuda"):  # the kernel for Apple's GPUs ignores it
         return False
-    told: Any = optimizer
-    told.found_inf = where.float()
+    fused_optimizer: Any = optimizer
+    fused_optimizer.found_inf = where.float()
     return True
 
 
 def normalize_optimizer_state(optimizer: Optimizer) -> None:
-    """Have its state as its weights and arguments want it, after either has changed or the state was loaded.
+    """Convert the optimizer's state to the memory layout and device that its weights and settings need.
 
-    A fused kernel goes through memory, whatever lies there: moments of weights in another layout would be others'. It
-    counts steps on the weights' device, where another optimizer counts on the host.
+    Call it after the weights, the settings or the state have changed. A fused kernel reads memory in its order: moments
+    in another layout would be applied to the wrong weights. It also keeps the step count on the weights' device, where
+    other optimizers keep it on the host.
     """
     for group in optimizer.param_groups:
         for weight in group["params"]:
@@ -66,26 +73,28 @@ def normalize_optimizer_state(optimizer: Optimizer) -> None:
 
 
 def match_memory_format(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> None:
-    """Bring tensors into the memory layout of others of the same shapes, in place."""
+    """Convert tensors in place to the memory layout of other tensors of the same shapes."""
     for mine, theirs in zip(tensors, like, strict=True):
         if mine.stride() != theirs.stride():
             mine.data = torch.empty_like(theirs, dtype=mine.dtype, requires_grad=False).copy_(mine.data)
 
 
 class DeferredRead:
-    """Numbers that a device has yet to compute, on their way to the host: to be read without a wait once it has done
-    something else meanwhile.
+    """A copy of a tensor to the host that does not wait for the device, to be read after the device got other work.
+
+    Args:
+        values: the tensor, which the device may not have computed yet.
     """
 
     def __init__(self, values: Tensor) -> None:
         self._values = values.detach().to("cpu", non_blocking=values.is_cuda)
-        self._there = torch.Event(values.device) if values.is_cuda else None
-        if self._there is not None:
-            self._there.record()
+        self._copied = torch.Event(values.device) if values.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
 
     def read(self) -> list[Any]:
-        """The numbers, as soon as they are there."""
-        if self._there is not None:
-            self._there.synchronize()
+        """Return the flattened values; wait until they have been copied."""
+        if self._copied is not None:
+            self._copied.synchronize()
         found: list[Any] = self._values.flatten().tolist()
         return found

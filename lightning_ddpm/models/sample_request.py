@@ -1,4 +1,4 @@
-"""Which images to generate, and how."""
+"""The request for a set of generated images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class SampleRequest:
         batch_size: images generated at a time on each rank.
         sampler: ``None`` for the model's own.
         guidance: ``None`` for no guidance beyond conditioning the network on the classes, if it has any.
-        labels: classes of the images, repeated in turn; ``None`` for the frequencies of the training data or, of a model
-            without classes, all classes that the guidance knows in turn.
+        labels: classes of the images, repeated in turn; ``None`` for the class frequencies of the training data or, if
+            the model has no classes, for all classes of the guidance in turn.
     """
 
     n: int

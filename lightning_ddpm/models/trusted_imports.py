@@ -1,0 +1,108 @@
+"""A check that files which name classes and functions import only code that the user trusts."""
+
+import functools
+import os
+import pkgutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import yaml
+from jsonargparse import set_parsing_settings
+
+from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.jsonargparse_internals import restore_parsing_settings
+
+TRUSTED_MODULES = ("lightning_ddpm", "torch.nn", "torch.optim")
+"""Modules that a file may import from; the user adds others by ``$LIGHTNING_DDPM_TRUST``, separated by commas."""
+
+
+@contextmanager
+def restrict_imports(path: Path | str, config: object) -> Iterator[None]:
+    """Let jsonargparse import only from :data:`TRUSTED_MODULES`, and the user's, inside the context.
+
+    An import runs the module, which may lie next to the file. An object counts as part of the module that defines it:
+    ``lightning_ddpm.utils.files.os.system`` is ``posix.system``, which is refused.
+
+    Args:
+        path: the file that names the objects, for the message.
+        config: what the file holds, as plain data.
+
+    Raises:
+        UserError: it names an object of another module, or one that lightning_ddpm no longer has.
+    """
+    trusted = [name.strip() for name in os.environ.get("LIGHTNING_DDPM_TRUST", "").split(",") if name.strip()]
+    allowed = (*TRUSTED_MODULES, *trusted)
+    with restore_parsing_settings():  # options of the command line may name anything
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(allowed))
+        try:
+            yield
+        except Exception as error:
+            if message := _explain_failure(config, allowed):
+                raise UserError(f"{path} {message}") from error
+            raise
+
+
+def _explain_failure(config: object, allowed: tuple[str, ...]) -> str | None:
+    """Return why the objects named in the config cannot be imported; ``None`` if all of them can.
+
+    jsonargparse has refused what it must before this is called, so that this imports from allowed modules only.
+    """
+    for name in _find_names(config):
+        if _is_within(name, allowed):
+            try:
+                found = _get_defining_name(pkgutil.resolve_name(name)) or name
+            except (ImportError, AttributeError):
+                if not _is_within(name, ("lightning_ddpm",)):
+                    continue  # the importer's own message names it
+                return (
+                    f"was written by an older version of lightning_ddpm: it names {name}, which this version does not "
+                    "have; see the table of renames in CHANGELOG.md"
+                )
+        else:
+            found = name
+        if not _is_within(found, allowed):
+            return (
+                f"is refused: it names {found}, which is not part of {', '.join(TRUSTED_MODULES)}, and building it "
+                f"would run its code; if you trust that code, set LIGHTNING_DDPM_TRUST={found.split('.')[0]}"
+            )
+    return None
+
+
+def _find_names(config: object) -> Iterator[str]:
+    """Yield every class path, and every other dotted name of a module that exists, at any depth of the config."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key in ("class_path", "_class_path") and isinstance(value, str) and "." in value:
+                yield value
+            else:
+                yield from _find_names(value)
+    elif isinstance(config, list | tuple):
+        for each in config:
+            yield from _find_names(each)
+    elif isinstance(config, str) and "." in config and all(part.isidentifier() for part in config.split(".")):
+        top = config.split(".")[0]
+        if top in sys.modules or find_spec(top):  # neither runs the module
+            yield config
+    elif isinstance(config, str) and config.lstrip().startswith(("{", "[")):  # jsonargparse parses it, too
+        try:
+            yield from _find_names(yaml.safe_load(config))
+        except yaml.YAMLError:
+            return
+
+
+def _is_within(name: str, modules: tuple[str, ...]) -> bool:
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
+
+
+def _get_defining_name(found: object) -> str | None:
+    """Return the name under which an object, or the class of an instance, was defined; ``None`` if it does not tell."""
+    if isinstance(found, functools.partial):
+        return _get_defining_name(found.func)
+    if isinstance(found, ModuleType):
+        return found.__name__
+    named = found if hasattr(found, "__qualname__") else type(found)
+    return f"{named.__module__}.{named.__qualname__}" if named.__module__ else None
