@@ -142,7 +142,7 @@ def test_a_file_size_limit_leaves_the_old_checkpoint_and_is_said(tmp_path: Path)
     )
     assert ended.returncode == 0, ended.stderr
     assert f"cannot write {path} at step 2" in ended.stdout
-    assert "what was there is kept" in ended.stdout
+    assert "the previous one is kept" in ended.stdout
     assert read_checkpoint(path)["global_step"] == 1
     assert [each.name for each in tmp_path.iterdir() if each.suffix == ".ckpt"] == ["last.ckpt"]
 

@@ -78,7 +78,7 @@ def test_sample_draws_the_same_images_compiled(tmp_path: Path) -> None:
         assert np.abs(plain.astype(int) - compiled).max() <= 1
     ended = ddpm("sample", "--ckpt", CKPT, "--n", 6, "--batch_size", 4, "--steps", 3, "--out", tmp_path / "compiled")
     assert ended.returncode == 2
-    assert "images of another set: their network is compiled, and None is asked for" in ended.stderr
+    assert "images of another set: their network is compiled, requested is None" in ended.stderr
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_evaluate_says_whether_its_images_network_was_compiled_and_has_the_same_
         assert ended.returncode == 0, ended.stderr
         found[name] = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["compiled"]["images"] == found["plain"]["images"] | {"network": "compiled"}
-    plain, compiled = (found[name]["figures"]["fd_digits"]["value"] for name in ("plain", "compiled"))
+    plain, compiled = (found[name]["metrics"]["fd_digits"]["value"] for name in ("plain", "compiled"))
     assert compiled == pytest.approx(plain, rel=0.01)
 
 

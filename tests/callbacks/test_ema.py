@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_ddpm.callbacks import EMA
+from lightning_ddpm.callbacks.trainer_access import use_averaged_weights
 from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.utils.errors import UserError
@@ -151,8 +152,6 @@ def test_a_module_without_buffers_is_averaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [True, False], ids=["EMA first", "EMA last"])
 def test_whoever_asks_sees_the_average_of_all_steps_wherever_it_stands(tmp_path: Path, first: bool) -> None:
-    from lightning_ddpm.callbacks.ema import use_averaged_weights
-
     raw, seen = RawWeights(), []
 
     def look(trainer: Trainer, module: LightningModule) -> None:

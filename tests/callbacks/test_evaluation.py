@@ -21,7 +21,7 @@ from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.data.image_io import arrange_grid
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, ModuleFeatures
-from lightning_ddpm.metrics.suite import inception_score, kernel_distance, precision_recall
+from lightning_ddpm.metrics.scores import compute_inception_score, compute_kernel_distance, compute_precision_recall
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
@@ -239,13 +239,13 @@ def test_all_figures_come_from_one_evaluation(tmp_path: Path) -> None:
         reference = extractor(real.__getitems__(range(len(real)))[0])
         made = torch.cat([pixels for _, pixels in generate_batches(frozen, SampleRequest(70, sampler=DDIM(steps=2)))])
         features, logits = extractor.features_and_logits(made)
-    precision, recall = precision_recall(features, reference)
+    precision, recall = compute_precision_recall(features, reference)
     expected = {
         "fd_digits": distance_by_hand(frozen),
-        "kd_digits": kernel_distance(features, reference).value,
+        "kd_digits": compute_kernel_distance(features, reference).value,
         "precision_digits": precision.value,
         "recall_digits": recall.value,
-        "classifier_score_digits": inception_score(logits).value,
+        "classifier_score_digits": compute_inception_score(logits).value,
     }
     logged = events(tmp_path)
     for name, value in expected.items():
@@ -318,7 +318,7 @@ def test_evaluations_take_no_more_than_their_share_of_the_time(
     tmp_path: Path, share: float | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(tmp_path, [timed := Timed(), asked := evaluation(every_n_steps=1, max_share=share)], max_steps=40)
-    seconds, left_out = asked.seconds, capsys.readouterr().out.count("evaluation left out: with another ")
+    seconds, left_out = asked.seconds, capsys.readouterr().out.count("evaluation skipped: with another ")
     assert len(seconds) + left_out == 40
     if share is None:
         assert sum(seconds) / timed.took > 0.3  # so that the limit of the other case is one
@@ -333,10 +333,10 @@ def test_the_first_evaluation_too_is_left_out_by_its_estimate(
 ) -> None:
     asked = evaluation(every_n_steps=2, max_share=1e-6)
     trainer = fit(tmp_path, [asked, Checkpoints(every_n_steps=1, monitor=NAME)], enable_checkpointing=True)
-    assert (asked.seconds, asked.evaluated) == ([], -1)
+    assert (asked.seconds, asked.evaluated_step) == ([], -1)
     assert NAME not in trainer.callback_metrics
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
     assert [line.split(":")[0] for line in said] == ["step 2", "step 4"]
     assert all(line.endswith("max_share is 1e-06") for line in said)
 
@@ -356,7 +356,7 @@ def test_validate_and_test_measure_the_given_weights(tmp_path: Path, command: st
 
 
 def test_too_few_images_are_warned_of_in_words(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="63 images do not fill the covariance of 64 features.*at least 64"):
+    with pytest.warns(UserWarning, match="63 images are too few for the covariance of 64 features.*at least 64"):
         fit(tmp_path, [evaluation(n=63, every_n_steps=4)])
 
 
@@ -393,7 +393,7 @@ def test_one_image_is_not_enough() -> None:
     [
         ({"max_share": 0.0}, "above 0 and at most 1, got 0.0"),
         ({"max_share": 1.5}, "above 0 and at most 1, got 1.5"),
-        ({"max_share": 0.5, "every_n_steps": None}, "max_share is of evaluations at an interval"),
+        ({"max_share": 0.5, "every_n_steps": None}, "max_share limits evaluations at an interval"),
         ({"metrics": ["fid", "FID"]}, "one or more of fid, kid, pr, is, accuracy, got .'fid', 'FID'."),
         ({"metrics": "fid"}, "one or more of fid, kid, pr, is, accuracy, got 'fid'"),
         ({"metrics": []}, r"one or more of fid, kid, pr, is, accuracy, got \[\]"),

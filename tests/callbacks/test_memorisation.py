@@ -271,7 +271,7 @@ def test_what_it_takes_and_what_came_out_is_said(tmp_path: Path, capsys: pytest.
     )
     assert callback.proximity is not None
     figure = f"step 4: val/{NAME} {callback.proximity.share:.3g}: the share of 70 generated images no farther "
-    assert any(line == f"{figure}from the training set than 5% of 70 held-out images" for line in said)
+    assert any(line == f"{figure}from the training set than the nearest 5% of 70 held-out images" for line in said)
 
 
 class FewHeldOut(Digits):
@@ -293,9 +293,8 @@ def test_too_few_held_out_images_give_the_panel_alone_and_that_is_said(
 ) -> None:
     trainer = quiet_trainer(tmp_path, callbacks=[callback := memorisation()], logger=tensorboard(tmp_path), max_steps=2)
     trainer.fit(tiny_model(), datamodule=ImageDataModule(FewHeldOut(n), batch_size=16))
-    assert f"no share: that takes 20 held-out images or more, and as large an n; got {n} and n=70" in (
-        capsys.readouterr().out
-    )
+    reason = f"which needs at least 20 held-out images and n of at least 20; got {n} and n=70"
+    assert f"memorisation: the panel without the share, {reason}" in capsys.readouterr().out
     assert callback.proximity is not None
     assert callback.proximity.held_out.shape == (n,)
     assert {path.name for path in (tmp_path / "samples").iterdir()} == {

@@ -60,11 +60,11 @@ def test_a_step_that_is_not_finite_is_left_out(
     assert same(at_3, after)
     assert not same(before, at_2)
     assert not same(after, later)
-    assert trainer.callback_metrics["train/steps_left_out"] == 2
+    assert trainer.callback_metrics["train/steps_skipped"] == 2
     assert all(value.isfinite().all() for value in weights(trainer.lightning_module).values())
     said = capsys.readouterr().out
-    assert "step 3 is left out: its loss or gradient is not finite (1 in a row, 10 end the run)" in said
-    assert "step 4 is left out: its loss or gradient is not finite (2 in a row, 10 end the run)" in said
+    assert "step 3 is skipped: its loss or gradient is not finite (1 in a row; 10 end the run)" in said
+    assert "step 4 is skipped: its loss or gradient is not finite (2 in a row; 10 end the run)" in said
     counts = {int(state["step"]) for state in trainer.optimizers[0].state.values()}
     assert counts == {4}, "Adam counts the steps that were made"
 
@@ -76,7 +76,7 @@ def test_too_many_steps_in_a_row_end_the_run_and_leave_a_good_checkpoint(tmp_pat
     said = str(ended.value)
     assert "3 steps in a row" in said
     assert "step 6 with learning rate 0.01" in said
-    assert f"on rank 0 of images {poison.images[6]} at t=" in said
+    assert f"on rank 0 the loss of images {poison.images[6]} at t=" in said
     assert said.count(" at t=") == 1, "one image was bad"
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for part in ("state_dict", "current_model_state"):
@@ -88,7 +88,7 @@ def test_the_last_step_is_told_with_its_images_too(tmp_path: Path, step: int, st
     poison = Poison(range(step - 1, step), "loss")
     with pytest.raises(UserError, match=f"last of them step {step} with") as ended:
         fit(tmp_path, poison, NonFinite(1), steps=steps)
-    assert f"on rank 0 of images {poison.images[step]} at t=" in str(ended.value)
+    assert f"on rank 0 the loss of images {poison.images[step]} at t=" in str(ended.value)
 
 
 def test_a_step_left_out_is_in_the_count_of_the_checkpoint_after_it(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_last_step_that_is_left_out_is_in_the_curves(tmp_path: Path) -> None:
     fit(tmp_path, Poison(range(5, 6), "loss"), NonFinite(), logger=logger)
     logger.save()
     rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
-    (column,) = (i for i, name in enumerate(rows[0].split(",")) if name == "train/steps_left_out")
+    (column,) = (i for i, name in enumerate(rows[0].split(",")) if name == "train/steps_skipped")
     assert float(rows[-1].split(",")[column]) == 1
 
 
@@ -144,11 +144,11 @@ def test_a_step_left_out_is_said_by_a_run_that_a_signal_stops_after_it(
 
     with pytest.raises(SystemExit):
         fit(tmp_path, Poison(range(2, 3), "loss"), NonFinite(1), Stops())
-    assert "step 3 is left out" in capsys.readouterr().out
+    assert "step 3 is skipped" in capsys.readouterr().out
 
 
 def test_a_gradient_alone_names_the_images_of_the_batch(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gradient alone, of images .* at t=") as ended:
+    with pytest.raises(UserError, match=r"only the gradient, of a batch of images .* at t=") as ended:
         fit(tmp_path, Poison(range(99), "gradient"), NonFinite(2))
     assert str(ended.value).count(" at t=") == 8
 
@@ -156,7 +156,7 @@ def test_a_gradient_alone_names_the_images_of_the_batch(tmp_path: Path) -> None:
 def test_steps_that_are_not_in_a_row_do_not_end_the_run(tmp_path: Path) -> None:
     trainer = fit(tmp_path, Poison(range(0, 99, 2), "loss"), NonFinite(2), steps=8)
     assert trainer.global_step == 8
-    assert trainer.callback_metrics["train/steps_left_out"] == 4
+    assert trainer.callback_metrics["train/steps_skipped"] == 4
 
 
 def test_a_batch_among_several_of_a_step_spoils_it_and_is_named(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_batch_among_several_of_a_step_spoils_it_and_is_named(tmp_path: Path) 
     poison = Once(range(1), "loss")
     with pytest.raises(UserError) as ended:
         fit(tmp_path, poison, NonFinite(1), accumulate_grad_batches=3)
-    assert f"of images {poison.images[1]} at t=" in str(ended.value)
+    assert f"the loss of images {poison.images[1]} at t=" in str(ended.value)
 
 
 def half(scale: float) -> MixedPrecision:
@@ -191,7 +191,7 @@ def test_in_half_precision_an_infinite_gradient_is_the_scalers_while_it_can_go_d
     assert not same(before, at_2)
     assert not same(after, later)
     assert trainer.global_step == 6
-    assert "is left out" not in capsys.readouterr().out
+    assert "is skipped" not in capsys.readouterr().out
 
 
 def test_in_half_precision_gradients_that_stay_infinite_end_the_run_when_the_scale_is_down_at_one(
@@ -202,7 +202,7 @@ def test_in_half_precision_gradients_that_stay_infinite_end_the_run_when_the_sca
         fit(tmp_path, poison, NonFinite(2), steps=50, plugins=[half(2.0**4)])
     assert len(poison.weights) == 1 + 4 + 2
     assert same(poison.weights[1], poison.weights[-1])
-    assert "step 6 is left out" in capsys.readouterr().out
+    assert "step 6 is skipped" in capsys.readouterr().out
 
 
 def test_in_half_precision_a_loss_that_is_not_finite_counts_at_once(tmp_path: Path) -> None:
@@ -220,11 +220,11 @@ def test_a_batch_that_does_not_fit_the_memory_is_drawn_in_parts_and_said(capsys:
     whole = torch.cat([pixels for _, pixels in generate_batches(model, SampleRequest(n=20, seed=3, batch_size=8))])
     draw = model.generate
 
-    def small(batch: Any, *how: Any) -> torch.Tensor:
-        asked.append(batch[2] - batch[1])
+    def small(request: SampleRequest, start: int, stop: int) -> torch.Tensor:
+        asked.append(stop - start)
         if asked[-1] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return draw(batch, *how)
+        return draw(request, start, stop)
 
     model.generate = small  # type: ignore[method-assign]
     ranges = []
@@ -243,7 +243,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_drawn_in_parts_and_said(capsys:
 def test_an_image_that_does_not_fit_the_memory_is_an_error() -> None:
     model = tiny_model()
 
-    def none(batch: Any, *how: Any) -> torch.Tensor:
+    def none(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     model.generate = none  # type: ignore[method-assign]
@@ -283,4 +283,4 @@ def test_a_rank_that_has_lost_another_one_says_so(
 ) -> None:
     """The third is what gloo says when its time is up while buffers are sent round: it does not say that it is gloo."""
     StopAllRanks().on_exception(quiet_trainer(tmp_path), tiny_model(), error)
-    assert ("rank 0 has lost another one after step 0" in capsys.readouterr().out) is lost
+    assert ("rank 0 lost the connection to another rank after step 0" in capsys.readouterr().out) is lost

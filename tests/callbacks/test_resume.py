@@ -90,9 +90,9 @@ def test_a_killed_process_is_taken_up_to_the_same_set(command, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("--seed", "6"), "their seed is 5, and 6 is asked for"),
+        (("--seed", "6"), "their seed is 5, requested is 6"),
         (("--steps", "3"), "their sampler is DDIM(steps=2"),
-        (("--batch_size", "16"), "their batch_size is 8, and 16 is asked for"),
+        (("--batch_size", "16"), "their batch_size is 8, requested is 16"),
         (("--sampler", "Heun"), "their sampler is DDIM(steps=2"),
     ],
     ids=str,
@@ -115,7 +115,7 @@ def test_images_of_an_unknown_set_are_refused(content, whole, command, tmp_path)
         (tmp_path / "unknown" / "set.json").write_bytes(content)
     status, _, err = command("sample", *SET, "--out", tmp_path / "unknown")
     assert status == 2
-    assert "holds images, and no set.json says which set they are of; empty it or choose another folder" in err
+    assert "holds images, and no set.json identifies their set; empty it or choose another folder" in err
 
 
 def test_the_manifest_says_which_set_it_is(whole):

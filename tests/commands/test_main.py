@@ -71,7 +71,7 @@ def test_fit_says_at_the_start_what_it_will_do_and_where(digits_run):
         "1 x cpu, precision 32-true",
         "1618 of 1x8x8, 179 held out",
         f"{parameters:,} parameters",
-        "4 steps of 16 images, 102 steps an epoch",
+        "4 steps of 16 images, 102 steps per epoch",
         "65 images x 2 network evaluations",
     ):
         assert said in out

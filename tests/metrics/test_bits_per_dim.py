@@ -1,4 +1,4 @@
-"""Bits/dim: every term against its formula, the bound against the entropy, and the figure over a whole data set."""
+"""Bits/dim: each term against its formula, the ELBO against the entropy, and the mean over a dataset."""
 
 import io
 import math
@@ -27,14 +27,12 @@ from lightning_ddpm.diffusion import (
     FixedLarge,
     FixedSmall,
     LearnedRange,
-    Linear,
     ReverseVariance,
     decoder_log_likelihood,
     elbo,
     elbo_term,
     elbos,
     gaussian_kl,
-    prior_kl,
     q_sample,
 )
 from lightning_ddpm.metrics import BitsPerDimEstimate, ELBOSums
@@ -55,13 +53,7 @@ BOTH = ["bits_per_dim", "bits_per_dim_unclipped"]
 # ---- the terms ---------------------------------------------------------------------------------------------------
 
 
-def test_the_kl_of_gaussians_is_torchs() -> None:
-    mean1, log1, mean2, log2 = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = kl_divergence(Normal(mean1, (log1 / 2).exp()), Normal(mean2, (log2 / 2).exp()))
-    torch.testing.assert_close(gaussian_kl(mean1, log1, mean2, log2), expected)
-
-
-def test_the_kl_of_nearly_equal_gaussians_keeps_its_digits_in_float32() -> None:
+def test_kl_of_nearly_equal_gaussians_keeps_its_digits_in_float32() -> None:
     zero = torch.zeros(())
     for ratio in (1e-2, 1e-3, 1e-4):
         expected = 0.5 * (math.expm1(ratio) - ratio)
@@ -70,7 +62,7 @@ def test_the_kl_of_nearly_equal_gaussians_keeps_its_digits_in_float32() -> None:
         assert kl >= 0
 
 
-def test_the_kl_of_gaussians_is_above_that_of_what_is_told_of_them() -> None:
+def test_kl_of_gaussians_is_above_the_kl_of_their_signs() -> None:
     # The sign of N(a, 1) is positive with probability 0.6, that of N(b, 1) with 0.7: data processing loses divergence.
     coins = kl_divergence(Bernoulli(torch.tensor(0.6)), Bernoulli(torch.tensor(0.7))).item()
     assert coins == pytest.approx(0.0225824, abs=1e-7)
@@ -80,19 +72,19 @@ def test_the_kl_of_gaussians_is_above_that_of_what_is_told_of_them() -> None:
 
 @pytest.mark.parametrize("sigma", [0.001, 0.01, 0.1, 1.0, 30.0])
 @pytest.mark.parametrize("mean", [-3.0, -1.0, 0.123, 0.999, 1.7])
-def test_the_decoder_gives_all_levels_a_probability_of_1_together(mean: float, sigma: float) -> None:
+def test_decoder_probabilities_of_all_levels_sum_to_one(mean: float, sigma: float) -> None:
     log_variance = torch.tensor(2 * math.log(sigma), dtype=torch.float64)
     log_likelihood = decoder_log_likelihood(LEVELS, torch.full((256,), mean, dtype=torch.float64), log_variance)
     assert log_likelihood.exp().sum().item() == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_decoder_is_the_mass_of_each_bin(dtype: torch.dtype) -> None:
+def test_decoder_likelihood_is_the_mass_of_each_bin(dtype: torch.dtype) -> None:
     mean, sigma = np.linspace(-1.2, 1.2, 41)[:, None], 0.02
     levels = LEVELS.numpy()
     upper = np.where(levels > 0.999, np.inf, levels + 1 / 255)
     lower = np.where(levels < -0.999, -np.inf, levels - 1 / 255)
-    # of the two tails the left one, which has digits
+    # of the two tails, the left one keeps its digits
     right = levels > mean
     low, high = np.where(right, mean - upper, lower - mean), np.where(right, mean - lower, upper - mean)
     expected = np.log(np.maximum(stats.norm.cdf(high / sigma) - stats.norm.cdf(low / sigma), 1e-12))
@@ -103,14 +95,7 @@ def test_the_decoder_is_the_mass_of_each_bin(dtype: torch.dtype) -> None:
     )
 
 
-def test_the_prior_term_is_torchs_kl() -> None:
-    schedule, x_0 = Linear(50), LEVELS[:240].view(5, 3, 4, 4)
-    q = Normal(schedule.signal[-1] * x_0, schedule.noise[-1])
-    expected = kl_divergence(q, Normal(torch.zeros_like(x_0), 1.0)).flatten(1).mean(1) / math.log(2)
-    torch.testing.assert_close(prior_kl(schedule, x_0), expected)
-
-
-def test_two_readings_of_one_pass_are_the_two_bounds() -> None:
+def test_elbos_of_two_denoisers_in_one_pass_equal_those_of_each_alone() -> None:
     schedule, x_0 = Cosine(8), LEVELS[::4].view(4, 1, 4, 4)
     calls = []
 
@@ -118,11 +103,11 @@ def test_two_readings_of_one_pass_are_the_two_bounds() -> None:
         calls.append(int(t[0]))
         return x_t.sin()
 
-    readings = [Denoiser(network, schedule), Denoiser(network, schedule, clip=None)]
-    together = elbos(readings, FixedLarge(), x_0, ImageNoise(0, 0, 4))
+    denoisers = [Denoiser(network, schedule), Denoiser(network, schedule, clip=None)]
+    together = elbos(denoisers, FixedLarge(), x_0, ImageNoise(0, 0, 4))
     assert calls == list(range(1, 9))
-    for reading, ours in zip(readings, together, strict=True):
-        alone = elbo(reading, FixedLarge(), x_0, ImageNoise(0, 0, 4))
+    for denoiser, ours in zip(denoisers, together, strict=True):
+        alone = elbo(denoiser, FixedLarge(), x_0, ImageNoise(0, 0, 4))
         assert torch.equal(alone.prior, ours.prior)
         assert torch.equal(alone.terms, ours.terms)
         torch.testing.assert_close(ours.total, ours.prior + ours.terms.sum(1))
@@ -130,7 +115,7 @@ def test_two_readings_of_one_pass_are_the_two_bounds() -> None:
 
 
 def gap_to_the_entropy(variance: ReverseVariance, T: int) -> float:
-    """E[bound] - entropy in bits, of grey levels that are N(mu, s^2), rounded, under the eps of N(mu, s^2) itself.
+    """Compute E[ELBO] - entropy in bits, of gray levels that are N(mu, s^2), rounded, under the eps of N(mu, s^2).
 
     No sampling: all 256 levels by their mass, the noise by Gauss-Hermite quadrature (the KLs are quadratic in it).
     """
@@ -145,24 +130,24 @@ def gap_to_the_entropy(variance: ReverseVariance, T: int) -> float:
         return noise * (x_t - signal * mu) / ((signal * s) ** 2 + noise**2)
 
     x_0 = LEVELS.repeat(nodes).view(-1, 1, 1, 1)
-    of_nodes = noise.repeat_interleave(256).view(-1, 1, 1, 1)
-    each = elbo(Denoiser(eps, schedule, clip=None), variance, x_0, lambda like: of_nodes).total.view(nodes, 256)
+    eps_at_nodes = noise.repeat_interleave(256).view(-1, 1, 1, 1)
+    each = elbo(Denoiser(eps, schedule, clip=None), variance, x_0, lambda like: eps_at_nodes).total.view(nodes, 256)
     return float(weight / weight.sum() @ each @ mass - entropy)
 
 
-def test_the_bound_is_above_the_entropy_and_comes_down_to_it_as_steps_get_smaller() -> None:
-    # Whatever the model, E[bound] >= E[-log p_model] >= the entropy. Here the model is right but for its finite steps.
+def test_elbo_is_above_the_entropy_and_approaches_it_with_smaller_steps() -> None:
+    # For any model, E[ELBO] >= E[-log p_model] >= entropy. This model is exact except for its finite steps.
     gaps = [gap_to_the_entropy(FixedLarge(), T) for T in (10, 100, 1000, 4000)]
     assert gaps[0] > gaps[1] > gaps[2] > gaps[3] > 0
     assert gaps[0] > 0.25
     assert gaps[3] < 0.01
 
 
-def test_beta_tilde_costs_more_where_the_image_is_unknown_but_is_still_above_the_entropy() -> None:
+def test_elbo_of_beta_tilde_is_looser_but_above_the_entropy() -> None:
     assert gap_to_the_entropy(FixedSmall(), 100) > 2 * gap_to_the_entropy(FixedLarge(), 100)
 
 
-def test_clipping_lowers_the_bound_of_a_trained_model() -> None:
+def test_clipping_lowers_the_elbo_of_a_trained_model() -> None:
     model = load(PRETRAINED, DDPM).eval()
     data = ImageDataModule(Digits())
     data.setup("test")
@@ -177,10 +162,10 @@ def test_clipping_lowers_the_bound_of_a_trained_model() -> None:
     assert sums[0] < sums[1]
 
 
-# ---- over a data set ---------------------------------------------------------------------------------------------
+# ---- over a dataset -----------------------------------------------------------------------------------------------
 
 
-def test_sums_give_the_mean_and_its_standard_error_whatever_the_batches_and_ranks() -> None:
+def test_sums_give_the_mean_and_its_standard_error_for_any_batches_and_ranks() -> None:
     prior, terms = torch.rand(10, generator=torch.Generator().manual_seed(0)), torch.rand(10, 5)
     whole = ELBOTerms(prior.double(), terms.double()).total
     ranks = [ELBOSums(5, torch.device("cpu")) for _ in range(2)]
@@ -194,8 +179,8 @@ def test_sums_give_the_mean_and_its_standard_error_whatever_the_batches_and_rank
     torch.testing.assert_close(got.terms, terms.double().mean(0))
 
 
-def by_hand(model: DDPM, indices: list[int], batch_size: int, clip: bool) -> tuple[Tensor, Tensor]:
-    """(prior and terms (n, T + 1), bound (n,)) of held-out digits, by FORMULAS alone, Sigma = beta."""
+def compute_by_formulas(model: DDPM, indices: list[int], batch_size: int, clip: bool) -> tuple[Tensor, Tensor]:
+    """Compute prior and terms (n, T + 1), and the ELBO (n,), of held-out digits from the formulas; Sigma = beta."""
     data = ImageDataModule(Digits())
     data.setup("test")
     images = data.held_out.__getitems__(indices)[0].double() / 127.5 - 1
@@ -211,12 +196,12 @@ def by_hand(model: DDPM, indices: list[int], batch_size: int, clip: bool) -> tup
             eps = noise(x_0)
             x_t = alpha_bar[t] ** 0.5 * x_0 + (1 - alpha_bar[t]) ** 0.5 * eps
             with torch.no_grad():
-                says = model.eval().network(x_t.float(), torch.full((len(x_0),), t)).double()
-            guess = (x_t - (1 - alpha_bar[t]) ** 0.5 * says) / alpha_bar[t] ** 0.5
-            guess = guess.clamp(-1, 1) if clip else guess
+                predicted_eps = model.eval().network(x_t.float(), torch.full((len(x_0),), t)).double()
+            predicted_x_0 = (x_t - (1 - alpha_bar[t]) ** 0.5 * predicted_eps) / alpha_bar[t] ** 0.5
+            predicted_x_0 = predicted_x_0.clamp(-1, 1) if clip else predicted_x_0
             small = [beta[u] * (1 - alpha_bar[u - 1]) / (1 - alpha_bar[u]) for u in (t, 2)]
             if t == 1:  # mu = x^_0
-                p = Normal(guess, small[1] ** 0.5)
+                p = Normal(predicted_x_0, small[1] ** 0.5)
                 upper = torch.where(x_0 > 0.999, torch.inf, x_0 + 1 / 255)
                 lower = torch.where(x_0 < -0.999, -torch.inf, x_0 - 1 / 255)
                 columns.append(-(p.cdf(upper) - p.cdf(lower)).clamp(min=1e-12).log())
@@ -224,7 +209,7 @@ def by_hand(model: DDPM, indices: list[int], batch_size: int, clip: bool) -> tup
                 of_x_t = (1 - beta[t]) ** 0.5 * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t]) * x_t
                 of_x_0 = alpha_bar[t - 1] ** 0.5 * beta[t] / (1 - alpha_bar[t])
                 q = Normal(of_x_0 * x_0 + of_x_t, small[0] ** 0.5)
-                columns.append(kl_divergence(q, Normal(of_x_0 * guess + of_x_t, beta[t] ** 0.5)))
+                columns.append(kl_divergence(q, Normal(of_x_0 * predicted_x_0 + of_x_t, beta[t] ** 0.5)))
         rows.append(torch.stack([each.sum((1, 2, 3)) / (64 * math.log(2)) for each in columns], dim=1))
     terms = torch.cat(rows)
     return terms, terms.sum(1)
@@ -232,21 +217,21 @@ def by_hand(model: DDPM, indices: list[int], batch_size: int, clip: bool) -> tup
 
 def measure(folder: Path, callback: BitsPerDim, model: DDPM, **arguments: Any) -> dict[str, float]:
     trainer = quiet_trainer(folder, callbacks=[callback], limit_test_batches=1, **arguments)
-    (figures,) = trainer.test(model, datamodule=ImageDataModule(Digits()), verbose=False)
-    return dict(figures)
+    (metrics,) = trainer.test(model, datamodule=ImageDataModule(Digits()), verbose=False)
+    return dict(metrics)
 
 
 def fit(folder: Path, callbacks: list[Callback], model: Any = None, **arguments: Any) -> Trainer:
-    torch.manual_seed(0)  # dropout's
+    torch.manual_seed(0)  # for dropout
     trainer = quiet_trainer(folder, callbacks=callbacks, max_steps=4, **arguments)
     trainer.fit(model or tiny_model(), datamodule=ImageDataModule(Digits(), batch_size=16))
     return trainer
 
 
-def agree(
+def check_agreement(
     ours: BitsPerDimEstimate, model: DDPM, indices: list[int], batch_size: int, clip: bool, rel: float = 1e-6
 ) -> None:
-    terms, total = by_hand(model, indices, batch_size, clip)
+    terms, total = compute_by_formulas(model, indices, batch_size, clip)
     assert ours.n == len(indices)
     assert ours.mean == pytest.approx(total.mean().item(), rel=rel)
     assert ours.standard_error == pytest.approx(total.std().item() / len(indices) ** 0.5, rel=10 * rel)
@@ -259,17 +244,17 @@ def agree(
     [(None, list(range(179))), (3, [0, 59, 119]), (1000, list(range(179)))],
     ids=["all", "three of them", "more than there are"],
 )
-def test_the_figure_is_the_whole_sets_by_hand(tmp_path: Path, n: int | None, indices: list[int]) -> None:
+def test_bits_per_dim_of_a_dataset_matches_the_formulas(tmp_path: Path, n: int | None, indices: list[int]) -> None:
     model, callback = tiny_model(), BitsPerDim(n)
-    figures = measure(tmp_path, callback, model)
+    metrics = measure(tmp_path, callback, model)
     for name, clip in zip(BOTH, (True, False), strict=True):
         ours = callback.likelihoods[name]
-        agree(ours, model, indices, 64, clip)
-        assert figures[f"test/{name}"] == pytest.approx(ours.mean, rel=1e-6)
-        assert figures[f"test/{name}_standard_error"] == pytest.approx(ours.standard_error, rel=1e-6)
+        check_agreement(ours, model, indices, 64, clip)
+        assert metrics[f"test/{name}"] == pytest.approx(ours.mean, rel=1e-6)
+        assert metrics[f"test/{name}_standard_error"] == pytest.approx(ours.standard_error, rel=1e-6)
 
 
-def test_the_batch_size_changes_rounding_only_and_the_seed_the_noise(tmp_path: Path) -> None:
+def test_batch_size_changes_only_rounding_and_seed_changes_the_noise(tmp_path: Path) -> None:
     model, one, other, seeded = tiny_model(), BitsPerDim(40), BitsPerDim(40, batch_size=7), BitsPerDim(40, seed=1)
     for each in (one, other, seeded):
         measure(tmp_path, each, model)
@@ -280,7 +265,7 @@ def test_the_batch_size_changes_rounding_only_and_the_seed_the_noise(tmp_path: P
         assert first.prior == pytest.approx(third.prior, rel=1e-9)
 
 
-def test_half_precision_is_the_networks_alone(tmp_path: Path) -> None:
+def test_half_precision_applies_to_the_network_only(tmp_path: Path) -> None:
     full, half = BitsPerDim(8), BitsPerDim(8)
     measure(tmp_path, full, tiny_model())
     measure(tmp_path, half, tiny_model(), precision="bf16-mixed")
@@ -290,7 +275,7 @@ def test_half_precision_is_the_networks_alone(tmp_path: Path) -> None:
     assert a.mean == pytest.approx(b.mean, rel=0.05)
 
 
-def test_a_learned_variance_is_measured_with_its_own(tmp_path: Path) -> None:
+def test_learned_variance_changes_the_bound(tmp_path: Path) -> None:
     network = UNet(channels=1, size=8, width=8, multipliers=(1, 2), attention=(), blocks=1, groups=4, outputs=2)
     model, learned, fixed = tiny_model(network=network), BitsPerDim(8, LearnedRange()), BitsPerDim(8)
     assert (
@@ -299,13 +284,13 @@ def test_a_learned_variance_is_measured_with_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_the_end_of_fit_measures_the_averaged_weights_and_shows_every_term(tmp_path: Path, first: bool) -> None:
+def test_end_of_fit_measures_the_averaged_weights_and_plots_every_term(tmp_path: Path, first: bool) -> None:
     callback, average = BitsPerDim(20), EMA(0.5)
     logger = RunLogger(tmp_path / "tensorboard")
     model = tiny_model()
     fit(tmp_path / "run", [callback, average] if first else [average, callback], model, logger=logger)
     for name, clip in zip(BOTH, (True, False), strict=True):  # after fit the module has the average
-        agree(callback.likelihoods[name], model, [i * 179 // 20 for i in range(20)], 64, clip)
+        check_agreement(callback.likelihoods[name], model, [i * 179 // 20 for i in range(20)], 64, clip)
     events = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
     for name in BOTH:
         (mean,), (error,) = events.Scalars(f"val/{name}"), events.Scalars(f"val/{name}_standard_error")
@@ -320,14 +305,14 @@ def test_the_end_of_fit_measures_the_averaged_weights_and_shows_every_term(tmp_p
     assert coloured.max() - coloured.min() > 500  # the curves run from left to right
 
 
-def test_training_does_not_notice(tmp_path: Path) -> None:
+def test_callback_does_not_change_training(tmp_path: Path) -> None:
     measured, not_measured = tiny_model(), tiny_model()
     fit(tmp_path, [BitsPerDim(4)], measured)
     fit(tmp_path, [], not_measured)
     assert same(weights(measured), weights(not_measured))
 
 
-def test_a_trial_run_of_one_batch_measures_nothing(tmp_path: Path) -> None:
+def test_fast_dev_run_measures_nothing(tmp_path: Path) -> None:
     callback = BitsPerDim()
     trainer = quiet_trainer(tmp_path, callbacks=[callback], fast_dev_run=True)
     trainer.fit(tiny_model(), datamodule=ImageDataModule(Digits(), batch_size=16))
@@ -336,30 +321,30 @@ def test_a_trial_run_of_one_batch_measures_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_what_it_takes_and_what_came_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_and_result_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     callback = BitsPerDim(20)
     fit(tmp_path, [callback])
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("bits/dim: 20 images x 20 network evaluations at the end of training, about ")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("bits/dim: 20 images x 20 network evaluations at the end of training, about ")
     clipped, unclipped = callback.likelihoods.values()
-    (line,) = (each for each in said if each.startswith("val/bits_per_dim of 20 images, FixedLarge, seed 0: "))
+    (line,) = (each for each in printed if each.startswith("val/bits_per_dim of 20 images, FixedLarge, seed 0: "))
     for value in (clipped.mean, clipped.standard_error, clipped.terms[0], unclipped.mean, unclipped.standard_error):
         assert f"{float(value):.4f}" in line
 
 
-def test_no_number_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_that_are_not_finite_are_reported_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model()
     next(model.parameters()).data.fill_(math.nan)
-    figures = measure(tmp_path, BitsPerDim(4), model)
-    assert math.isnan(figures["test/bits_per_dim"])
-    assert math.isnan(figures["test/bits_per_dim_standard_error"])
+    metrics = measure(tmp_path, BitsPerDim(4), model)
+    assert math.isnan(metrics["test/bits_per_dim"])
+    assert math.isnan(metrics["test/bits_per_dim_standard_error"])
     out = capsys.readouterr().out
     for name in BOTH:
-        assert f"test/{name} is no number: the bound is not finite at 20 of 20 steps, t = 1, 2, 3, 4, 5, ...; " in out
+        assert f"test/{name} is not finite: its terms are not finite at 20 of 20 steps, t = 1, 2, 3, 4, 5, ...; " in out
     assert "diverged" in out
 
 
-def test_by_the_command_line(digits_run: Any, command: Any, tmp_path: Path) -> None:
+def test_command_line_logs_prints_and_plots_bits_per_dim(digits_run: Any, command: Any, tmp_path: Path) -> None:
     status, out, err = command(
         *("test", "--config", digits_run.folder / "config.yaml", "--ckpt_path", digits_run.folder / "last.ckpt"),
         *("--trainer.default_root_dir", tmp_path),
@@ -373,15 +358,15 @@ def test_by_the_command_line(digits_run: Any, command: Any, tmp_path: Path) -> N
     events = EventAccumulator(str(tmp_path), {"scalars": 0, "images": 0}).Reload()
     assert len(events.Images("test/bits_per_dim_terms")) == 1
     model = load(digits_run.folder / "last.ckpt", DDPM)
-    _, total = by_hand(model, [i * 179 // 32 for i in range(32)], 64, clip=True)
+    _, total = compute_by_formulas(model, [i * 179 // 32 for i in range(32)], 64, clip=True)
     assert events.Scalars("test/bits_per_dim")[0].value == pytest.approx(total.mean().item(), rel=1e-5)
 
 
-# ---- what cannot be measured is said before training -------------------------------------------------------------
+# ---- unusable settings are refused before training ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("callback", "model", "said"),
+    ("callback", "model", "message"),
     [
         (BitsPerDim(8), lambda: tiny_model(schedule=Cosine(1), sampler=DDIM(1)), "give the schedule at least 2 steps"),
         (BitsPerDim(8, LearnedRange()), tiny_model, "give UNet outputs: 2"),
@@ -393,21 +378,21 @@ def test_by_the_command_line(digits_run: Any, command: Any, tmp_path: Path) -> N
     ],
     ids=["T=1", "no variance", "a classifier"],
 )
-def test_what_cannot_be_measured_is_said_before_training(tmp_path: Path, callback: Any, model: Any, said: str) -> None:
+def test_unusable_settings_are_refused_before_training(tmp_path: Path, callback: Any, model: Any, message: str) -> None:
     built = model()
     before = weights(built)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         fit(tmp_path, [callback], built)
     assert same(before, weights(built))
 
 
 @pytest.mark.parametrize("arguments", [{"n": 1}, {"n": 0}, {"batch_size": 0}], ids=str)
-def test_one_image_has_no_standard_error(arguments: dict[str, int]) -> None:
+def test_fewer_than_two_images_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(UserError, match="at least 2 images in batches of at least 1"):
         BitsPerDim(**arguments)
 
 
-def test_data_of_another_kind_is_an_error(tmp_path: Path) -> None:
+def test_other_kinds_of_data_are_refused(tmp_path: Path) -> None:
     data = ImageDataModule(Digits(), batch_size=16)
     data.setup("test")
     with pytest.raises(UserError, match="an ImageDataModule's held-out images, got NoneType"):

@@ -75,7 +75,7 @@ def test_data_are_fetched_by_the_first_rank_alone_and_opened_by_both(trained):
 def test_the_run_is_said_once_with_its_global_batch(trained):
     out = (trained / "out.txt").read_text()
     assert out.count("device: 2 x cpu") == 1
-    assert out.count("4 steps of 16 images, 102 steps an epoch") == 1
+    assert out.count("4 steps of 16 images, 102 steps per epoch") == 1
     assert out.count("step 4: val/fd_digits") == 1
     assert seen(trained, 0)["figures"]["val/fd_digits"] == seen(trained, 1)["figures"]["val/fd_digits"]
 
@@ -111,7 +111,7 @@ def test_all_ranks_leave_out_an_evaluation_when_the_first_does_and_make_it_when_
     ]
     ended = ddpm("fit", "--config", write_yaml(tmp_path / "config.yaml", config), *TWO, PYTHONPATH=REPOSITORY / "tests")
     assert ended.returncode == 0, ended.stderr
-    assert [int(step) for step in re.findall(r"step (\d): evaluation left out", ended.stdout)] == [4]
+    assert [int(step) for step in re.findall(r"step (\d): evaluation skipped", ended.stdout)] == [4]
     assert ended.stdout.count("step 4: final/fd_digits") == 1
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     first, second = (seen(tmp_path, rank)["figures"] for rank in (0, 1))

@@ -79,8 +79,8 @@ def test_a_host_that_is_cut_off_ends_the_other_with_a_message(hosts, tmp_path):
         assert "train/loss" in said.read_text()
         assert ip("-n", hosts[1], "link", "set", "cable-b", "down").returncode == 0
         assert processes[0].wait(300) != 0  # 48 s were seen: the time-out, and torchrun's own clearing up
-        assert "rank 0 has lost another one after step" in said.read_text()
-        assert "go on with --ckpt_path last" in said.read_text()
+        assert "rank 0 lost the connection to another rank after step" in said.read_text()
+        assert "resume with --ckpt_path last" in said.read_text()
     finally:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):

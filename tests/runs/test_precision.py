@@ -66,7 +66,7 @@ def half(tmp_path_factory):
     """One step in bf16-mixed on the CPU, with an evaluation: the model, the types seen, and the trainer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")
-        with pytest.warns(UserWarning, match="do not fill the covariance"):
+        with pytest.warns(UserWarning, match="too few for the covariance"):
             return train("bf16-mixed", "cpu", tmp_path_factory.mktemp("half"))
 
 
@@ -108,7 +108,7 @@ def test_a_module_cast_whole_keeps_its_schedule_exact(precision):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.filterwarnings("ignore:.*do not fill the covariance")
+@pytest.mark.filterwarnings("ignore:.*too few for the covariance")
 @pytest.mark.parametrize(("precision", "half_type"), [("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)])
 def test_mixed_precision_on_a_gpu_runs_the_network_alone_in_half(precision, half_type, tmp_path):
     model, dtypes, trainer = train(precision, "gpu", tmp_path)

@@ -118,10 +118,10 @@ def test_without_a_change_the_learning_rate_goes_on_as_it_was(go_on: Any) -> Non
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--model.network.init_args.width", "16"), "network.init_args.width is 16 and the checkpoint's run has 8"),
-        (("--model.schedule.init_args.steps", "30"), "schedule.init_args.steps is 30 and the checkpoint's run has 20"),
+        (("--model.network.init_args.width", "16"), "network.init_args.width is 16, but the checkpoint's run has 8"),
+        (("--model.schedule.init_args.steps", "30"), "schedule.init_args.steps is 30, but the checkpoint's run has 20"),
         (("--model.optimizer", "torch.optim.SGD"), "optimizer.class_path is torch.optim.SGD"),
-        (("--seed_everything", "1"), "seed_everything is 1 and the checkpoint's run has 0"),
+        (("--seed_everything", "1"), "seed_everything is 1, but the checkpoint's run has 0"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -129,7 +129,7 @@ def test_what_a_run_cannot_go_on_with_is_refused(options: tuple[str, str], said:
     status, _, err, folder = go_on(*options)
     assert status == 2, err
     assert said in err
-    assert "a run cannot go on with another" in err
+    assert "a run cannot be resumed with another" in err
     assert read_checkpoint(folder / "run" / "last.ckpt")["global_step"] == 3
 
 

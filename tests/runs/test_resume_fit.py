@@ -173,7 +173,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_after_the_next_step_and_they_go
     name = ("SIGUSR1", "SIGTERM")[rank]
     stopped = fit(tmp_path / "stopped", two=True, spy={"kill_at": 7, "signal_name": name, "rank": rank}, every=every)
     assert stopped.returncode == 0, stopped.stderr
-    assert f"{name}: stopped after step 8; go on with --ckpt_path last" in stopped.stdout
+    assert f"{name}: stopped after step 8; resume with --ckpt_path last" in stopped.stdout
     assert stopped.stdout.count("stopped after step") == 1
     resumed = fit(tmp_path / "stopped", "--ckpt_path", "last", two=True)
     assert resumed.returncode == 0, resumed.stderr

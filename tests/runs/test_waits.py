@@ -114,7 +114,7 @@ class ReadsOfSteps(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.end(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        self.sent = [each._before[1]._values for each in callbacks if isinstance(each, NonFinite) and each._before]
+        self.sent = [each._pending[1]._values for each in callbacks if isinstance(each, NonFinite) and each._pending]
         self.reads = Reads()
         self.reads.__enter__()
 
