@@ -1,4 +1,4 @@
-"""The variational bound of given images under a model, dealt over the ranks: the same on any number of them.
+"""The variational bound (ELBO) of given images under a model, computed on any number of ranks with the same result.
 
 The noise of image i at t depends on (seed, i, t) alone.
 """
@@ -21,14 +21,14 @@ from lightning_ddpm.utils.random import ImageNoise
 
 
 class BitsPerDimEstimate(NamedTuple):
-    """The bound on -log2 p of a set of images, in bits/dim.
+    """The variational bound on -log2 p of a set of images, in bits/dim.
 
     Attributes:
         n: number of images.
-        mean: of the bound over them.
-        standard_error: of the mean: the standard deviation over images / sqrt(n).
+        mean: mean of the bound over the images.
+        standard_error: standard error of the mean: the standard deviation over images / sqrt(n).
         prior: mean of L_T.
-        terms: (T,) float64, mean of every L_{t-1} for t = 1..T, the first being the decoder's.
+        terms: (T,) float64, mean of every L_{t-1} for t = 1..T; the first is the decoder's.
     """
 
     n: int
@@ -39,7 +39,7 @@ class BitsPerDimEstimate(NamedTuple):
 
 
 class ELBOSums:
-    """Sums of bounds over the images of this rank, and their means over those of all ranks; in float64.
+    """Accumulates the ELBO terms of this rank's images and averages them over all ranks, in float64.
 
     Args:
         T: number of steps.
@@ -47,18 +47,18 @@ class ELBOSums:
     """
 
     def __init__(self, T: int, device: torch.device) -> None:
-        # float64 is not on every accelerator: the sums stay on the CPU there
+        # not every accelerator has float64: without it the sums stay on the CPU
         self.sums = torch.zeros(4 + T, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
 
-    def update(self, bound: ELBOTerms) -> None:
-        """Take in the bounds of a batch of images."""
-        prior, terms = (each.to(self.sums.device).double() for each in bound)
+    def update(self, elbo: ELBOTerms) -> None:
+        """Add the ELBO terms of a batch of images."""
+        prior, terms = (each.to(self.sums.device).double() for each in elbo)
         total = prior + terms.sum(1)
         each = torch.stack([torch.ones_like(total), total, total.square(), prior], dim=1)
         self.sums += torch.cat([each, terms], dim=1).sum(0)
 
     def compute(self, ranks: Ranks) -> BitsPerDimEstimate:
-        """The means; every rank must call.
+        """Return the means over the images of all ranks; every rank must call.
 
         Args:
             ranks: the processes whose sums are added.
@@ -77,16 +77,19 @@ NAMES = "bits_per_dim", "bits_per_dim_unclipped"
 def build_denoisers(
     model: DDPM, context: Callable[[], AbstractContextManager[object]], label: Tensor | None = None
 ) -> tuple[Denoiser, Denoiser]:
-    """The network, in the precision of its weights and the context, told the classes, read clipped and unclipped."""
-    weights = next(model.parameters()).dtype
-    told = model.denoiser_for(label)
+    """Return the model's denoiser, conditioned on the classes, with and without clipping of the predicted x_0.
+
+    The network runs inside the context and gets x_t in the precision of its weights.
+    """
+    dtype = next(model.parameters()).dtype
+    conditioned = model.denoiser_for(label)
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         with context():
-            return told.network(x_t.to(weights), t)
+            return conditioned.network(x_t.to(dtype), t)
 
-    read = told.with_network(network)
-    return read, read.without_clipping()
+    denoiser = conditioned.with_network(network)
+    return denoiser, denoiser.without_clipping()
 
 
 def measure_bits_per_dim(
@@ -100,38 +103,37 @@ def measure_bits_per_dim(
     context: Callable[[], AbstractContextManager[object]],
     progress: Callable[..., Iterator[list[ELBOTerms]]],
 ) -> dict[str, BitsPerDimEstimate]:
-    """The bound, clipped and unclipped from the same network evaluations; every rank must call.
+    """Estimate the bound with and without clipping, from the same network evaluations; every rank must call.
 
-    Where the model has classes, it is told those of the images: the bound is on -log p(x | y).
+    A model with classes is conditioned on those of the images: the bound is then on -log p(x | y).
 
     Args:
-        model: with the weights to use.
-        images: the data set.
-        n: images to take of it, spread evenly.
+        model: the model, with the weights to use.
+        images: the dataset.
+        n: number of images to use, spread evenly over the dataset.
         variance: Sigma of the reverse steps.
-        seed: of the noise.
-        batch_size: images at a time.
+        seed: seed of the noise.
+        batch_size: images processed at a time.
         ranks: the processes that share the work.
-        context: entered around the network: the precision that it runs in.
-        progress: shows (count, batch) pairs passing by.
+        context: entered around the network, for its precision.
+        progress: passes on the batches of (count, batch) pairs and shows how many are done.
 
     Returns:
-        The likelihoods under :data:`NAMES`.
+        The estimates under :data:`NAMES`.
     """
     device = model.device
     sums = [ELBOSums(model.schedule.T, device) for _ in NAMES]
 
-    def of_batch(start: int, stop: int) -> list[ELBOTerms]:
-        chosen, labels = images.__getitems__([i * len(images) // n for i in range(start, stop)])
-        x_0 = to_float(chosen.to(device)).to(model.schedule.beta.dtype)
-        read = build_denoisers(model, context, labels.to(device))
-        return elbos(read, variance, x_0, ImageNoise(seed, start, stop, "likelihood"))
+    def compute_batch(start: int, stop: int) -> list[ELBOTerms]:
+        pixels, labels = images.__getitems__([i * len(images) // n for i in range(start, stop)])
+        x_0 = to_float(pixels.to(device)).to(model.schedule.beta.dtype)
+        denoisers = build_denoisers(model, context, labels.to(device))
+        return elbos(denoisers, variance, x_0, ImageNoise(seed, start, stop, "likelihood"))
 
-    mine = split_ranges(n, seed, batch_size, ranks.rank, ranks.world_size)
-    share = sum(stop - start for _, start, stop in mine)
+    shard = split_ranges(n, seed, batch_size, ranks.rank, ranks.world_size)
     with evaluation_mode(model):
-        counted = ((stop - start, of_batch(start, stop)) for _, start, stop in mine)
-        for batch in progress(counted, share):
-            for of_reading, bound in zip(sums, batch, strict=True):
-                of_reading.update(bound)
+        batches = ((stop - start, compute_batch(start, stop)) for _, start, stop in shard)
+        for batch in progress(batches, sum(stop - start for _, start, stop in shard)):
+            for each, elbo in zip(sums, batch, strict=True):
+                each.update(elbo)
     return {name: each.compute(ranks) for name, each in zip(NAMES, sums, strict=True)}

@@ -1,4 +1,4 @@
-"""A classifier that this program trained, as a feature network."""
+"""A classifier that this package trained, as a feature network."""
 
 from torch import Tensor
 
@@ -11,11 +11,11 @@ from lightning_ddpm.utils.errors import UserError
 
 
 class ClassifierFeatures(FeatureExtractor):
-    """The features of a classifier that this program trained, as configs/digits_features.yaml does.
+    """The features of a classifier that this package trained, as configs/digits_features.yaml does.
 
     Args:
-        ckpt: its checkpoint.
-        name: what the figures end in, as in ``fd_<name>``.
+        ckpt: the classifier's checkpoint.
+        name: suffix of the metrics' names, as in ``fd_<name>``.
     """
 
     def __init__(self, ckpt: str, name: str = "classifier") -> None:
@@ -33,10 +33,10 @@ class ClassifierFeatures(FeatureExtractor):
     def check_images(self, channels: int, size: int) -> None:
         self.load()
         assert self.network is not None
-        made_for = self.network.channels, self.network.size
-        if (channels, size) != made_for:
+        expected = self.network.channels, self.network.size
+        if (channels, size) != expected:
             raise UserError(
-                f"{self.ckpt} judges images of {made_for[0]}x{made_for[1]}x{made_for[1]}, "
+                f"{self.ckpt} takes images of {expected[0]}x{expected[1]}x{expected[1]}, "
                 f"got {channels}x{size}x{size}; use Inception"
             )
 

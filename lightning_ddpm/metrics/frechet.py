@@ -1,6 +1,6 @@
-"""The Fréchet distance between generated images and a data set, on any number of ranks.
+"""The Fréchet distance between generated images and a dataset, on any number of ranks.
 
-torchmetrics does the arithmetic, in float64. What is added here: reference statistics that are computed once and kept.
+torchmetrics does the arithmetic, in float64. This file adds reference statistics that are computed once and cached.
 """
 
 import math
@@ -23,19 +23,19 @@ from lightning_ddpm.utils.files import get_cache_folder, write_atomically
 from lightning_ddpm.utils.hashing import make_cache_key
 
 FeatureSink = Callable[[int, Tensor], object]
-"""Takes the features (b, d) of images start, start + 1, ..."""
+"""Receives the features (b, d) of images start, start + 1, ..."""
 
 BATCH = 64
-"""Images that go through a feature network at a time: fixed, because it changes the rounding of features."""
+"""Batch size of feature networks; fixed, because it changes the rounding of features."""
 
 
 class Statistics(NamedTuple):
-    """What the Fréchet distance needs of a set of images.
+    """The statistics of a set of images that the Fréchet distance compares.
 
     Attributes:
         mu: (d,) float64, mean of the features.
         sigma: (d, d) float64, their covariance.
-        n: number of images; 0 where the file does not say.
+        n: number of images; 0 where it is unknown.
     """
 
     mu: np.ndarray
@@ -44,7 +44,7 @@ class Statistics(NamedTuple):
 
 
 class FrechetDistance:
-    """Fréchet distance of uint8 images to a reference set.
+    """Fréchet distance between uint8 images and a reference set.
 
     Args:
         extractor: loaded feature network.
@@ -56,34 +56,33 @@ class FrechetDistance:
         self.device = device
         extractor.to(device)
         self.metric = FrechetInceptionDistance(feature=_PassThrough(extractor.num_features), reset_real_features=False)
-        # Statistics are sums in float64, which not every accelerator has: they stay on the CPU there.
+        # Statistics are sums in float64, which not every accelerator has: without it they stay on the CPU.
         self.metric.to(device if device.type != "mps" else "cpu")
-        self.metric.orig_dtype = (
-            torch.float32
-        )  # of features; torchmetrics learns it from the first ones, if there are any
+        # the dtype of the features: torchmetrics sets it at the first update, which a rank without images never gets
+        self.metric.orig_dtype = torch.float32
 
     def set_reference(
         self,
         data: ImageDataset,
         ranks: Ranks,
         progress: Callable[..., Iterator[Tensor]],
-        also: FeatureSink | None = None,
+        sink: FeatureSink | None = None,
     ) -> str:
-        """Take the statistics of a data set from the cache, or compute them on all ranks together and cache them.
+        """Set the reference to the statistics of a dataset, from the cache or computed on all ranks and then cached.
 
         Args:
-            data: the images, as they are.
+            data: the images, not augmented.
             ranks: the processes that share the work.
-            progress: shows (count, batch) pairs passing by.
-            also: takes this rank's features too; the cache does not have them, so they are computed.
+            progress: passes on the batches of (count, batch) pairs and shows how many are done.
+            sink: receives this rank's features, too; the cache does not have them, so they are computed.
 
         Returns:
-            Where the statistics are kept, in words.
+            A description with the number of images and the cached file.
         """
-        path = self.cache_path(data)
-        cached = None if also else _read_cached(path, ranks)
+        path = self.get_cache_path(data)
+        cached = None if sink else _read_cached(path, ranks)
         if int(ranks.reduce(torch.tensor(float(cached is not None), device=self.device))) < ranks.world_size:
-            cached = self._statistics(data, ranks, progress, also)
+            cached = self._compute_reference(data, ranks, progress, sink)
             if ranks.is_first:
                 write_statistics(path, cached)
         assert cached is not None
@@ -91,46 +90,46 @@ class FrechetDistance:
         return f"statistics of {cached.n} images in {path}"
 
     def set_reference_statistics(self, reference: Statistics, ranks: Ranks) -> None:
-        """Take these statistics as the reference's."""
+        """Set the reference to these statistics; UserError if they are those of another number of features."""
         mu, sigma, n = reference
         if len(mu) != self.extractor.num_features:
             raise UserError(
-                f"the reference has statistics of {len(mu)} features and {self.extractor.protocol} gives "
-                f"{self.extractor.num_features}; they are of another network: compute them again"
+                f"the reference has statistics of {len(mu)} features and {self.extractor.protocol} has "
+                f"{self.extractor.num_features}; they are those of another network: compute them again"
             )
         if ranks.is_first:  # torchmetrics sums over ranks: the reference must be counted once
-            n = n or 2  # any number stands for these sums; only the statistics go into the distance
+            n = n or 2  # any n will do: the distance depends only on the mean and covariance of these sums
             mean, cov = torch.from_numpy(mu), torch.from_numpy(sigma)
             self.metric.real_features_sum.copy_(n * mean)
             self.metric.real_features_cov_sum.copy_((n - 1) * cov + n * torch.outer(mean, mean))
             self.metric.real_features_num_samples.fill_(n)
 
-    def cache_path(self, data: ImageDataset) -> Path:
-        """The file for this data set under this extractor: mu, sigma (as pytorch-fid writes them) and n."""
+    def get_cache_path(self, data: ImageDataset) -> Path:
+        """Return the cache file of this dataset and extractor: mu, sigma (as pytorch-fid writes them) and n."""
         key = make_cache_key(f"{data.fingerprint} {self.extractor.protocol} {BATCH}")
         return get_cache_folder() / "reference" / f"{self.extractor.metric}-{key}.npz"
 
-    def _statistics(
+    def _compute_reference(
         self,
         data: ImageDataset,
         ranks: Ranks,
         progress: Callable[..., Iterator[Tensor]],
-        also: FeatureSink | None,
+        sink: FeatureSink | None,
     ) -> Statistics:
         total = torch.zeros(self.extractor.num_features, dtype=torch.float64)
         products = torch.zeros(self.extractor.num_features, self.extractor.num_features, dtype=torch.float64)
         with torch.no_grad():
             for start, pixels in progress(iterate_shard(data, len(data), ranks), ranks.share(len(data))):
                 features = self.extractor(to_contiguous(pixels, self.device)).cpu()
-                if also:
-                    also(start, features)
+                if sink:
+                    sink(start, features)
                 features = features.double()
                 total += features.sum(0)
                 products += features.T @ features
-        return self._of_sums(ranks, total, products, len(data))
+        return self._from_sums(ranks, total, products, len(data))
 
-    def _of_sums(self, ranks: Ranks, total: Tensor, products: Tensor, n: int) -> Statistics:
-        """Statistics from this rank's sums and the number of images of all ranks."""
+    def _from_sums(self, ranks: Ranks, total: Tensor, products: Tensor, n: int) -> Statistics:
+        """Return the statistics of all ranks, given this rank's sums and the number of images of all ranks."""
         total, products = (ranks.reduce(each.to(self.metric.device)).cpu() for each in (total, products))
         mean = total / n
         return Statistics(mean.numpy(), ((products - n * torch.outer(mean, mean)) / (n - 1)).numpy(), n)
@@ -145,15 +144,15 @@ class FrechetDistance:
         self.metric.update(features.to(self.metric.device), real=False)
 
     def compute_statistics(self, ranks: Ranks) -> Statistics:
-        """Statistics of the images added on all ranks; every rank must call."""
+        """Return the statistics of the images added on all ranks; every rank must call."""
         sums = self.metric.fake_features_sum.clone(), self.metric.fake_features_cov_sum.clone()
         count = ranks.reduce(self.metric.fake_features_num_samples.double())
-        return self._of_sums(ranks, *sums, int(count))
+        return self._from_sums(ranks, *sums, int(count))
 
     def compute(self) -> float:
-        """The distance over the images of all ranks; then forget them and keep the reference. Every rank must call.
+        """Return the distance of the images of all ranks, and reset them but not the reference; every rank must call.
 
-        Features that are not finite have the distance NaN: their eigenvalues are an error of some libraries.
+        The distance is NaN for features that are not finite, whose eigenvalues some libraries refuse to compute.
         """
         with self.metric.sync_context():
             finite = bool(self.metric.fake_features_cov_sum.isfinite().all())
@@ -163,23 +162,23 @@ class FrechetDistance:
 
 
 def iterate_shard(data: ImageDataset, n: int, ranks: Ranks) -> Iterator[tuple[int, tuple[int, Tensor]]]:
-    """This rank's blocks of :data:`BATCH` of n images that are spread evenly over a data set.
+    """Yield this rank's batches of :data:`BATCH` of n images that are spread evenly over a dataset.
 
     Yields:
-        How many images, and (which of the n the first is, (b, c, h, w) uint8).
+        The number of images, and (index of the first one among the n, (b, c, h, w) uint8).
     """
     for start in range(0, n, BATCH)[ranks.rank :: ranks.world_size]:
-        chosen = [i * len(data) // n for i in range(start, min(start + BATCH, n))]
-        yield len(chosen), (start, data.__getitems__(chosen)[0])
+        indices = [i * len(data) // n for i in range(start, min(start + BATCH, n))]
+        yield len(indices), (start, data.__getitems__(indices)[0])
 
 
 def to_contiguous(pixels: Tensor, device: torch.device) -> Tensor:
-    """Images on the device in one layout, whatever they were read from: the layout changes the rounding of features."""
+    """Copy images to the device in one memory layout: the layout changes the rounding of features."""
     return pixels.to(device).clone(memory_format=torch.contiguous_format)
 
 
 class _PassThrough(nn.Module):
-    """Hands features to torchmetrics, which would have them computed by a module."""
+    """Passes features on to torchmetrics, which expects a module that computes them."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -190,7 +189,7 @@ class _PassThrough(nn.Module):
 
 
 def _read_cached(path: Path, ranks: Ranks) -> Statistics | None:
-    """What the cache has; nothing where it is missing or damaged: it is computed again then."""
+    """Return the cached statistics, or ``None`` where the file is missing or damaged and must be computed again."""
     if not path.exists():
         return None
     try:
@@ -202,10 +201,10 @@ def _read_cached(path: Path, ranks: Ranks) -> Statistics | None:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Statistics as pytorch-fid and EDM (``mu``, ``sigma``) or ADM (beside ``mu_s``, ``sigma_s``) write them.
+    """Read statistics as pytorch-fid and EDM (``mu``, ``sigma``) or ADM (with ``mu_s``, ``sigma_s``) write them.
 
     Raises:
-        UserError: no such file, damaged, or holding something else.
+        UserError: the file is missing, damaged, or holds something else.
     """
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -224,7 +223,7 @@ def read_statistics(path: Path) -> Statistics:
         raise UserError(f"{path} is no npz file of statistics, or damaged: {first_line(error)}") from error
     if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
         raise UserError(
-            f"{path}: mu of shape {mu.shape} and sigma of shape {sigma.shape} do not fit; expected d and d x d"
+            f"{path}: mu of shape {mu.shape} and sigma of shape {sigma.shape} do not match; expected d and d x d"
         )
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise UserError(f"{path} holds NaN or infinity; compute the statistics again")
@@ -232,6 +231,6 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write a file that pytorch-fid, EDM and :func:`read_statistics` read; whole or not at all."""
+    """Write, atomically, a file that pytorch-fid, EDM and :func:`read_statistics` read."""
     mu, sigma, n = statistics
     write_atomically(path, lambda file: np.savez(file, mu=mu, sigma=sigma, n=n))

@@ -1,7 +1,7 @@
-"""Whether generated images are copies of training images, by their nearest ones in feature space.
+"""Nearest training images in feature space, which show whether generated images are copies of training images.
 
-Ho et al. 2020 (arXiv:2006.11239) and Carlini et al. 2023 (arXiv:2301.13188) look at the nearest training images. How
-near is too near, held-out images say: they are as near to the training set as new real images are (Meehan et al. 2020,
+Ho et al. 2020 (arXiv:2006.11239) and Carlini et al. 2023 (arXiv:2301.13188) look at the nearest training images. The
+threshold comes from held-out images, which are as near to the training set as new real images are (Meehan et al. 2020,
 arXiv:2004.05675).
 """
 
@@ -19,20 +19,20 @@ from lightning_ddpm.metrics.suite import FeatureTable
 from lightning_ddpm.utils.distributed import Ranks
 
 QUANTILE = 0.05
-"""The share of held-out images that count as near to the training set."""
+"""Share of the held-out images that count as near to the training set."""
 MIN_HELD_OUT = round(1 / QUANTILE)
-"""Held-out images below which that quantile is a guess."""
+"""The smallest number of held-out images that the quantile is estimated from."""
 
 
 class NearestNeighbours:
-    """The k nearest, by Euclidean distance in float64, of a stream of vectors to each of n given ones.
+    """The k vectors of a stream that are nearest, by Euclidean distance in float64, to each of n queries.
 
-    Memory is that of the n vectors and one block of the stream, however long the stream. Of equally near vectors the
-    first by number comes first, in whatever order and on whatever rank they were seen.
+    Memory is that of the n queries and one block of the stream, however long the stream is. Equally near vectors are
+    sorted by index, in whatever order and on whatever rank they arrived.
 
     Args:
         queries: (n, d).
-        k: how many, at most as many as the stream has.
+        k: number of neighbours, at most the length of the stream.
     """
 
     def __init__(self, queries: Tensor, k: int) -> None:
@@ -41,20 +41,20 @@ class NearestNeighbours:
         self.indices = torch.full_like(self.distances, -1, dtype=torch.long)
 
     def update(self, start: int, vectors: Tensor) -> None:
-        """See vectors start, start + 1, ... of the stream, (b, d)."""
-        # The differences themselves: |a|^2 - 2ab + |b|^2 would lose the small distances that are looked for.
+        """Add vectors start, start + 1, ... of the stream, (b, d)."""
+        # From the differences: |a|^2 - 2ab + |b|^2 would lose the digits of the small distances that matter here.
         mode = "donot_use_mm_for_euclid_dist"
         distances = torch.cdist(self.queries, vectors.to(self.queries), compute_mode=mode)
         indices = torch.arange(start, start + len(vectors), device=distances.device).expand_as(distances)
         self._keep(torch.cat([self.distances, distances], 1), torch.cat([self.indices, indices], 1))
 
     def gather(self, ranks: Ranks) -> tuple[Tensor, Tensor]:
-        """Those of the streams of all ranks; every rank must call.
+        """Return the nearest vectors over the streams of all ranks; every rank must call.
 
         Returns:
-            Their distances, (n, k) float64, from the nearest on, and their numbers, (n, k) int64; on the CPU.
+            Their distances, (n, k) float64, nearest first, and their indices, (n, k) int64; on the CPU.
         """
-        kept = torch.stack([self.distances, self.indices.double()])  # numbers up to 2^53 are exact
+        kept = torch.stack([self.distances, self.indices.double()])  # integers up to 2^53 are exact
         slots = kept.new_zeros(ranks.world_size, *kept.shape)
         slots[ranks.rank] = kept
         distances, indices = ranks.reduce(slots).permute(1, 2, 0, 3).flatten(2)
@@ -69,12 +69,12 @@ class NearestNeighbours:
 
 
 class NeighbourDistances(NamedTuple):
-    """How near images lie to the training set, and how near images lie that the model never saw.
+    """Distances of images, and of held-out images, to the training set.
 
     Attributes:
-        distances: (n, k) float64, of each image to its nearest training images, from the nearest on.
-        indices: (n, k) int64, which these are.
-        held_out: (m,) float64, of each held-out image to its nearest training image.
+        distances: (n, k) float64, from each image to its nearest training images, nearest first.
+        indices: (n, k) int64, indices of these training images.
+        held_out: (m,) float64, from each held-out image to its nearest training image.
     """
 
     distances: Tensor
@@ -90,7 +90,7 @@ class NeighbourDistances(NamedTuple):
     def share(self) -> float | None:
         """The share of images no farther from the training set than 5 per cent of the held-out images are.
 
-        About 0.05 for images as far from it as new real images, 1 for copies. ``None`` as :attr:`near`.
+        About 0.05 for images as far from it as new real images, 1 for copies; ``None`` where :attr:`near` is.
         """
         return None if self.near is None else float((self.distances[:, 0] <= self.near).double().mean())
 
@@ -99,13 +99,13 @@ class NeighbourDistances(NamedTuple):
 def extract_features(
     extractor: FeatureExtractor, device: torch.device, n: int, images: Iterable[tuple[int, Tensor]], ranks: Ranks
 ) -> Tensor:
-    """Features of n images, of which each rank has some; every rank must call.
+    """Compute the features of n images that are distributed over the ranks; every rank must call.
 
     Args:
         extractor: loaded feature network.
         device: where features are computed.
         n: number of images of all ranks.
-        images: this rank's: (start, (b, c, h, w) uint8), images start, start + 1, ...
+        images: this rank's batches (start, (b, c, h, w) uint8) of images start, start + 1, ...
         ranks: the processes that share the work.
 
     Returns:
@@ -129,22 +129,23 @@ def find_nearest(
     ranks: Ranks,
     progress: Callable[..., Iterator[tuple[int, Tensor]]],
 ) -> NeighbourDistances:
-    """Search the training set, once, for the images nearest to given ones and to held-out ones; every rank must call.
+    """Find, in one pass of the training set, the images nearest to given and to held-out ones; every rank must call.
 
     Args:
         extractor: loaded feature network.
-        images: (n, num_features), their features, as :func:`extract_features` gives them.
-        k: training images to find for each.
-        training: the training set as it is, not augmented.
-        held_out: the held-out images, of which n at most are taken, spread evenly.
+        images: (n, num_features), features of the given images, as :func:`extract_features` returns them.
+        k: number of training images to find for each.
+        training: the training set, not augmented.
+        held_out: the held-out images; at most n are used, spread evenly.
         ranks: the processes that share the work.
-        progress: shows (count, batch) pairs passing by.
+        progress: passes on the batches of (count, batch) pairs and shows how many are done.
     """
     device, m = images.device, min(len(images), len(held_out))
-    unseen = extract_features(extractor, device, m, (batch for _, batch in iterate_shard(held_out, m, ranks)), ranks)
-    of_images, of_held_out = NearestNeighbours(images, k), NearestNeighbours(unseen, 1)
+    batches = (batch for _, batch in iterate_shard(held_out, m, ranks))
+    held_out_features = extract_features(extractor, device, m, batches, ranks)
+    near_images, near_held_out = NearestNeighbours(images, k), NearestNeighbours(held_out_features, 1)
     for start, pixels in progress(iterate_shard(training, len(training), ranks), ranks.share(len(training))):
         features = extractor(to_contiguous(pixels, device))
-        of_images.update(start, features)
-        of_held_out.update(start, features)
-    return NeighbourDistances(*of_images.gather(ranks), of_held_out.gather(ranks)[0][:, 0])
+        near_images.update(start, features)
+        near_held_out.update(start, features)
+    return NeighbourDistances(*near_images.gather(ranks), near_held_out.gather(ranks)[0][:, 0])

@@ -1,21 +1,27 @@
-"""All figures of one set of images in one pass of the feature network, on any number of ranks.
+"""All metrics of one set of images in one pass of the feature network, on any number of ranks.
 
-torchmetrics does the arithmetic of the Fréchet distance, torch-fidelity that of the others, with the settings of its
-command line; what is added here is that features are computed once, and stand in the order of the images.
+Features are computed once and kept in the order of the images; torchmetrics does the arithmetic of the Fréchet
+distance, torch-fidelity that of the other metrics.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
-from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics.extractors import FeatureExtractor
 from lightning_ddpm.metrics.frechet import BATCH, FrechetDistance, Statistics, to_contiguous
+from lightning_ddpm.metrics.scores import (
+    NEIGHBOURS,
+    SPLITS,
+    MetricValue,
+    RequestedClasses,
+    compute_accuracy,
+    compute_inception_score,
+    compute_kernel_distance,
+    compute_precision_recall,
+)
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
@@ -24,76 +30,49 @@ METRICS = {
     "kid": "kernel distance (Binkowski et al. 2018)",
     "pr": "precision and recall (Kynkäänniemi et al. 2019)",
     "is": "Inception Score (Salimans et al. 2016)",
-    "accuracy": "how often the network's verdict is the class asked for, of all images and of each class",
+    "accuracy": "share of images whose predicted class is the requested one, of all images and of each class",
 }
-"""What can be asked for."""
+"""The metrics that can be requested."""
 
-SUBSETS, SUBSET = 100, 1000
-"""The kernel distance is the mean over so many random subsets of so many images."""
-NEIGHBOURS = 3
-"""An image is near a set if it lies as near to one of its images as that one's so-manieth neighbour."""
-SPLITS = 10
-"""The Inception Score is the mean over so many parts of the set."""
 MIN_IMAGES = {"fid": 2, "kid": 2, "pr": NEIGHBOURS + 1, "is": SPLITS, "accuracy": 1}
-"""Images that a set has at least, by what is asked for."""
-SEED = 2020
-"""Chooses subsets and parts; torch-fidelity's."""
-
-
-class MetricValue(NamedTuple):
-    """A figure and, where it is a mean over subsets or parts, their standard deviation."""
-
-    value: float
-    std: float | None = None
-
-
-class RequestedClasses(NamedTuple):
-    """Which classes images were asked to be of.
-
-    Attributes:
-        labels: (n,) int64, of each image.
-        names: of all classes there are, in order.
-    """
-
-    labels: Tensor
-    names: Sequence[str]
+"""The smallest set of images that each metric can be computed of."""
 
 
 def map_metric_names(metric: str) -> dict[str, str]:
-    """What figures are called, by what the Fréchet distance in the same features is called.
+    """Return the names of all metrics, given the name of the Fréchet distance between the same features.
 
-    FID, KID and Inception Score are the names of figures by Inception alone; another resize is named behind them.
+    Only metrics of Inception's features are called FID, KID and Inception Score; another resize is appended.
     """
     family, _, rest = metric.partition("_")
     suffix = f"_{rest}" if rest else ""
     if family == "fid":
-        kernel, score, where = "kid", "inception_score", "_inception"
+        kernel, score, network = "kid", "inception_score", "_inception"
     else:
-        kernel, score, where = "kd", "classifier_score", ""
+        kernel, score, network = "kd", "classifier_score", ""
     return {
         "fid": metric,
         "kid": f"{kernel}{suffix}",
-        "precision": f"precision{where}{suffix}",
-        "recall": f"recall{where}{suffix}",
+        "precision": f"precision{network}{suffix}",
+        "recall": f"recall{network}{suffix}",
         "is": f"{score}{suffix}",
-        "accuracy": f"accuracy{where}{suffix}",
-        "memorisation": f"memorisation{where}{suffix}",
+        "accuracy": f"accuracy{network}{suffix}",
+        "memorisation": f"memorisation{network}{suffix}",
     }
 
 
 def list_metric_names(metric: str, metrics: Iterable[str]) -> list[str]:
-    """What the figures of these :data:`METRICS` are called, by the Fréchet distance's name."""
-    called = map_metric_names(metric)
-    return [called[each] for asked in metrics for each in (("precision", "recall") if asked == "pr" else (asked,))]
+    """Return the names of these :data:`METRICS`, given that of the Fréchet distance between the same features."""
+    names = map_metric_names(metric)
+    return [names[key] for each in metrics for key in (("precision", "recall") if each == "pr" else (each,))]
 
 
 def is_higher_better(name: str) -> bool:
-    """Whether of two figures of this name the greater is the better one: not so of distances."""
+    """Return whether the greater of two values of this metric is the better one; for distances it is not."""
     return name.startswith(("precision_", "recall_", "inception_score", "classifier_score", "accuracy_"))
 
 
 def check_metrics(metrics: Collection[str], n: int) -> None:
-    """Raise UserError for a metric that there is not, or that n images are too few for."""
+    """Raise UserError for an unknown metric, or one that n images are too few for."""
     if isinstance(metrics, str) or not metrics or set(metrics) - set(METRICS):
         raise UserError(f"metrics is a list of one or more of {', '.join(METRICS)}, got {metrics!r}")
     for each in metrics:
@@ -101,59 +80,8 @@ def check_metrics(metrics: Collection[str], n: int) -> None:
             raise UserError(f"{METRICS[each]} takes at least {MIN_IMAGES[each]} images, got {n}; leave out {each!r}")
 
 
-def kernel_distance(generated: Tensor, reference: Tensor) -> MetricValue:
-    """Squared maximum mean discrepancy under a cubic kernel, unbiased, of features (n, d) and (m, d).
-
-    The subsets are as large as the smaller set where that has fewer than :data:`SUBSET` images.
-    """
-    size = min(SUBSET, len(generated), len(reference))
-    if size < 2:
-        raise UserError(f"the kernel distance needs 2 images on each side, got {len(generated)} and {len(reference)}")
-    found = kid_features_to_metric(
-        generated, reference, kid_subsets=SUBSETS, kid_subset_size=size, rng_seed=SEED, verbose=False
-    )
-    return MetricValue(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD])
-
-
-def precision_recall(generated: Tensor, reference: Tensor) -> tuple[MetricValue, MetricValue]:
-    """The share of generated images near the reference, and of the reference near generated images."""
-    if min(len(generated), len(reference)) <= NEIGHBOURS:
-        raise UserError(
-            f"precision and recall look at {NEIGHBOURS} neighbours and need more images than that on each side, "
-            f"got {len(generated)} and {len(reference)}"
-        )
-    found = prc_features_to_metric(
-        generated,
-        reference,
-        prc_neighborhood=NEIGHBOURS,
-        prc_batch_size=250,  # rows of distances in memory at a time
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    return MetricValue(found[KEY_METRIC_PRECISION]), MetricValue(found[KEY_METRIC_RECALL])
-
-
-def inception_score(logits: Tensor) -> MetricValue:
-    """exp of the mean KL divergence between the verdict on an image and the mean verdict, of logits (n, classes)."""
-    if len(logits) < SPLITS:
-        raise UserError(f"the Inception Score is a mean over {SPLITS} parts of the set; it has {len(logits)} images")
-    found = isc_features_to_metric(logits, splits=SPLITS, rng_seed=SEED)
-    return MetricValue(found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD])
-
-
-def accuracy(name: str, logits: Tensor, classes: RequestedClasses) -> dict[str, MetricValue]:
-    """The share of images whose verdict, of logits (n, classes), is the class asked for: under ``name``, and of each
-    class that was under ``name/class``.
-    """
-    right = (logits.argmax(1) == classes.labels).double()
-    found = {name: MetricValue(right.mean().item())}
-    for label in sorted(set(classes.labels.tolist())):
-        found[f"{name}/{classes.names[label]}"] = MetricValue(right[classes.labels == label].mean().item())
-    return found
-
-
 class FeatureTable:
-    """Vectors of n images, each computed on one of the ranks, in the order of the images.
+    """Vectors of n images in the order of the images; each is computed on one of the ranks.
 
     Args:
         n: number of images of all ranks.
@@ -164,25 +92,24 @@ class FeatureTable:
         self.rows = torch.zeros(n, width)
 
     def put(self, start: int, rows: Tensor) -> None:
-        """Keep the vectors of images start, start + 1, ..."""
+        """Store the vectors of images start, start + 1, ..."""
         self.rows[start : start + len(rows)] = rows.cpu()
 
     def gather(self, ranks: Ranks, device: torch.device) -> Tensor:
-        """Those of all ranks, (n, width) float32 on the CPU: where one has a vector, the others have zeros."""
-        return ranks.reduce(
-            self.rows.to(device, copy=True)
-        ).cpu()  # reduce may sum in place; this rank's own are kept apart
+        """Return the vectors of all ranks, (n, width) float32 on the CPU; every rank must call."""
+        # Where one rank has a vector, the others have zeros. The sum may be in place: it gets a copy.
+        return ranks.reduce(self.rows.to(device, copy=True)).cpu()
 
 
 class MetricSuite:
-    """The figures of one set of n images against a reference, under one feature network.
+    """The metrics of one set of n images against a reference, in the features of one network.
 
     Args:
         extractor: loaded feature network.
         device: where features are computed.
         metrics: which of :data:`METRICS`.
-        n: number of images to judge, on all ranks together.
-        classes: which they were asked to be of; ``None`` where nobody asked.
+        n: number of images to evaluate, on all ranks together.
+        classes: classes that the images were conditioned on; ``None`` for unconditional images.
     """
 
     def __init__(
@@ -194,30 +121,28 @@ class MetricSuite:
         classes: RequestedClasses | None = None,
     ) -> None:
         self.extractor, self.device, self.metrics, self.n, self.classes = extractor, device, metrics, n, classes
-        self.distance = FrechetDistance(extractor, device)
+        self.frechet = FrechetDistance(extractor, device)
         self.features = FeatureTable(n, extractor.num_features) if self._keeps_features else None
         self.reference: Tensor | None = None
         self.logits: FeatureTable | None = None
-        verdicts = [each for each in ("is", "accuracy") if each in metrics]
-        if verdicts:
+        if need_logits := [each for each in ("is", "accuracy") if each in metrics]:
             if extractor.classes is None:
                 raise UserError(
-                    f"{extractor.protocol}: there are no verdicts to score, because the network has no class layer or "
-                    f"its file of weights not the published one; leave `{verdicts[0]}` out, or name another "
-                    "weights_path"
+                    f"{extractor.protocol} has no logits: the network has no class layer, or its weights are not the "
+                    f"published file; leave `{need_logits[0]}` out, or give another weights_path"
                 )
             self.logits = FeatureTable(n, extractor.classes)
         if "accuracy" in metrics:
             if classes is None:
                 raise UserError(
-                    "accuracy is of images that a class was asked of, and these have none; leave it out, or draw them "
-                    "from a model with classes, as configs/digits_conditional.yaml trains"
+                    "accuracy needs images that were generated for requested classes, and these were not; leave it "
+                    "out, or sample from a model with classes, as configs/digits_conditional.yaml trains"
                 )
             if extractor.classes != len(classes.names):
                 raise UserError(
-                    f"{extractor.protocol} tells {extractor.classes} classes apart and the model has "
-                    f"{len(classes.names)} ({', '.join(classes.names)}); let a classifier of the same data judge, as "
-                    "configs/digits_features.yaml trains"
+                    f"{extractor.protocol} has {extractor.classes} classes and the model has {len(classes.names)} "
+                    f"({', '.join(classes.names)}); use a classifier of the same data, as configs/digits_features.yaml "
+                    "trains"
                 )
 
     @property
@@ -231,37 +156,40 @@ class MetricSuite:
         ranks: Ranks,
         progress: Callable[..., Iterator[Tensor]],
     ) -> str:
-        """Take what to compare with; every rank must call.
+        """Set what the images are compared with; every rank must call.
 
         Args:
-            images: the reference's images, as they are.
-            statistics: theirs, where they are known already; the Fréchet distance takes them then.
+            images: the reference's images, not augmented.
+            statistics: their statistics, where a file has them; the Fréchet distance then uses these.
             ranks: the processes that share the work.
-            progress: shows (count, batch) pairs passing by.
+            progress: passes on the batches of (count, batch) pairs and shows how many are done.
 
         Returns:
-            What was taken, in words.
+            A description of the reference.
+
+        Raises:
+            UserError: a metric needs the reference's images, and it has statistics only.
         """
-        said = "statistics as given"
+        description = "statistics as given"
         if self._keeps_features and images is None:
             raise UserError(
-                "KID, precision and recall compare features, image by image, and the reference has statistics alone; "
-                "name a folder of images or a data set, or ask for fid"
+                "KID, precision and recall compare features image by image, and the reference has statistics only; "
+                "give a folder of images or a dataset, or request fid"
             )
         if images is not None and (self._keeps_features or ("fid" in self.metrics and statistics is None)):
             rows = FeatureTable(len(images), self.extractor.num_features) if self._keeps_features else None
-            said = self.distance.set_reference(images, ranks, progress, also=rows.put if rows else None)
+            description = self.frechet.set_reference(images, ranks, progress, sink=rows.put if rows else None)
             self.reference = rows.gather(ranks, self.device) if rows else None
         if statistics is not None and "fid" in self.metrics:
-            self.distance.set_reference_statistics(statistics, ranks)
-        return said
+            self.frechet.set_reference_statistics(statistics, ranks)
+        return description
 
     @torch.no_grad()
     def update(self, start: int, pixels: Tensor) -> None:
-        """Judge images start, start + 1, ...: (b, c, h, w) uint8, in batches of the fixed size."""
+        """Add images start, start + 1, ..., (b, c, h, w) uint8, in batches of the fixed size."""
         for batch in torch.split(pixels, BATCH):
             features, logits = self.extractor.features_and_logits(to_contiguous(batch, self.device))
-            self.distance.update_features(features)
+            self.frechet.update_features(features)
             if self.features:
                 self.features.put(start, features)
             if self.logits:
@@ -269,33 +197,33 @@ class MetricSuite:
                 self.logits.put(start, logits)
             start += len(batch)
 
-    def statistics(self, ranks: Ranks) -> Statistics:
-        """Of the images judged on all ranks; every rank must call, before :meth:`compute`."""
-        return self.distance.compute_statistics(ranks)
+    def compute_statistics(self, ranks: Ranks) -> Statistics:
+        """Return the statistics of the images of all ranks; every rank must call, before :meth:`compute`."""
+        return self.frechet.compute_statistics(ranks)
 
     def compute(self, ranks: Ranks) -> dict[str, MetricValue]:
-        """Every figure under its name; every rank must call.
+        """Compute every metric, by its name; every rank must call.
 
         Returns:
-            All of them on rank 0; elsewhere what all ranks compute together.
+            All metrics on rank 0; on other ranks only the Fréchet distance.
         """
-        called = map_metric_names(self.extractor.metric)
+        names = map_metric_names(self.extractor.metric)
         found: dict[str, MetricValue] = {}
         if "fid" in self.metrics:
-            found[called["fid"]] = MetricValue(self.distance.compute())
+            found[names["fid"]] = MetricValue(self.frechet.compute())
         features = self.features.gather(ranks, self.device) if self.features else None
         logits = self.logits.gather(ranks, self.device) if self.logits else None
         if ranks.is_first and features is not None:
             assert self.reference is not None, "set_reference() comes first"
             if "kid" in self.metrics:
-                found[called["kid"]] = kernel_distance(features, self.reference)
+                found[names["kid"]] = compute_kernel_distance(features, self.reference)
             if "pr" in self.metrics:
                 on_device = features.to(self.device), self.reference.to(self.device)
-                found[called["precision"]], found[called["recall"]] = precision_recall(*on_device)
+                found[names["precision"]], found[names["recall"]] = compute_precision_recall(*on_device)
         if ranks.is_first and logits is not None:
             if "is" in self.metrics:
-                found[called["is"]] = inception_score(logits)
+                found[names["is"]] = compute_inception_score(logits)
             if "accuracy" in self.metrics:
                 assert self.classes is not None
-                found |= accuracy(called["accuracy"], logits, self.classes)
+                found |= compute_accuracy(names["accuracy"], logits, self.classes)
         return found

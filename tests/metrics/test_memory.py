@@ -11,26 +11,26 @@ from lightning_ddpm.metrics import ModuleFeatures
 CKPT = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
 PROGRAM = """
 import sys
-from benchmarks.report import megabytes_at_most
+from benchmarks.report import peak_megabytes
 from lightning_ddpm.commands.main import main
 status = main(sys.argv[1:])
-print(megabytes_at_most(of_the_process=True))
+print(peak_megabytes(of_the_process=True))
 sys.exit(status)
 """
 
 
 class Wide(ModuleFeatures):
-    """Features that nobody could keep unseen, 4 KB an image: its pixels, 16 times over."""
+    """Features of 4 KB per image, so that keeping them would show: each pixel 16 times."""
 
     def __init__(self):
         super().__init__(nn.Sequential(nn.Upsample(scale_factor=4), nn.Flatten()), 1024, "wide")
 
 
 def peak(n):
-    """What an evaluation of n images takes of memory at most, MB."""
+    """Return the peak memory of an evaluation of n images, in MB."""
     options = ("--steps", 1, "--extractor", "test_memory.Wide", "--reference", "Digits", "--accelerator", "cpu")
     words = [sys.executable, "-c", PROGRAM, "evaluate", "--ckpt", CKPT, "--n", n, *options]
-    ended = run(*words, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}")
+    ended = run(*words, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}:{REPOSITORY / 'tests' / 'metrics'}")
     assert ended.returncode == 0, ended.stderr
     return float(ended.stdout.splitlines()[-1])
 
