@@ -20,7 +20,7 @@ TIMINGS = {
         "sampling.run config precision compile channels_last nfe batch_size rounds",
         "sampling, beside diffusers' pipeline and the network alone",
     ),
-    "input": ("images.run data rounds", "images per second of each source, beside what training consumes"),
+    "loading": ("loading.run data rounds", "images per second of each source, beside what training consumes"),
     "evaluation": ("evaluation.run batch_size weights_path rounds", "sampling, features, statistics and distance"),
     "curve": ("curve.run config weights_path data minutes", "image quality by images seen, within some minutes"),
     "recipes": ("recipes.run", "what each change from Ho et al.'s recipe to a faster one does to the images"),

@@ -1,4 +1,4 @@
-"""How time and memory grow: with the batch, the images' size and number, with T, with the images drawn and judged."""
+"""Measures how time and memory grow with the batch, the size and number of images, and T."""
 
 import sys
 import tempfile
@@ -7,9 +7,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import PRETRAINED, SHAPES, pretrained
-from benchmarks.report import alone, device, megabytes_at_most, synchronize, write
-from benchmarks.training import OURS, make_up
+from benchmarks.models import PRETRAINED, SHAPES, load_shipped_model
+from benchmarks.report import device, measure_in_subprocess, peak_megabytes, synchronize, write_result
+from benchmarks.training import OURS, write_noise_images
 from lightning_ddpm.commands.main import main
 from lightning_ddpm.data import ImageDataModule, ImageFolder
 from lightning_ddpm.diffusion import Ancestral, FixedLarge, Linear
@@ -18,26 +18,27 @@ from lightning_ddpm.models.sample_request import SampleRequest
 
 
 def run(options: Namespace) -> None:
-    """Every setting so many times, in turn."""
+    """Measure all settings in turn, in every round."""
     size, channels, batch = SHAPES[options.config]
     with tempfile.TemporaryDirectory() as folder:
-        pictures = str(make_up(Path(folder), 256, channels, 4 * size))
-        fit = {"module": "step", "who": OURS, "config": options.config, "pictures": pictures}
+        images = str(write_noise_images(Path(folder), 256, channels, 4 * size))
+        fit = {"module": "step", "who": OURS, "config": options.config, "images": images}
         shapes = [(batch // 4, size), (batch // 2, size), (batch, size), (batch // 4, 2 * size), (batch // 4, 4 * size)]
         steps = {f"batch {n}, {side} x {side}": fit | {"batch_size": n, "size": side} for n, side in shapes}
         _measure(options, f"growth_step_{options.config}", "step", steps)
-        draw = {"module": "growth", "what": "draw"}
-        drawn = {
-            f"{n} images, T = {T}": draw | {"n": n, "T": T} for n, T in ((64, 100), (64, 200), (64, 400), (512, 100))
+        sampling = {"module": "growth", "what": "sample"}
+        sampled = {
+            f"{n} images, T = {T}": sampling | {"n": n, "T": T}
+            for n, T in ((64, 100), (64, 200), (64, 400), (512, 100))
         }
-        _measure(options, "growth_draw", "call", drawn)
-        judge = {"module": "growth", "what": "evaluate"}
-        judged = {f"{n} images": judge | {"n": n} for n in (256, 1024, 4096)}
-        _measure(options, "growth_evaluate", "evaluation", judged)
+        _measure(options, "growth_sample", "call", sampled)
+        evaluation = {"module": "growth", "what": "evaluate"}
+        evaluated = {f"{n} images": evaluation | {"n": n} for n in (256, 1024, 4096)}
+        _measure(options, "growth_evaluate", "run", evaluated)
         data: dict[str, dict[str, Any]] = {}
         for n in (1000, 4000, 16000):
-            root = make_up(Path(folder) / str(n), n, 3, 32)
-            data[f"{n} pictures of 32 x 32"] = {"module": "growth", "what": "data", "root": str(root)}
+            root = write_noise_images(Path(folder) / str(n), n, 3, 32)
+            data[f"{n} images of 32 x 32"] = {"module": "growth", "what": "data", "root": str(root)}
         _measure(options, "growth_data", "start", data)
 
 
@@ -46,29 +47,29 @@ def _measure(options: Namespace, name: str, per: str, settings: dict[str, dict[s
     megabytes: dict[str, list[float]] = {each: [] for each in settings}
     for _ in range(options.rounds):
         for each, arguments in settings.items():
-            found = alone(**arguments)
+            found = measure_in_subprocess(**arguments)
             seconds[each].append(found["seconds"])
             megabytes[each].append(found["megabytes"])
-    write(options.out, name, {"per": per, "rounds": options.rounds}, seconds, megabytes)
+    write_result(options.out, name, {"per": per, "rounds": options.rounds}, seconds, megabytes)
 
 
-def draw(n: int, T: int) -> None:
-    """n digits, 64 at a time, by all steps of a schedule of T."""
-    model = pretrained()
+def sample(n: int, T: int) -> None:
+    """Generate n digits, 64 at a time, by all steps of a schedule of T."""
+    model = load_shipped_model()
     model.schedule = Linear(T).to(device())
     for _ in generate_batches(model, SampleRequest(n, sampler=Ancestral(FixedLarge()))):
         pass
 
 
 def evaluate(n: int) -> None:
-    """The whole command: n digits drawn, judged and compared with the data set's."""
+    """Run the whole command: generate n digits and compare them with the dataset's."""
     words = ["evaluate", "--ckpt", str(PRETRAINED), "--n", str(n), "--steps", "20", "--reference", "Digits"]
     if status := main([*words, "--extractor", "DigitsFeatures", "--devices", "1"]):
         sys.exit(status)
 
 
 def data(root: str) -> None:
-    """A folder of pictures, ready for training: listed, read, decoded."""
+    """Make a folder of images ready for training: list, read and decode them."""
     module = ImageDataModule(ImageFolder(size=32, channels=3), root=root, batch_size=64, num_workers=0)
     module.prepare_data()
     module.setup("fit")
@@ -76,10 +77,10 @@ def data(root: str) -> None:
 
 
 def measure(what: str, **settings: Any) -> dict[str, float]:
-    """Seconds, and the memory taken at most beside what the imports take, MB; of data always the process's."""
-    before = megabytes_at_most(what == "data")
+    """Return seconds and peak MB beyond what the imports take; for data always the memory of the process."""
+    before = peak_megabytes(what == "data")
     started = time.perf_counter()
-    {"draw": draw, "evaluate": evaluate, "data": data}[what](**settings)
+    {"sample": sample, "evaluate": evaluate, "data": data}[what](**settings)
     synchronize()
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "megabytes": megabytes_at_most(what == "data") - before}
+    return {"seconds": seconds, "megabytes": peak_megabytes(what == "data") - before}

@@ -1,4 +1,4 @@
-"""The configs, their models, diffusers' with the same weights, and how they are run."""
+"""Builds the models of the configs, diffusers' model with the same weights, and runs ``fit``."""
 
 import sys
 from argparse import Namespace
@@ -20,20 +20,20 @@ from lightning_ddpm.networks import UNet
 CONFIGS = Path(__file__).parent.parent / "configs"
 PRETRAINED = CONFIGS.parent / "checkpoints" / "pretrained" / "digits.ckpt"
 SHAPES = {"cifar10": (32, 3, 16), "digits": (8, 1, 64)}
-"""Of each config: the images' size and channels, and the batch that is taken here."""
+"""Image size, channels and default batch size by config."""
 
 
-def read(config: str) -> dict[str, Any]:
-    """What the config of that name says."""
+def read_config(config: str) -> dict[str, Any]:
+    """Return the content of a config."""
     settings: dict[str, Any] = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
     return settings
 
 
-def fit(settings: dict[str, Any], folder: Path) -> Path:
-    """The whole program's fit of such settings; the folder of the run, in that one.
+def run_fit(settings: dict[str, Any], folder: Path) -> Path:
+    """Run the command ``fit`` with these settings and return the run's folder, inside ``folder``.
 
     Raises:
-        SystemExit: it has failed, and has said why.
+        SystemExit: fit failed and printed the reason.
     """
     run, file = folder / "run", folder / "config.yaml"
     settings["trainer"]["default_root_dir"] = str(run)
@@ -43,26 +43,26 @@ def fit(settings: dict[str, Any], folder: Path) -> Path:
     return run
 
 
-def network_arguments(config: str, size: int | None = None) -> dict[str, Any]:
-    """The config's U-Net for images of its size or another, with attention at half of it, as there."""
-    settings = read(config)["model"]["init_args"]["network"]
+def get_network_arguments(config: str, size: int | None = None) -> dict[str, Any]:
+    """Return the arguments of the config's U-Net for images of this size, with attention at half of it."""
+    settings = read_config(config)["model"]["init_args"]["network"]
     own, channels, _ = SHAPES[config]
     arguments: dict[str, Any] = settings["init_args"]
     return arguments | {"channels": channels, "size": size or own, "attention": [(size or own) // 2]}
 
 
-def model_of(config: str, size: int | None = None) -> DDPM:
-    """The config's model, untrained, where things are measured."""
-    return DDPM(UNet(**network_arguments(config, size)), Linear(1000), DDIM(50)).to(device())
+def build_model(config: str, size: int | None = None) -> DDPM:
+    """Build the config's model, untrained, on the device that is measured."""
+    return DDPM(UNet(**get_network_arguments(config, size)), Linear(1000), DDIM(50)).to(device())
 
 
-def pretrained() -> DDPM:
-    """The shipped digits model, where things are measured."""
+def load_shipped_model() -> DDPM:
+    """Load the shipped digits model onto the device that is measured."""
     return load(PRETRAINED, DDPM).to(device())
 
 
-def diffusers_unet(module: DDPM) -> Any:
-    """UNet2DModel with the same weights on the same device."""
+def build_diffusers_unet(module: DDPM) -> Any:
+    """Build diffusers' UNet2DModel with the same weights on the same device."""
     from diffusers import UNet2DModel
 
     assert isinstance(module.network, UNet)
@@ -72,13 +72,13 @@ def diffusers_unet(module: DDPM) -> Any:
 
 
 def autocast(precision: str) -> AbstractContextManager[Any]:
-    """What Lightning's precision of that name has the network run in."""
+    """Return the autocast context of Lightning's precision plugin of that name."""
     return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
-def variant(options: Namespace) -> str:
-    """What the options change, for the name of the result; nothing for nothing."""
+def describe_variant(options: Namespace) -> str:
+    """Return what the options change, as a suffix of the result's name."""
     changed = [f"batch{options.batch_size}"] if options.batch_size else []
     changed += [options.precision] if options.precision != "32-true" else []
-    changed += [name for name in ("compile", "channels_last") if getattr(options, name)]
+    changed += [name for name in ("compile", "channels_last") if getattr(options, name, False)]
     return "".join(f"_{each}" for each in changed)

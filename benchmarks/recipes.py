@@ -1,5 +1,6 @@
-"""What the changes from configs/cifar10.yaml to configs/cifar10_fast.yaml do to the images, after equally many were
-seen: made one after the other to the quickstart's training, which is small enough to be repeated.
+"""Measures the changes from configs/cifar10.yaml to cifar10_fast.yaml on the quickstart's model, which is small enough.
+
+Each recipe adds one change to the one before; all are compared after equally many training images.
 """
 
 import copy
@@ -8,39 +9,39 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.curve import figures
-from benchmarks.models import fit, read
-from benchmarks.report import write
+from benchmarks.curve import read_curves
+from benchmarks.models import read_config, run_fit
+from benchmarks.report import write_result
 
 SEEDS = (0, 1, 2)
 SEEN = (25_600, 51_200, 76_800)
-DRAWN = 1024
+N = 1024
 Config = dict[str, Any]
 
 
 def run(options: Namespace) -> None:
-    """Every recipe under several seeds."""
+    """Train every recipe with several seeds."""
     values: dict[str, list[list[float]]] = {}
-    for name, config in recipes().items():
-        found = [_figures(config, seed) for seed in SEEDS]
+    for name, config in make_recipes().items():
+        found = [_train(config, seed) for seed in SEEDS]
         values[name] = [list(each) for each in zip(*found, strict=True)]
     settings: dict[str, Any] = {"unit": "images seen", "columns": [f"{each:,}" for each in SEEN]}
-    settings |= {"figure": "val/fd_digits", "images of each figure": DRAWN, "runs of each": len(SEEDS)}
-    write(options.out, "recipes", settings, values)
+    settings |= {"metric": "val/fd_digits", "images per evaluation": N, "seeds": len(SEEDS)}
+    write_result(options.out, "recipes", settings, values)
 
 
-def recipes() -> dict[str, Config]:
-    """configs/digits.yaml under Ho's recipe, and with one thing more changed in each that follows."""
-    config = read("digits")
+def make_recipes() -> dict[str, Config]:
+    """Return configs/digits.yaml with Ho et al.'s recipe, followed by configs with one more change each."""
+    config = read_config("digits")
     kept = [each for each in config["trainer"]["callbacks"] if each["class_path"].endswith((".EMA", ".Evaluation"))]
     config["trainer"]["callbacks"] = kept
     config["model"]["init_args"]["schedule"] = {"class_path": "lightning_ddpm.diffusion.Linear"}
-    _every(config, SEEN[0] // config["data"]["batch_size"])
+    _set_interval(config, SEEN[0] // config["data"]["batch_size"])
     made = {"linear schedule, eps": config}
     for name, change in (
-        ("cosine schedule", _cosine),
-        ("v, with min-SNR weights", _velocity),
-        ("four times the batch, twice the rate", _batch),
+        ("cosine schedule", _use_cosine),
+        ("v, with min-SNR weights", _use_velocity),
+        ("four times the batch, twice the learning rate", _enlarge_batch),
     ):
         config = copy.deepcopy(config)
         change(config)
@@ -48,24 +49,24 @@ def recipes() -> dict[str, Config]:
     return made
 
 
-def _every(config: Config, steps: int) -> None:
-    """Evaluate after so many steps, as often as there are figures, and no more than that."""
+def _set_interval(config: Config, steps: int) -> None:
+    """Evaluate every ``steps`` steps, and train no longer than that takes."""
     config["trainer"] |= {"max_steps": steps * len(SEEN), "val_check_interval": steps}
-    _of(config, ".Evaluation").update(n=DRAWN, every_n_steps=steps)
+    _get_arguments(config, ".Evaluation").update(n=N, every_n_steps=steps)
 
 
-def _of(config: Config, callback: str) -> dict[str, Any]:
-    """That callback's arguments."""
+def _get_arguments(config: Config, callback: str) -> dict[str, Any]:
+    """Return the arguments of a callback."""
     found: dict[str, Any]
     (found,) = [e["init_args"] for e in config["trainer"]["callbacks"] if e["class_path"].endswith(callback)]
     return found
 
 
-def _cosine(config: Config) -> None:
+def _use_cosine(config: Config) -> None:
     config["model"]["init_args"]["schedule"] = {"class_path": "lightning_ddpm.diffusion.Cosine"}
 
 
-def _velocity(config: Config) -> None:
+def _use_velocity(config: Config) -> None:
     weight = {"class_path": "lightning_ddpm.diffusion.MinSNR", "init_args": {"gamma": 5.0}}
     config["model"]["init_args"] |= {
         "parameterization": {"class_path": "lightning_ddpm.diffusion.Velocity"},
@@ -73,17 +74,17 @@ def _velocity(config: Config) -> None:
     }
 
 
-def _batch(config: Config) -> None:
-    """With warm-up and the average's memory as long as before, counted in images."""
+def _enlarge_batch(config: Config) -> None:
+    """Enlarge the batch, with warm-up and the half-life of the EMA unchanged in images."""
     config["data"]["batch_size"] *= 4
     config["model"]["init_args"]["optimizer"]["init_args"]["lr"] *= 2
     config["model"]["init_args"]["lr_scheduler"]["init_args"]["total_iters"] //= 4
-    _of(config, ".EMA")["decay"] **= 4
-    _every(config, SEEN[0] // config["data"]["batch_size"])
+    _get_arguments(config, ".EMA")["decay"] **= 4
+    _set_interval(config, SEEN[0] // config["data"]["batch_size"])
 
 
-def _figures(config: Config, seed: int) -> list[float]:
+def _train(config: Config, seed: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
-        found = figures(fit(config | {"seed_everything": seed}, Path(folder)))
-    (values,) = found["figures"].values()
+        found = read_curves(run_fit(config | {"seed_everything": seed}, Path(folder)))
+    (values,) = found["metrics"].values()
     return [float(each) for each in values]

@@ -1,4 +1,4 @@
-"""How long it takes to begin: ``--help``, and the quickstart's first step, compiled too."""
+"""Times the start: ``--help``, and the quickstart until its first step is done, with torch.compile as well."""
 
 import os
 import subprocess
@@ -7,54 +7,61 @@ import tempfile
 from argparse import Namespace
 
 from benchmarks.models import CONFIGS
-from benchmarks.report import in_turn, write
+from benchmarks.report import time_in_turns, write_result
 
 PROGRAM = [sys.executable, "-m", "lightning_ddpm"]
 
 
 def run(options: Namespace) -> None:
-    """Each a process of its own, after one that has warmed the file system's cache up."""
+    """Time processes of their own, after one round that warms up the file system's cache."""
     imports = "import torch, pytorch_lightning"
     contenders = {
-        "python, torch and Lightning": lambda: subprocess.run([sys.executable, "-c", imports], check=True),
-        "--help": lambda: _call("--help"),
-        "sample --help": lambda: _call("sample", "--help"),
-        "fit, to the first step's end": _first_step,
+        "imports of torch and Lightning": lambda: subprocess.run([sys.executable, "-c", imports], check=True),
+        "--help": lambda: _run_program("--help"),
+        "sample --help": lambda: _run_program("sample", "--help"),
+        "fit, until the first step is done": _run_first_step,
     }
-    write(options.out, "start", {"per": "start", "rounds": options.rounds}, in_turn(contenders, options.rounds))
+    write_result(
+        options.out, "start", {"per": "start", "rounds": options.rounds}, time_in_turns(contenders, options.rounds)
+    )
 
 
-def compiled(options: Namespace) -> None:
-    """The same first step with ``Compile``: with nothing compiled before, and again."""
+def run_compiled(options: Namespace) -> None:
+    """Time the first step with ``Compile``, with an empty and with a warm cache of torch.compile."""
     with tempfile.TemporaryDirectory() as cache:
-        contenders = {"nothing compiled before": _first_compiled, "again": lambda: _first_step(cache)}
-        write(options.out, "compiled", {"per": "start", "rounds": options.rounds}, in_turn(contenders, options.rounds))
+        contenders = {"empty cache": _run_with_empty_cache, "warm cache": lambda: _run_first_step(cache)}
+        write_result(
+            options.out,
+            "compiled",
+            {"per": "start", "rounds": options.rounds},
+            time_in_turns(contenders, options.rounds),
+        )
 
 
-def _first_compiled() -> None:
+def _run_with_empty_cache() -> None:
     with tempfile.TemporaryDirectory() as cache:
-        _first_step(cache)
+        _run_first_step(cache)
 
 
-def _call(*arguments: str) -> None:
+def _run_program(*arguments: str) -> None:
     subprocess.run([*PROGRAM, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-def _first_step(compiled_in: str | None = None) -> None:
-    """Until the program says that the first step is done; what follows is not waited for.
+def _run_first_step(compile_cache: str | None = None) -> None:
+    """Run fit until it reports its first step, then end it.
 
     Args:
-        compiled_in: folder of what torch.compile made before; ``None`` for not compiled.
+        compile_cache: folder of torch.compile's cache; ``None`` to run without torch.compile.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = ["--trainer.max_steps", "1", "--trainer.default_root_dir", folder]
         words = [*PROGRAM, "fit", "--config", str(CONFIGS / "digits.yaml"), *options]
         environment = dict(os.environ)
-        if compiled_in:
+        if compile_cache:
             words += ["--trainer.callbacks+", "lightning_ddpm.callbacks.Compile"]
-            environment["TORCHINDUCTOR_CACHE_DIR"] = compiled_in
+            environment["TORCHINDUCTOR_CACHE_DIR"] = compile_cache
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
             assert process.stdout is not None
             if not any(line.startswith("step 1 of 1:") for line in process.stdout):
-                raise RuntimeError("fit has ended without a first step")
+                raise RuntimeError("fit ended without a first step; run it by hand to see why")
             process.kill()

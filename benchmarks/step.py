@@ -1,4 +1,4 @@
-"""A few steps of one who trains: how long one takes, and how much memory."""
+"""Measures the time and memory of a few training steps of one contender, in a process of its own."""
 
 import time
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from benchmarks.models import model_of, network_arguments
-from benchmarks.report import megabytes_at_most, synchronize
-from benchmarks.training import DIFFUSERS, OURS, PYTORCH, batches_of, block_of, fit
+from benchmarks.models import build_model, get_network_arguments
+from benchmarks.report import peak_megabytes, synchronize
+from benchmarks.training import DIFFUSERS, OURS, PYTORCH, fit_images, iterate_batches, make_block
 from lightning_ddpm.data import ImageDataModule, ImageFolder
 
 STEPS = 3
 
 
 class Clock(Callback):
-    """The seconds of every step."""
+    """Records the seconds of every step."""
 
-    seconds: list[float] = []  # noqa: RUF012 of the one run of this process
+    seconds: list[float] = []  # noqa: RUF012 one run per process
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         synchronize()
@@ -34,38 +34,38 @@ class Clock(Callback):
 def measure(
     who: str,
     config: str,
-    pictures: str,
+    images: str,
     batch_size: int,
     size: int | None = None,
     precision: str = "32-true",
-    switches: Sequence[str] = (),
+    callbacks: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Seconds of a step, the fastest after the first, and the memory that all of them took at most beside what the
-    imports take, MB.
-    """
+    """Return the seconds of the fastest step after the first, and the peak MB of all beyond what the imports take."""
     if who == DIFFUSERS:
         import diffusers  # noqa: F401
     if who == PYTORCH:
         import denoising_diffusion_pytorch  # noqa: F401
-    before = megabytes_at_most()
+    before = peak_megabytes()
     if who == OURS:
         clock = {"class_path": "benchmarks.step.Clock"}
-        fit(config, Path(pictures), batch_size, clock, STEPS, size, precision, switches)
+        fit_images(config, Path(images), batch_size, clock, STEPS, size, precision, callbacks)
         seconds = Clock.seconds
     else:
-        seconds = _steps(who, config, Path(pictures), batch_size, size, precision)
-    return {"seconds": min(seconds[1:]), "megabytes": megabytes_at_most() - before}
+        seconds = _time_steps(who, config, Path(images), batch_size, size, precision)
+    return {"seconds": min(seconds[1:]), "megabytes": peak_megabytes() - before}
 
 
-def _steps(who: str, config: str, pictures: Path, batch_size: int, size: int | None, precision: str) -> list[float]:
-    module = model_of(config, size).train()
-    module.save_hyperparameters({"network": {"init_args": network_arguments(config, size)}}, logger=False)
+def _time_steps(who: str, config: str, images: Path, batch_size: int, size: int | None, precision: str) -> list[float]:
+    module = build_model(config, size).train()
+    module.save_hyperparameters({"network": {"init_args": get_network_arguments(config, size)}}, logger=False)
     channels, side, _ = module.image_shape
-    data = ImageDataModule(ImageFolder(channels, side), root=str(pictures), batch_size=batch_size, num_workers=0)
+    data = ImageDataModule(ImageFolder(channels, side), root=str(images), batch_size=batch_size, num_workers=0)
     data.prepare_data()
     data.setup("fit")
-    block = block_of(who, module, batches_of(data.train_dataloader(), module.device), pictures, batch_size, precision)
-    del module  # theirs is another
+    block = make_block(
+        who, module, iterate_batches(data.train_dataloader(), module.device), images, batch_size, precision
+    )
+    del module  # the others have a model of their own
     seconds = []
     for _ in range(STEPS):
         synchronize()

@@ -1,7 +1,7 @@
-"""A training step: `fit` itself, and in its pauses the same step elsewhere.
+"""Times a training step of ``fit`` and, in its pauses, the same step of other implementations.
 
-The whole program runs, with its EMA, logging and clipping; a callback of it stops the clock every so many steps and
-lets the others take as many, so that all are measured in turn, on the same data and, where the network is the same,
+The whole program runs, with EMA, logging and clipping. A callback stops the clock after every few steps and lets the
+other contenders take as many, so that all are measured in turn, on the same data and, where the network is the same,
 from the same weights.
 """
 
@@ -22,8 +22,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import models
-from benchmarks.models import SHAPES, autocast, diffusers_unet, network_arguments, variant
-from benchmarks.report import alone, forwards_and_back, synchronize, write
+from benchmarks.models import SHAPES, autocast, build_diffusers_unet, describe_variant, get_network_arguments
+from benchmarks.report import alternate_order, measure_in_subprocess, synchronize, write_result
 from lightning_ddpm.data.image_io import save_image, to_float
 from lightning_ddpm.models.ddpm import DDPM
 
@@ -33,145 +33,149 @@ Block = Callable[[int], None]
 
 
 def run(options: Namespace) -> None:
-    """Fit with :class:`Turns` among the callbacks; before that the memory of each, in a process of its own."""
+    """Measure the memory of each contender in a process of its own, then run fit with the callback of this module."""
     size, channels, default = SHAPES[options.config]
     batch_size = options.batch_size or default
     steps = 1 if options.config == "cifar10" else 3
     with tempfile.TemporaryDirectory() as folder:
-        pictures = make_up(Path(folder), IMAGES, channels, size)
-        others = [FLOOR, DIFFUSERS, *([PYTORCH] if batch_size >= 16 else [])]  # it takes no fewer
-        where = {"config": options.config, "pictures": str(pictures), "batch_size": batch_size}
-        where |= {"precision": options.precision, "switches": switches(options)}
-        peaks = {who: [alone("step", who=who, **where)["megabytes"]] for who in (OURS, *others)}
-        settings = {"rounds": options.rounds, "steps": steps, "pictures": str(pictures), "others": others}
-        settings |= {"out": str(options.out), "name": f"{options.config}{variant(options)}", "megabytes": peaks}
-        turns = {"class_path": "benchmarks.training.Turns", "init_args": settings}
-        fit(callback=turns, **where | {"pictures": pictures})
+        images = write_noise_images(Path(folder), IMAGES, channels, size)
+        others = [FLOOR, DIFFUSERS, *([PYTORCH] if batch_size >= 16 else [])]  # its minimum
+        where = {"config": options.config, "images": str(images), "batch_size": batch_size}
+        where |= {"precision": options.precision, "callbacks": list_callbacks(options)}
+        peaks = {who: [measure_in_subprocess("step", who=who, **where)["megabytes"]] for who in (OURS, *others)}
+        settings = {"rounds": options.rounds, "steps": steps, "images": str(images), "others": others}
+        settings |= {
+            "out": str(options.out),
+            "name": f"{options.config}{describe_variant(options)}",
+            "megabytes": peaks,
+        }
+        turns = {"class_path": "benchmarks.training.TurnsCallback", "init_args": settings}
+        fit_images(callback=turns, **where | {"images": images})
 
 
-def switches(options: Namespace) -> list[str]:
-    """The callbacks that the options ask for."""
-    asked = {
+def list_callbacks(options: Namespace) -> list[str]:
+    """Return the callbacks that the options request."""
+    requested = {
         "lightning_ddpm.callbacks.ChannelsLast": options.channels_last,
         "lightning_ddpm.callbacks.Compile": options.compile,
     }
-    return [name for name, on in asked.items() if on]
+    return [name for name, on in requested.items() if on]
 
 
-def fit(
+def fit_images(
     config: str,
-    pictures: Path,
+    images: Path,
     batch_size: int,
     callback: dict[str, Any],
     steps: int = 10**6,
     size: int | None = None,
     precision: str = "32-true",
-    switches: Sequence[str] = (),
+    callbacks: Sequence[str] = (),
 ) -> None:
-    """The program's own fit, with EMA, clipping, logging and the callbacks, in a folder that goes away."""
-    settings = models.read(config)
+    """Run the program's own fit, with EMA, clipping, logging and these callbacks, in a temporary folder."""
+    settings = models.read_config(config)
     kept = [each for each in settings["trainer"]["callbacks"] if each["class_path"].endswith((".EMA", ".Checkpoints"))]
     for each in kept:
         each["init_args"].pop("monitor", None)
-    added = [{"class_path": each} for each in switches]
+    added = [{"class_path": each} for each in callbacks]
     settings["trainer"].update(
         callbacks=[*added, *kept, callback], precision=precision, limit_val_batches=0, max_steps=steps
     )
-    arguments = network_arguments(config, size)
+    arguments = get_network_arguments(config, size)
     shape = {name: arguments[name] for name in ("channels", "size")}
     source = {"class_path": "lightning_ddpm.data.ImageFolder", "init_args": shape}
     settings["model"]["init_args"]["network"]["init_args"] = arguments
-    settings["data"] = {"source": source, "root": str(pictures), "batch_size": batch_size, "workers": 0}
+    settings["data"] = {"source": source, "root": str(images), "batch_size": batch_size, "num_workers": 0}
     with tempfile.TemporaryDirectory() as folder:
-        models.fit(settings, Path(folder))
+        models.run_fit(settings, Path(folder))
 
 
-def make_up(folder: Path, n: int, channels: int, size: int) -> Path:
-    """A folder of n pictures of noise in ``folder``."""
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True)
+def write_noise_images(folder: Path, n: int, channels: int, size: int) -> Path:
+    """Write n images of noise into a new folder and return it."""
+    images = folder / "images"
+    images.mkdir(parents=True)
     for index in range(n):
         noise = torch.Generator().manual_seed(index)
         save_image(
-            torch.randint(0, 256, (channels, size, size), dtype=torch.uint8, generator=noise), pictures / f"{index}.png"
+            torch.randint(0, 256, (channels, size, size), dtype=torch.uint8, generator=noise), images / f"{index}.png"
         )
-    return pictures
+    return images
 
 
-class Turns(Callback):
-    """Measures the run that it is in, and the others in its pauses.
+class TurnsCallback(Callback):
+    """Measures its own run, and the other contenders in the run's pauses.
 
     Args:
-        rounds: how often each is measured, after one round that does not count.
-        steps: of each in a round.
-        pictures: folder of the data set.
-        others: who they are.
+        rounds: measurements of each contender, after one warm-up round.
+        steps: training steps of each contender per round.
+        images: folder of the dataset.
+        others: names of the other contenders.
         out: folder of the results.
-        name: of the config.
-        megabytes: of each, measured before.
+        name: name of the config and variant.
+        megabytes: peak memory of each contender, measured before.
     """
 
     def __init__(
         self,
         rounds: int,
         steps: int,
-        pictures: str,
+        images: str,
         others: list[str],
         out: str,
         name: str,
         megabytes: dict[str, list[float]],
     ) -> None:
         self.rounds, self.steps, self.name, self.names = rounds, steps, name, others
-        self.pictures, self.out, self.megabytes = Path(pictures), Path(out), megabytes
+        self.images, self.out, self.megabytes = Path(images), Path(out), megabytes
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DDPM)
-        batches = batches_of(trainer.train_dataloader, pl_module.device)
+        batches = iterate_batches(trainer.train_dataloader, pl_module.device)
         self.size = len(next(batches)[0])
         precision = str(trainer.precision)
         self.others = {
-            name: block_of(name, pl_module, batches, self.pictures, self.size, precision) for name in self.names
+            name: make_block(name, pl_module, batches, self.images, self.size, precision) for name in self.names
         }
         self.seconds: dict[str, list[float]] = {name: [] for name in (OURS, *self.others)}
-        self.taken, self.flops = 0, flops(pl_module, self.size)
+        self.steps_done, self.flops = 0, count_flops(pl_module, self.size)
         synchronize()
-        self.began = time.perf_counter()
+        self.started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.taken += 1
-        if self.taken % self.steps:
+        self.steps_done += 1
+        if self.steps_done % self.steps:
             return
         synchronize()
-        self.seconds[OURS].append((time.perf_counter() - self.began) / self.steps)
-        for name, block in forwards_and_back(self.others, len(self.seconds[OURS])):
-            self.seconds[name].append(_timed(block, self.steps))
+        self.seconds[OURS].append((time.perf_counter() - self.started) / self.steps)
+        for name, block in alternate_order(self.others, len(self.seconds[OURS])):
+            self.seconds[name].append(_time_block(block, self.steps))
         if len(self.seconds[OURS]) == self.rounds + 1:
             self._report(pl_module, str(trainer.precision))
             trainer.should_stop = True
         synchronize()
-        self.began = time.perf_counter()
+        self.started = time.perf_counter()
 
     def _report(self, module: LightningModule, precision: str) -> None:
         counted = {name: seconds[1:] for name, seconds in self.seconds.items()}
         best = min(counted[OURS])
         kind = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
-        peak = matrix_product_peak(module.device, kind)
+        peak = measure_peak_flops(module.device, kind)
         settings = {
             "batch": self.size,
             "images": self.size,
             "parameters": f"{sum(each.numel() for each in module.parameters()):,}",
             "rounds": self.rounds,
-            "steps a round": self.steps,
-            "GFLOP a step": round(self.flops / 1e9),
+            "steps per round": self.steps,
+            "GFLOP per step": round(self.flops / 1e9),
             f"GFLOP/s of a {str(kind).removeprefix('torch.')} matrix product": round(peak / 1e9),
             "share of it in fit's fastest round": f"{self.flops / best / peak:.2f}",
         }
-        write(self.out, f"training_{self.name}", settings, counted, self.megabytes)
+        write_result(self.out, f"training_{self.name}", settings, counted, self.megabytes)
 
 
-def _timed(block: Block, steps: int) -> float:
+def _time_block(block: Block, steps: int) -> float:
     synchronize()
     started = time.perf_counter()
     block(steps)
@@ -179,15 +183,15 @@ def _timed(block: Block, steps: int) -> float:
     return (time.perf_counter() - started) / steps
 
 
-def batches_of(loader: Any, where: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The run's own batches, for ever, as the training step gets them."""
+def iterate_batches(loader: Any, where: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the run's own batches without end, as the training step gets them."""
     for _ in count():
         for x, label in loader:
             yield to_float(x.to(where)), label.to(where)
 
 
-def flops(module: DDPM, n: int) -> int:
-    """Floating-point operations of a training step's network calls, there and back, by torch's counter."""
+def count_flops(module: DDPM, n: int) -> int:
+    """Count the floating-point operations of a training step's forward and backward pass, by torch's counter."""
     network = copy.deepcopy(module.network)
     x, t = (
         torch.randn(n, *module.image_shape, device=module.device),
@@ -198,9 +202,9 @@ def flops(module: DDPM, n: int) -> int:
     return int(counter.get_total_flops())
 
 
-def matrix_product_peak(where: torch.device, kind: torch.dtype, times: int = 5) -> float:
-    """FLOP/s of a product of two square matrices of that kind, the best of so many."""
-    size = 2048 if where.type == "cpu" else 8192  # a GPU takes more to fill
+def measure_peak_flops(where: torch.device, kind: torch.dtype, times: int = 5) -> float:
+    """Measure the FLOP/s of a product of two square matrices of this dtype, the best of ``times``."""
+    size = 2048 if where.type == "cpu" else 8192  # large enough to fill a GPU
     a = torch.randn(size, size, device=where).to(kind)
     seconds = []
     for _ in range(times + 1):
@@ -212,31 +216,31 @@ def matrix_product_peak(where: torch.device, kind: torch.dtype, times: int = 5) 
     return 2 * size**3 / min(seconds)
 
 
-def block_of(
+def make_block(
     name: str,
     module: DDPM,
     batches: Iterator[tuple[Tensor, Tensor]],
-    pictures: Path,
+    images: Path,
     batch_size: int,
     precision: str = "32-true",
 ) -> Block:
-    """Takes steps as the one of that name does, of a network like the module's; none but ``fit`` is compiled."""
+    """Return a function that takes this contender's training steps, of an uncompiled network like the module's."""
     if name == FLOOR:
-        network = copy.deepcopy(module.network).to(memory_format=torch.contiguous_format)  # a copy is not compiled
-        return bare(network, module, batches, precision)
+        network = copy.deepcopy(module.network).to(memory_format=torch.contiguous_format)  # the copy is not compiled
+        return make_bare_loop(network, module, batches, precision)
     if name == DIFFUSERS:
-        return diffusers(module, batches, precision)
-    return denoising_diffusion_pytorch(module, pictures, batch_size, precision)
+        return make_diffusers_loop(module, batches, precision)
+    return make_denoising_diffusion_pytorch_loop(module, images, batch_size, precision)
 
 
-def bare(
+def make_bare_loop(
     network: nn.Module,
     module: DDPM,
     batches: Iterator[tuple[Tensor, Tensor]],
     precision: str = "32-true",
     optimizer: OptimizerCallable | None = None,
 ) -> Block:
-    """What must be done at least: Ho's algorithm 1 with the module's optimizer or another, clipping, EMA, by hand."""
+    """Return the minimal loop: Ho et al.'s Algorithm 1 with an optimizer, clipping and EMA, written by hand."""
     alpha_bar = module.schedule.alpha_bar.to(module.device, torch.float32)
     parameters = list(network.parameters())
     average = [each.detach().clone() for each in parameters]
@@ -259,12 +263,12 @@ def bare(
     return block
 
 
-def diffusers(module: DDPM, batches: Iterator[tuple[Tensor, Tensor]], precision: str) -> Block:
-    """The loop of diffusers' examples/unconditional_image_generation, without accelerate, the EMA being off there."""
+def make_diffusers_loop(module: DDPM, batches: Iterator[tuple[Tensor, Tensor]], precision: str) -> Block:
+    """Return the loop of diffusers' examples/unconditional_image_generation, without accelerate and, as there, EMA."""
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
 
-    model = diffusers_unet(module).train()
+    model = build_diffusers_unet(module).train()
     scheduler = DDPMScheduler(num_train_timesteps=module.schedule.T)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     rates = get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=500, num_training_steps=10**6)
@@ -287,8 +291,8 @@ def diffusers(module: DDPM, batches: Iterator[tuple[Tensor, Tensor]], precision:
     return block
 
 
-def denoising_diffusion_pytorch(module: DDPM, pictures: Path, batch_size: int, precision: str) -> Block:
-    """Its own Trainer; its U-Net of the same width and depth, which is another network."""
+def make_denoising_diffusion_pytorch_loop(module: DDPM, images: Path, batch_size: int, precision: str) -> Block:
+    """Return the steps of its own Trainer with its U-Net of the same width and depth, which is another network."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     from denoising_diffusion_pytorch import Trainer as TheirTrainer
 
@@ -299,11 +303,11 @@ def denoising_diffusion_pytorch(module: DDPM, pictures: Path, batch_size: int, p
     diffusion = GaussianDiffusion(model, image_size=network.size, timesteps=module.schedule.T, objective="pred_noise")
     trainer = TheirTrainer(
         diffusion,
-        str(pictures),
+        str(images),
         train_batch_size=batch_size,
         save_and_sample_every=10**9,
         calculate_fid=False,
-        results_folder=str(pictures.parent / "results"),
+        results_folder=str(images.parent / "results"),
         train_num_steps=0,
         amp=precision == "bf16-mixed",
         mixed_precision_type="bf16",
