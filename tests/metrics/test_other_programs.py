@@ -1,4 +1,4 @@
-"""The figures of two folders, beside what the command lines of torch-fidelity and pytorch-fid say of them."""
+"""The metrics of two folders equal those of the command lines of torch-fidelity and pytorch-fid."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 from helpers.command_line import ddpm, run
 from helpers.tiny import real_data
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # three programs, each with Inception on a processor
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # three programs that run Inception on the CPU
 
 N = 32
 
@@ -22,7 +22,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Aeroplanes and frogs of CIFAR-10."""
+    """Two folders: airplanes and frogs of CIFAR-10."""
     root = tmp_path_factory.mktemp("folders")
     for name in "airplane", "frog":
         (root / name).mkdir()
@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(folders, weights, tmp_path_factory):
-    """The figures by ``evaluate``, under two protocols."""
+    """The metrics that ``evaluate`` computes under two protocols."""
     out = tmp_path_factory.mktemp("ours") / "result.json"
     options = ("--metrics", "fid", "kid", "pr", "--weights_path", weights, "--protocols", "TF1", "TorchMetrics")
     ended = ddpm(
@@ -42,10 +42,10 @@ def ours(folders, weights, tmp_path_factory):
         seconds=900,
     )
     assert ended.returncode == 0, ended.stderr
-    return {name: figure["value"] for name, figure in json.loads(out.read_text())["figures"].items()}
+    return {name: metric["value"] for name, metric in json.loads(out.read_text())["metrics"].items()}
 
 
-def test_fid_kid_precision_and_recall_are_those_of_torch_fidelity_s_command(ours, folders, weights, tmp_path):
+def test_fid_kid_precision_and_recall_equal_those_of_torch_fidelity(ours, folders, weights, tmp_path):
     options = ("--kid-subset-size", N, "--feature-layer-prc", "2048", "--feature-extractor", "inception-v3-compat")
     ended = run(
         *(Path(sys.executable).parent / "fidelity", "--input1", folders[0], "--input2", folders[1], "--cpu", "--json"),
@@ -61,8 +61,8 @@ def test_fid_kid_precision_and_recall_are_those_of_torch_fidelity_s_command(ours
     assert ours["recall_inception"] == pytest.approx(theirs["recall"], rel=1e-3)
 
 
-def test_the_fid_is_pytorch_fid_s_to_its_documented_tolerance(ours, folders, weights, tmp_path):
-    """0.0009 of the value, says its README; its resize is TorchMetrics' where nothing is made smaller."""
+def test_the_fid_equals_pytorch_fid_s_within_its_documented_tolerance(ours, folders, weights, tmp_path):
+    """Its README states 0.0009 of the value. Its resize equals that of TorchMetrics for images that are enlarged."""
     there = tmp_path / "hub" / "checkpoints"
     there.mkdir(parents=True)
     (there / "pt_inception-2015-12-05-6726825d.pth").symlink_to(Path(weights).resolve())
