@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic and page; that they run, in little."""
+"""The benchmarks' arithmetic and tables, and small runs of them."""
 
 import json
 import subprocess
@@ -14,29 +14,30 @@ pytest.importorskip("greenlet")
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks import curve, recipes, report
-from benchmarks.models import read
+from benchmarks.__main__ import SCRIPTS, TIMINGS, main
+from benchmarks.models import read_config
 
 MEASURED = {"fit": [0.2, 0.1, 0.3, 0.2], "bare loop": [0.1, 0.1, 0.15, 0.3]}
 
 
 def test_a_table_has_medians_quartiles_and_ratios_within_rounds() -> None:
-    _, _, first, second = report.table({"settings": {"per": "step"}, "values": MEASURED})
+    _, _, first, second = report.make_table({"settings": {"per": "step"}, "values": MEASURED})
     assert first == "| fit | 200 (175 to 225) | 1 (1 to 1) |"
     assert second == "| bare loop | 125 (100 to 188) | 0.75 (0.5 to 1.12) |"
 
 
-def test_of_six_rounds_and_more_a_table_says_where_the_median_lies() -> None:
+def test_a_table_of_six_or_more_rounds_has_an_interval_of_the_median() -> None:
     seconds = [float(each) for each in range(1, 16)]
-    head, _, _, second = report.table({"settings": {}, "values": {"a": [1.0] * 15, "b": seconds}})
-    assert head.endswith("| 95 % of its median |")
-    assert second.endswith("| 4 to 12 |"), "the sign test's table, n = 15"
-    assert report.median_interval(seconds[:5]) is None
-    assert report.median_interval(seconds[:6]) == (1, 6)
+    head, _, _, second = report.make_table({"settings": {}, "values": {"a": [1.0] * 15, "b": seconds}})
+    assert head.endswith("| 95 % interval of its median |")
+    assert second.endswith("| 4 to 12 |"), "by the table of the sign test, n = 15"
+    assert report.compute_median_interval(seconds[:5]) is None
+    assert report.compute_median_interval(seconds[:6]) == (1, 6)
 
 
-def test_what_changes_from_one_value_to_the_next_stands_above_them() -> None:
+def test_the_columns_of_a_series_are_its_head() -> None:
     settings = {"unit": "steps", "columns": ["1,000", "2,000"]}
-    lines = report.table(
+    lines = report.make_table(
         {"settings": settings, "values": {"resident, MB": [968.24, 1012.0], "other": [None, [3, 1.25, 2]]}}
     )
     assert lines == [
@@ -47,8 +48,8 @@ def test_what_changes_from_one_value_to_the_next_stands_above_them() -> None:
     ]
 
 
-def test_three_figures_and_no_powers_of_ten() -> None:
-    assert [report.rounded(each) for each in (15316.0, 8249.6, 41.23, 0.9244, 12.0)] == [
+def test_values_have_three_significant_digits_without_powers_of_ten() -> None:
+    assert [report.round_value(each) for each in (15316.0, 8249.6, 41.23, 0.9244, 12.0)] == [
         "15,300",
         "8,250",
         "41.2",
@@ -57,21 +58,21 @@ def test_three_figures_and_no_powers_of_ten() -> None:
     ]
 
 
-def test_a_table_has_images_a_second_and_memory_where_they_are_known() -> None:
+def test_a_table_has_images_per_second_and_memory_if_they_are_known() -> None:
     settings = {"per": "step", "images": 16}
-    head, _, first, second = report.table({"settings": settings, "values": MEASURED, "megabytes": {"fit": [5.0]}})
+    head, _, first, second = report.make_table({"settings": settings, "values": MEASURED, "megabytes": {"fit": [5.0]}})
     assert (
-        head == "| | ms per step, median (quartiles) | ratio to the first, median (quartiles) | images/s | MB at most |"
+        head == "|  | ms per step, median (quartiles) | ratio to the first, median (quartiles) | images/s | peak MB |"
     )
     assert first == "| fit | 200 (175 to 225) | 1 (1 to 1) | 80 | 5 |"
     assert second == "| bare loop | 125 (100 to 188) | 0.75 (0.5 to 1.12) | 128 |  |"
 
 
-def test_the_page_is_written_between_its_marks_again_and_again(tmp_path: Path) -> None:
+def test_tables_are_written_between_the_marks_of_a_page(tmp_path: Path) -> None:
     page, out = tmp_path / "page.md", tmp_path / "results"
     page.write_text("before\n<!-- training -->\nold\n<!-- end -->\nbetween\n<!-- start -->\nkept\n<!-- end -->\n")
-    report.write(out, "training", {"batch": 16, "per": "step"}, MEASURED)
-    report.write(out, "unknown", {"per": "step"}, MEASURED)
+    report.write_result(out, "training", {"batch": 16, "per": "step"}, MEASURED)
+    report.write_result(out, "unknown", {"per": "step"}, MEASURED)
     for _ in range(2):
         report.write_tables(page, out)
     text = page.read_text()
@@ -79,17 +80,17 @@ def test_the_page_is_written_between_its_marks_again_and_again(tmp_path: Path) -
     assert text.endswith("<!-- end -->\nbetween\n<!-- start -->\nkept\n<!-- end -->\n")
     assert "old" not in text
     assert text.count("| fit | 200") == 1
-    assert f"{report.hardware()}; batch 16; " in text
+    assert f"{report.describe_hardware()}; batch 16; " in text
 
 
-def test_rounds_are_taken_forwards_and_back_and_the_first_does_not_count() -> None:
+def test_rounds_alternate_their_order_after_one_warm_up_round() -> None:
     order: list[str] = []
-    found = report.in_turn({name: lambda name=name: order.append(name) for name in "ab"}, 3)
+    found = report.time_in_turns({name: lambda name=name: order.append(name) for name in "ab"}, 3)
     assert "".join(order) == "abbaabba"
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
 
 
-def test_what_pauses_is_taken_in_turn_and_each_has_its_own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contenders_that_pause_advance_in_turn_and_have_their_own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     clock = 0.0
     monkeypatch.setattr(report.time, "perf_counter", lambda: clock)
@@ -101,58 +102,59 @@ def test_what_pauses_is_taken_in_turn_and_each_has_its_own_seconds(monkeypatch: 
             clock += seconds
             report.pause()
 
-    found = report.in_turn({"a": lambda: work("a", 1.0, 3), "b": lambda: work("b", 10.0, 2)}, 3)
+    found = report.time_in_turns({"a": lambda: work("a", 1.0, 3), "b": lambda: work("b", 10.0, 2)}, 3)
     assert "".join(order) == "abbaa" + "baaba" + "abbaa" + "baaba"
     assert found == {"a": [3.0] * 3, "b": [20.0] * 3}
-    work("alone, a pause is none", 1.0, 1)
+    work("outside of turns a pause does nothing", 1.0, 1)
 
 
-def test_every_result_has_its_table_in_the_page() -> None:
-    """As the scripts write it: what is committed is what they would make of the results."""
+def test_every_result_has_its_table_in_results_md() -> None:
     results = sorted((REPOSITORY / "benchmarks" / "results").glob("*.json"))
     assert results
     page = report.PAGE.read_text()
     for path in results:
-        assert "\n".join(report.table(json.loads(path.read_text()))) in page, path.name
+        assert "\n".join(report.make_table(json.loads(path.read_text()))) in page, path.name
 
 
-def test_a_curve_has_the_figures_of_a_run_and_the_published_ones_at_as_many_images(tmp_path: Path) -> None:
+def test_a_curve_has_the_metrics_of_a_run_and_published_ones_after_as_many_images(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path)) as writer:
         for step, value in ((100, 80.0), (200, 40.0)):
             writer.add_scalar("val/fid", value, step, walltime=1000.0 + 60 * step)
             writer.add_scalar("val/loss", 1.0, step)
         writer.add_scalar("final/fid", 30.0, 200)
-    found = curve.figures(tmp_path)
+    found = curve.read_curves(tmp_path)
     assert found["step"] == [100, 200]
-    assert found["figures"] == {"val/fid": [80, 40]}
+    assert found["metrics"] == {"val/fid": [80, 40]}
     assert found["final"] == {"final/fid": 30}
     assert found["minutes"][1] - found["minutes"][0] == 100
-    assert curve.published(5_990_400) == pytest.approx(9.16)
-    assert curve.published(int((5_990_400 * 11_980_800) ** 0.5)) == pytest.approx((9.16 * 5.78) ** 0.5, rel=1e-4)
-    assert curve.published(1_000_000) is None
+    assert curve.interpolate_published(5_990_400) == pytest.approx(9.16)
+    assert curve.interpolate_published(int((5_990_400 * 11_980_800) ** 0.5)) == pytest.approx(
+        (9.16 * 5.78) ** 0.5, rel=1e-4
+    )
+    assert curve.interpolate_published(1_000_000) is None
 
 
-def test_a_curve_is_trained_on_cifar10_as_torchvision_has_it_or_as_pictures(
+def test_a_curve_is_trained_on_cifar10_as_stored_by_torchvision_or_as_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-    monkeypatch.setattr(curve, "fit", lambda settings, folder: asked.append(settings) or sys.exit())
+    requested = []
+    monkeypatch.setattr(curve, "run_fit", lambda settings, folder: requested.append(settings) or sys.exit())
     options = Namespace(config="cifar10", weights_path=Path("inception.pth"), data=tmp_path, minutes=25.0)
     for folder in ("train", "cifar-10-batches-py"):
         (tmp_path / folder).mkdir()
         with pytest.raises(SystemExit):
             curve.run(options)
-    sources = [each["data"]["source"]["class_path"].rpartition(".")[2] for each in asked]
+    sources = [each["data"]["source"]["class_path"].rpartition(".")[2] for each in requested]
     assert sources == ["ImageFolder", "CIFAR10"]
-    for settings in asked:
+    for settings in requested:
         assert settings["data"]["root"] == str(tmp_path)
         assert settings["trainer"]["max_time"] == {"seconds": 1500}
         assert str(settings).count("'weights_path': 'inception.pth'") == 2
 
 
-def test_recipes_lead_from_hos_config_to_the_fast_one_and_see_as_many_images() -> None:
-    made = list(recipes.recipes().values())
-    first, last, ho, fast = made[0], made[-1], read("cifar10"), read("cifar10_fast")
+def test_recipes_lead_from_cifar10_to_cifar10_fast_with_equally_many_images() -> None:
+    made = list(recipes.make_recipes().values())
+    first, last, ho, fast = made[0], made[-1], read_config("cifar10"), read_config("cifar10_fast")
     for mine, theirs in ((first, ho), (last, fast)):
         mine, theirs = mine["model"]["init_args"], theirs["model"]["init_args"]
         assert mine["schedule"]["class_path"] == theirs["schedule"]["class_path"]
@@ -171,10 +173,17 @@ def test_recipes_lead_from_hos_config_to_the_fast_one_and_see_as_many_images() -
         assert (warm_up * n, average["decay"] ** (1 / n)) == (200 * 64, pytest.approx(0.995 ** (1 / 64), abs=1e-9))
 
 
+@pytest.mark.parametrize("what", [*TIMINGS, *SCRIPTS])
+def test_every_benchmark_has_help(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([what, "--help"])
+    assert f"python -m benchmarks {what}" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_the_memory_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
-    """Which getrusage says of it on Linux, for a child begins with what its parent takes."""
-    program = "from benchmarks.report import megabytes_at_most; print(megabytes_at_most(of_the_process=True))"
+def test_peak_memory_excludes_that_of_the_parent_process() -> None:
+    """On Linux, getrusage reports the parent's peak, too, because a child starts with its parent's memory."""
+    program = "from benchmarks.report import peak_megabytes; print(peak_megabytes(of_the_process=True))"
     words = [sys.executable, "-c", program]
     found = []
     for megabytes in (1, 1500):
@@ -186,10 +195,10 @@ def test_the_memory_of_a_process_is_not_that_of_the_one_that_started_it() -> Non
 
 
 @pytest.mark.slow
-def test_a_benchmark_runs(tmp_path: Path) -> None:
+def test_training_is_timed_beside_diffusers_and_a_bare_loop(tmp_path: Path) -> None:
     page = report.PAGE.read_text()
-    little = ["--config", "digits", "--batch_size", "4", "--rounds", "3", "--out", str(tmp_path)]
-    subprocess.run([sys.executable, "-m", "benchmarks", "training", *little], cwd=REPOSITORY, check=True)
+    options = ["--config", "digits", "--batch_size", "4", "--rounds", "3", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "benchmarks", "training", *options], cwd=REPOSITORY, check=True)
     (file,) = tmp_path.glob("training_digits*.json")
     values = json.loads(file.read_text())["values"]
     assert values.keys() == {"fit", "bare loop", "diffusers"}
@@ -198,9 +207,9 @@ def test_a_benchmark_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_average_is_measured_beside_diffusers_and_torchs(tmp_path: Path) -> None:
-    little = ["--config", "digits", "--rounds", "3", "--out", str(tmp_path)]
-    subprocess.run([sys.executable, "-m", "benchmarks", "average", *little], cwd=REPOSITORY, check=True)
+def test_the_average_is_timed_beside_diffusers_and_torchs(tmp_path: Path) -> None:
+    options = ["--config", "digits", "--rounds", "3", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "benchmarks", "average", *options], cwd=REPOSITORY, check=True)
     (file,) = tmp_path.glob("average_digits-*.json")
     values = json.loads(file.read_text())["values"]
     assert [*values][:2] == ["EMA", "diffusers' EMAModel"]
@@ -208,9 +217,9 @@ def test_the_average_is_measured_beside_diffusers_and_torchs(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_drawing_is_measured_with_the_same_weights_in_diffusers(tmp_path: Path) -> None:
-    little = ["--config", "digits", "--evaluations", "10", "--batch_size", "4", "--rounds", "3", "--out", str(tmp_path)]
-    subprocess.run([sys.executable, "-m", "benchmarks", "sampling", *little], cwd=REPOSITORY, check=True)
+def test_sampling_is_timed_beside_diffusers_with_the_same_weights(tmp_path: Path) -> None:
+    options = ["--config", "digits", "--nfe", "10", "--batch_size", "4", "--rounds", "3", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "benchmarks", "sampling", *options], cwd=REPOSITORY, check=True)
     (file,) = tmp_path.glob("sampling_digits_10_batch4-*.json")
     values = json.loads(file.read_text())["values"]
     assert values.keys() == {"network alone", "sampler", "diffusers"}
@@ -219,5 +228,5 @@ def test_drawing_is_measured_with_the_same_weights_in_diffusers(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_an_evaluation_of_more_images_takes_no_more_memory() -> None:
-    few, many = (report.alone("growth", what="evaluate", n=n) for n in (256, 1024))
+    few, many = (report.measure_in_subprocess("growth", what="evaluate", n=n) for n in (256, 1024))
     assert 0 < many["megabytes"] < few["megabytes"] + 20

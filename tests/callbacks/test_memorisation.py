@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_ddpm.callbacks import EMA, Memorisation
 from lightning_ddpm.callbacks.memorisation import GAP, build_panel
 from lightning_ddpm.data import Digits, ImageDataModule, MemoryDataset
-from lightning_ddpm.data.image_io import to_float
+from lightning_ddpm.data.image_io import TITLE_HEIGHT, arrange_grid, to_float
 from lightning_ddpm.diffusion import DDIM, Denoiser, Sampler
 from lightning_ddpm.metrics import DigitsFeatures, Inception, NearestNeighbours, NeighbourDistances
 from lightning_ddpm.models.generate import generate_batches
@@ -102,7 +102,7 @@ def test_small_distances_between_large_vectors_are_exact() -> None:
 
 FLAT_MEMORY = """
 import torch
-from benchmarks.report import megabytes_at_most
+from benchmarks.report import peak_megabytes
 from helpers.big_dataset import Big, pixels_as_they_are
 from lightning_ddpm.metrics import find_nearest
 from lightning_ddpm.utils.distributed import Ranks
@@ -111,7 +111,7 @@ peaks = []
 for n in (3200, 6400):
     find_nearest(pixels_as_they_are(3 * 64 * 64), images, 4, Big(n), Big(8), Ranks(),
                  lambda batches, total: (batch for _, batch in batches))
-    peaks.append(megabytes_at_most(of_the_process=True))
+    peaks.append(peak_megabytes(of_the_process=True))
 print(peaks[1] - peaks[0])
 """
 
@@ -215,14 +215,14 @@ def test_the_end_of_fit_shows_the_averaged_weights_images_beside_their_nearest(t
     (event,) = written.Scalars("val/memorisation_pixels")
     assert (event.step, event.value) == (4, pytest.approx(share))
 
-    picture = np.array(Image.open(tmp_path / "run" / "samples" / "memorisation-0000004.png"))
-    cell = 50  # 48 pixels and the 2 between
-    assert picture.shape == (5 * cell + 2, 4 * cell + 2 + GAP, 3)
+    panel = np.array(Image.open(tmp_path / "run" / "samples" / "memorisation-0000004.png"))
+    cell = 50  # 48 pixels, and 2 between images
+    assert panel.shape == (TITLE_HEIGHT + 5 * cell + 2, 4 * cell + 2 + GAP, 3)
     for row in range(5):
         lefts = [2, *(2 + GAP + cell * column for column in (1, 2, 3))]
         for left, image in zip(lefts, [made[row], *training[indices[row]]], strict=True):
-            shown = picture[2 + cell * row : cell * (row + 1) : 6, left : left + 48 : 6, 0]
-            assert np.array_equal(shown, image[0].numpy())
+            top = TITLE_HEIGHT + 2 + cell * row
+            assert np.array_equal(panel[top : top + 48 : 6, left : left + 48 : 6, 0], image[0].numpy())
     for tag, name in (("memorisation", ""), ("memorisation_distances", "-distances")):
         (event,) = written.Images(f"val/{tag}")
         file = Image.open(tmp_path / "run" / "samples" / f"memorisation-0000004{name}.png")
@@ -307,11 +307,27 @@ def test_too_few_held_out_images_give_the_panel_alone_and_that_is_said(
 
 def test_a_panel_of_one_row_and_of_colours() -> None:
     colours = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8, generator=make_generator("cpu", "test"))
-    picture = build_panel(colours[:1], MemoryDataset(colours, torch.zeros(3)), torch.tensor([[2, 1]]))
-    assert picture.shape == (3, 52, 3 * 50 + 2 + GAP)
+    panel = build_panel(colours[:1], MemoryDataset(colours, torch.zeros(3)), torch.tensor([[2, 1]]))
+    assert panel.shape == (3, TITLE_HEIGHT + 52, 3 * 50 + 2 + GAP)
     for left, image in ((2, colours[0]), (52 + GAP, colours[2]), (102 + GAP, colours[1])):
-        assert torch.equal(picture[:, 2:50, left : left + 48], image)
-    assert (picture[:, :, 50 : 52 + GAP] == 255).all()
+        assert torch.equal(panel[:, TITLE_HEIGHT + 2 : TITLE_HEIGHT + 50, left : left + 48], image)
+        assert (panel[:, :TITLE_HEIGHT, left : left + 48] < 128).any(), "a column has no title"
+    assert (panel[:, :, 50 : 52 + GAP] == 255).all()
+
+
+def test_the_panels_titles_rank_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+
+    def keep_titles(pixels: Tensor, columns: int, given: list[str]) -> Tensor:
+        titles.extend(given)
+        return arrange_grid(pixels, columns, given)
+
+    monkeypatch.setattr("lightning_ddpm.callbacks.memorisation.arrange_grid", keep_titles)
+    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    build_panel(images, MemoryDataset(images, torch.zeros(1)), torch.zeros(1, 23, dtype=torch.long))
+    assert titles[:5] == ["sample", "nearest", "2nd", "3rd", "4th"]
+    assert titles[11:14] == ["11th", "12th", "13th"]
+    assert titles[21:] == ["21st", "22nd", "23rd"]
 
 
 @pytest.mark.parametrize(
