@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from helpers.tiny import quiet_trainer, tiny_model, tiny_network
 from torch import Tensor
 
+from lightning_ddpm import diffusion
 from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.diffusion import (
     P2,
@@ -43,6 +45,7 @@ from lightning_ddpm.diffusion import (
     simple_loss,
     snr,
 )
+from lightning_ddpm.diffusion import losses as losses_module
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.errors import UserError
@@ -224,6 +227,18 @@ def test_a_learned_variance_converges_to_its_optimum() -> None:
     x_0_error = LINEAR.signal[29] * LINEAR.beta[30] / (1 - LINEAR.alpha_bar[30])
     optimum = (small + (x_0_error * (denoised.x_0 - x_0)) ** 2).log()
     torch.testing.assert_close(LearnedRange().log_variance(LINEAR, 30, denoised), optimum, rtol=0, atol=1e-2)
+
+
+def test_the_example_in_the_docstring_is_the_mean_absolute_error() -> None:
+    assert losses_module.__doc__ is not None
+    example = losses_module.__doc__.split("::\n\n")[1].split("\n\nIn a config")[0]
+    namespace = {**vars(diffusion), "Tensor": Tensor}
+    exec(textwrap.dedent(example), namespace)
+    t = torch.arange(1, 51)
+    x_0, eps = make_batch(50)
+    _, eps_hat = predict(q_sample(LINEAR, x_0, t, eps), t)
+    expected = (eps_hat - eps).abs().flatten(1).mean(1).float()
+    torch.testing.assert_close(namespace["L1"]().losses(build_denoiser(Velocity()), x_0, t, eps), expected)
 
 
 # ---- finite gradients ------------------------------------------------------------------------------------------------
