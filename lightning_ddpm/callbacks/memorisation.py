@@ -202,7 +202,7 @@ def build_panel(samples: Tensor, training: ImageDataset, indices: Tensor) -> Ten
     n, k = indices.shape
     images, _ = training.__getitems__(indices.flatten().tolist())
     rows = torch.cat([samples[:, None], images.reshape(n, k, *images.shape[1:])], dim=1)
-    titles = ["generated", "nearest", *(_format_ordinal(i) for i in range(2, k + 1))]
+    titles = ["sample", "nearest", *(_format_ordinal(i) for i in range(2, k + 1))]
     grid = arrange_grid(rows.flatten(0, 1), k + 1, titles)
     cut = grid.shape[2] // (k + 1)
     return torch.cat([grid[..., :cut], grid.new_full((3, grid.shape[1], GAP), 255), grid[..., cut:]], dim=2)
