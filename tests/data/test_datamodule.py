@@ -1,4 +1,4 @@
-"""Batches as a real Trainer gets them: which images, in which order, in which form."""
+"""The batches of a real Trainer: their images, order and form."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lightning_ddpm.utils.errors import UserError
 
 
 class Recorder(LightningModule):
-    """Learns nothing and keeps every batch that it is given."""
+    """Records every batch and learns nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Recorder(LightningModule):
 
 
 class WatchedData(ImageDataModule):
-    """Keeps every batch as it is before its transfer."""
+    """Records every batch before its transfer to the device."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -69,11 +69,11 @@ def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows(images: Tensor) -> list[bytes]:
-    """The images as sets can be compared by, in order."""
+    """Return the sorted bytes of the images, for comparison as sets."""
     return sorted(map(bytes, to_uint8(images).flatten(1).numpy()))
 
 
-def test_images_travel_as_uint8_and_arrive_as_floats_in_minus_one_to_one(tmp_path: Path) -> None:
+def test_images_are_transferred_as_uint8_and_converted_to_floats_in_minus_one_to_one(tmp_path: Path) -> None:
     data = WatchedData(Digits(), batch_size=600)
     recorder = fit(data, tmp_path)
     assert len(data.before) == len(recorder.training_batches) == 3
@@ -87,7 +87,7 @@ def test_images_travel_as_uint8_and_arrive_as_floats_in_minus_one_to_one(tmp_pat
         assert images.shape[1:] == (1, 8, 8)
 
 
-def test_an_epoch_shows_every_training_image_once_with_its_label(tmp_path: Path) -> None:
+def test_an_epoch_has_every_training_image_once_with_its_label(tmp_path: Path) -> None:
     recorder = fit(ImageDataModule(Digits(), batch_size=100), tmp_path)
     train = Digits().open(Path("unused"), "train")
     images, labels = train.__getitems__(range(len(train)))
@@ -102,7 +102,7 @@ def test_an_epoch_shows_every_training_image_once_with_its_label(tmp_path: Path)
 def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def order(seed: int) -> list[Tensor]:
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        torch.manual_seed(torch.seed() % 1000)  # the global generator has no say
+        torch.manual_seed(torch.seed() % 1000)  # the global generator has no effect
         batches = fit(ImageDataModule(Digits(), batch_size=809), tmp_path, epochs=2).training_batches
         return [seen(batches[:2]), seen(batches[2:])]
 
@@ -114,39 +114,41 @@ def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path, monkeypatch: 
     assert rows(first[0]) == rows(first[1]) == rows(other[0])
 
 
-def test_the_order_is_not_that_of_the_files() -> None:
+def test_the_order_is_shuffled() -> None:
     order = torch.tensor(list(ShuffledShard(1000, seed=0, rank=0, world_size=1)))
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.15
 
 
-@pytest.mark.parametrize(("n", "world"), [(12, 2), (13, 2), (14, 3), (5, 1)])
-def test_ranks_train_on_equally_many_different_images(n: int, world: int) -> None:
-    sat_out = set()
+@pytest.mark.parametrize(("n", "world_size"), [(12, 2), (13, 2), (14, 3), (5, 1)])
+def test_ranks_train_on_equal_numbers_of_distinct_images(n: int, world_size: int) -> None:
+    skipped = set()
     for epoch in range(40):
-        shards = [ShuffledShard(n, 0, rank, world) for rank in range(world)]
+        shards = [ShuffledShard(n, 0, rank, world_size) for rank in range(world_size)]
         for shard in shards:
             shard.set_epoch(epoch)
         shares = [list(shard) for shard in shards]
-        assert {len(share) for share in shares} == {len(shard) for shard in shards} == {n // world}
-        dealt = [index for share in shares for index in share]
-        assert len(set(dealt)) == len(dealt)
-        sat_out |= set(range(n)) - set(dealt)
-    assert sat_out == (set(range(n)) if n % world else set()), "whoever sits out, it is others each time"
+        assert {len(share) for share in shares} == {len(shard) for shard in shards} == {n // world_size}
+        given = [index for share in shares for index in share]
+        assert len(set(given)) == len(given)
+        skipped |= set(range(n)) - set(given)
+    assert skipped == (set(range(n)) if n % world_size else set()), "different images are skipped each time"
 
 
-@pytest.mark.parametrize(("n", "batch_size", "world"), [(12, 3, 2), (13, 4, 2), (2, 1, 3), (2, 5, 3)])
-def test_ranks_validate_on_every_image_once_in_the_batches_of_a_single_one(n: int, batch_size: int, world: int) -> None:
-    def batches(rank: int, world: int) -> list[list[int]]:
-        indices = list(shard := Shard(n, batch_size, rank, world))
+@pytest.mark.parametrize(("n", "batch_size", "world_size"), [(12, 3, 2), (13, 4, 2), (2, 1, 3), (2, 5, 3)])
+def test_ranks_validate_on_every_image_once_in_the_batches_of_a_single_rank(
+    n: int, batch_size: int, world_size: int
+) -> None:
+    def batches(rank: int, world_size: int) -> list[list[int]]:
+        indices = list(shard := Shard(n, batch_size, rank, world_size))
         assert len(shard) == len(indices)
         return [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
 
     alone = batches(0, 1)
     assert [index for batch in alone for index in batch] == list(range(n))
-    assert sorted(batch for rank in range(world) for batch in batches(rank, world)) == alone
+    assert sorted(batch for rank in range(world_size) for batch in batches(rank, world_size)) == alone
 
 
-def test_validation_and_test_show_the_held_out_images_in_order(tmp_path: Path) -> None:
+def test_validation_and_test_use_the_held_out_images_in_order(tmp_path: Path) -> None:
     data = ImageDataModule(Digits(), batch_size=50, flip=True)
     recorder = fit(data, tmp_path, limit_train_batches=1, limit_val_batches=1.0)
     quiet_trainer(tmp_path).test(recorder, datamodule=data, verbose=False)
@@ -161,7 +163,7 @@ def test_validation_and_test_show_the_held_out_images_in_order(tmp_path: Path) -
 
 
 def flips(folder: Path, seed: int = 0, epochs: int = 1, batch_size: int = 200) -> tuple[Tensor, Tensor]:
-    """Which of the training images were mirrored, and which could be told; fails if one is anything else."""
+    """Return which training images were mirrored and which are asymmetric; fail if one was changed otherwise."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", str(seed))
         data = WatchedData(Digits(), batch_size=batch_size, flip=True)
@@ -173,14 +175,14 @@ def flips(folder: Path, seed: int = 0, epochs: int = 1, batch_size: int = 200) -
     return mirrored, kept != mirrored
 
 
-def test_about_half_of_the_training_images_are_exact_mirror_images_when_asked_for(tmp_path: Path) -> None:
-    mirrored, told = flips(tmp_path)
-    share = mirrored[told].float().mean()
-    assert told.sum() > 1500
-    assert abs(share - 0.5) < 4 * 0.5 / told.sum().sqrt()
+def test_about_half_of_the_training_images_are_flipped_exactly(tmp_path: Path) -> None:
+    mirrored, asymmetric = flips(tmp_path)
+    share = mirrored[asymmetric].float().mean()
+    assert asymmetric.sum() > 1500
+    assert abs(share - 0.5) < 4 * 0.5 / asymmetric.sum().sqrt()
 
 
-def test_nothing_is_flipped_when_not_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_flipped_by_default(tmp_path: Path) -> None:
     data = WatchedData(Digits(), batch_size=200)
     recorder = fit(data, tmp_path)
     assert torch.equal(to_uint8(seen(recorder.training_batches)), torch.cat([pixels for pixels, _ in data.before]))
@@ -212,39 +214,39 @@ def test_workers_read_the_same_batches(tmp_path: Path) -> None:
     assert torch.equal(batches(0), batches(2))
 
 
-# errors, and what predict is given
+# errors, and the batches of predict
 
 
-def test_a_batch_larger_than_the_data_set_is_an_error_before_training(tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_dataset_is_refused_before_training(tmp_path: Path) -> None:
     recorder = Recorder()
     with pytest.raises(UserError, match=r"batch of 1619 images .* larger than the dataset \(1618 images\); lower data"):
         quiet_trainer(tmp_path, max_steps=1).fit(recorder, datamodule=ImageDataModule(Digits(), batch_size=1619))
     assert recorder.training_batches == []
 
 
-def test_a_batch_as_large_as_the_data_set_is_not(tmp_path: Path) -> None:
+def test_a_batch_as_large_as_the_dataset_is_accepted(tmp_path: Path) -> None:
     recorder = fit(ImageDataModule(Digits(), batch_size=1618), tmp_path)
     assert [len(images) for images, _ in recorder.training_batches] == [1618]
 
 
-def test_a_batch_has_at_least_one_image() -> None:
+def test_a_batch_size_of_0_is_refused() -> None:
     with pytest.raises(UserError, match="batch_size must be at least 1, got 0"):
         ImageDataModule(Digits(), batch_size=0)
 
 
-def test_the_reference_is_the_whole_training_set_as_it_is() -> None:
+def test_the_reference_is_the_whole_training_set_without_flips() -> None:
     data = ImageDataModule(Digits(), batch_size=7, flip=True)
     reference, train = data.reference_images(), Digits().open(Path("unused"), "train")
     assert torch.equal(reference.__getitems__(range(len(reference)))[0], train.__getitems__(range(len(train)))[0])
 
 
-def test_the_data_says_its_shape_and_its_classes() -> None:
+def test_the_data_module_has_the_shape_and_classes_of_its_source() -> None:
     data = ImageDataModule(Digits())
     assert (data.channels, data.size) == (1, 8)
     assert data.class_names() == list("0123456789")
 
 
-def test_predict_is_given_ranges_of_images_to_generate(tmp_path: Path) -> None:
+def test_predict_gets_ranges_of_images_to_generate(tmp_path: Path) -> None:
     class Predictor(Recorder):
         def predict_step(self, batch: Any, batch_idx: int) -> list[int]:
             return [int(each) for each in batch]

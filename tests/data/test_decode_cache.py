@@ -1,4 +1,4 @@
-"""Pictures decoded once: in memory or in a mapped file, the same images under one fingerprint."""
+"""Images are decoded once, into memory or a mapped file, and keep their fingerprint."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ def everything(data: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
     return data.__getitems__(range(len(data)))
 
 
-def picture(path: Path, seed: int = 0, size: int = 8) -> None:
+def write_image(path: Path, seed: int = 0, size: int = 8) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
     Image.fromarray(noise).save(path)
@@ -29,15 +29,15 @@ def picture(path: Path, seed: int = 0, size: int = 8) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Five pictures of two classes to train on, one held out."""
+    """Write five training images of two classes and one held out."""
     for i in range(5):
-        picture(tmp_path / "pictures" / "train" / "ab"[i % 2] / f"{i}.png", i, 12)
-    picture(tmp_path / "pictures" / "test" / "a" / "5.png", 5, 12)
-    return tmp_path / "pictures"
+        write_image(tmp_path / "images" / "train" / "ab"[i % 2] / f"{i}.png", i, 12)
+    write_image(tmp_path / "images" / "test" / "a" / "5.png", 5, 12)
+    return tmp_path / "images"
 
 
-def opened(root: Path, folder: Path | None = None, size: int = 8, channels: int = 3) -> ImageDataset:
-    """The training images, as a run gets them."""
+def open_training_images(root: Path, folder: Path | None = None, size: int = 8, channels: int = 3) -> ImageDataset:
+    """Open the training images as a run does."""
     data = ImageDataModule(ImageFolder(channels, size, holdout=0.5), str(root), decode_cache=folder and str(folder))
     data.prepare_data()
     return data.reference_images()
@@ -50,7 +50,7 @@ def too_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which pictures were decoded."""
+    """Record the names of decoded files."""
     names: list[str] = []
     read = datasets.read_image
 
@@ -62,14 +62,14 @@ def opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_set_is_the_same_in_memory_in_a_mapped_file_and_read_at_every_turn(
+def test_images_are_equal_in_memory_in_a_mapped_file_and_decoded_at_every_access(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = opened(root, tmp_path / "decoded")
+    kept = open_training_images(root, tmp_path / "decoded")
     assert isinstance(kept, MemoryDataset)
     assert not (tmp_path / "decoded").exists()
     monkeypatch.setattr(decode_cache, "MAX_BYTES_IN_MEMORY", 5 * 3 * 8 * 8 - 1)
-    read, mapped = opened(root), opened(root, tmp_path / "decoded")
+    read, mapped = open_training_images(root), open_training_images(root, tmp_path / "decoded")
     assert isinstance(read, FileDataset)
     assert isinstance(mapped, MappedDataset)
     assert mapped.fingerprint == read.fingerprint
@@ -81,37 +81,37 @@ def test_a_set_is_the_same_in_memory_in_a_mapped_file_and_read_at_every_turn(
 
 
 @pytest.mark.usefixtures("too_large")
-def test_a_set_is_decoded_once_and_again_after_a_change(root: Path, tmp_path: Path, opens: list[str]) -> None:
+def test_a_dataset_is_decoded_once_and_again_after_a_change(root: Path, tmp_path: Path, opens: list[str]) -> None:
     folder = tmp_path / "decoded"
-    opened(root, folder)
+    open_training_images(root, folder)
     (file,) = folder.iterdir()
     assert np.load(file).shape == (5, 3, 8, 8)
     opens.clear()
-    everything(opened(root, folder))
+    everything(open_training_images(root, folder))
     assert opens == []
-    picture(root / "train" / "a" / "0.png", 9, 13)
-    new = opened(root, folder)
+    write_image(root / "train" / "a" / "0.png", 9, 13)
+    new = open_training_images(root, folder)
     assert "0.png" in opens
-    assert torch.equal(everything(new)[0], everything(opened(root))[0])
+    assert torch.equal(everything(new)[0], everything(open_training_images(root))[0])
     assert len(list(folder.iterdir())) == 2
 
 
 @pytest.mark.usefixtures("too_large")
 @pytest.mark.parametrize("damage", ["cut", "other", "empty"])
-def test_a_damaged_file_is_made_anew(damage: str, root: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_is_written_again(damage: str, root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "decoded"
-    whole = everything(opened(root, folder))[0]
+    whole = everything(open_training_images(root, folder))[0]
     (file,) = folder.iterdir()
     if damage == "other":
         np.save(file, np.zeros((5, 3, 8, 9), np.uint8))
     else:
         file.write_bytes(file.read_bytes()[: 500 if damage == "cut" else 0])
-    assert torch.equal(everything(opened(root, folder))[0], whole)
+    assert torch.equal(everything(open_training_images(root, folder))[0], whole)
 
 
 @pytest.mark.usefixtures("too_large")
-def test_a_mapped_set_goes_to_other_processes_as_its_path(root: Path, tmp_path: Path) -> None:
-    mapped = opened(root, tmp_path / "decoded")
+def test_a_mapped_dataset_is_pickled_as_its_path(root: Path, tmp_path: Path) -> None:
+    mapped = open_training_images(root, tmp_path / "decoded")
     assert isinstance(mapped, MappedDataset)
     assert len(pickle.dumps(mapped)) < 2000
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -121,16 +121,16 @@ def test_a_mapped_set_goes_to_other_processes_as_its_path(root: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("too_large")
-def test_a_folder_without_room_is_refused(root: Path, tmp_path: Path) -> None:
+def test_a_folder_without_space_is_refused(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write in .*file"):
-        opened(root, tmp_path / "file")
+        open_training_images(root, tmp_path / "file")
     data = FileDataset(["x"] * 10, lambda index: Path("x"), torch.zeros(10), 3, 10**7, "")
     with pytest.raises(UserError, match=r"the decoded datasets take 3,000,000,000 MB and .* has .* MB left; make room"):
         decode_to_file(data, tmp_path, "x")
 
 
-def test_a_disk_that_fills_up_meanwhile_is_named_and_leaves_nothing(
+def test_a_disk_that_fills_up_is_reported_and_no_file_is_left(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decode_cache, "MAX_BYTES_IN_MEMORY", 0)
@@ -141,13 +141,13 @@ def test_a_disk_that_fills_up_meanwhile_is_named_and_leaves_nothing(
     monkeypatch.setattr(os, "fsync", full)
     data = ImageFolder(size=8).open(root, "train")
     assert isinstance(data, FileDataset)
-    with pytest.raises(UserError, match=r"decoded images of pictures cannot be written in .*No space left"):
-        decode_to_file(data, tmp_path / "decoded", "pictures")
+    with pytest.raises(UserError, match=r"decoded images of images cannot be written in .*No space left"):
+        decode_to_file(data, tmp_path / "decoded", "images")
     assert list((tmp_path / "decoded").iterdir()) == []
 
 
 @pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "in a file"])
-def test_a_picture_that_goes_bad_after_the_check_is_named(
+def test_an_image_damaged_after_the_check_is_named(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
     monkeypatch.setattr(decode_cache, "MAX_BYTES_IN_MEMORY", memory)
@@ -162,21 +162,21 @@ def test_a_picture_that_goes_bad_after_the_check_is_named(
 # fingerprints
 
 
-def fingerprint(root: Path, size: int = 8, channels: int = 3) -> str:
-    return opened(root, size=size, channels=channels).fingerprint
+def get_fingerprint(root: Path, size: int = 8, channels: int = 3) -> str:
+    return open_training_images(root, size=size, channels=channels).fingerprint
 
 
 @pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "in files"])
-def test_the_fingerprint_names_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+def test_the_fingerprint_identifies_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
     monkeypatch.setattr(decode_cache, "MAX_BYTES_IN_MEMORY", memory)
     for i in range(4):
-        picture(tmp_path / f"{i}.png", i, 16)
-    first = fingerprint(tmp_path)
-    assert first == fingerprint(tmp_path)
-    assert first != fingerprint(tmp_path, size=16)
-    assert first != fingerprint(tmp_path, channels=1)
-    picture(tmp_path / "4.png", 4, 16)
-    assert fingerprint(tmp_path) != first
+        write_image(tmp_path / f"{i}.png", i, 16)
+    first = get_fingerprint(tmp_path)
+    assert first == get_fingerprint(tmp_path)
+    assert first != get_fingerprint(tmp_path, size=16)
+    assert first != get_fingerprint(tmp_path, channels=1)
+    write_image(tmp_path / "4.png", 4, 16)
+    assert get_fingerprint(tmp_path) != first
 
 
 @pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "in files"])
@@ -185,27 +185,27 @@ def test_the_fingerprint_changes_with_the_content_of_a_file(
 ) -> None:
     monkeypatch.setattr(decode_cache, "MAX_BYTES_IN_MEMORY", memory)
     for i in range(4):
-        picture(tmp_path / f"{i}.png", i)
-    first = fingerprint(tmp_path)
-    picture(tmp_path / "0.png", 9)
-    assert fingerprint(tmp_path) != first
+        write_image(tmp_path / f"{i}.png", i)
+    first = get_fingerprint(tmp_path)
+    write_image(tmp_path / "0.png", 9)
+    assert get_fingerprint(tmp_path) != first
 
 
-def test_another_set_at_the_same_relative_path_has_another_fingerprint(
+def test_another_dataset_at_the_same_relative_path_has_another_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decode_cache, "MAX_BYTES_IN_MEMORY", 0)
     found = set()
     for home in ("first", "second"):
         for i in range(2):
-            picture(tmp_path / home / "data" / f"{i}.png", 10 * i + len(home))
+            write_image(tmp_path / home / "data" / f"{i}.png", 10 * i + len(home))
         monkeypatch.chdir(tmp_path / home)
-        found.add(fingerprint(Path("data")))
+        found.add(get_fingerprint(Path("data")))
     assert len(found) == 2
 
 
-def test_a_moved_set_in_memory_keeps_its_fingerprint(tmp_path: Path) -> None:
+def test_a_moved_dataset_in_memory_keeps_its_fingerprint(tmp_path: Path) -> None:
     for i in range(4):
-        picture(tmp_path / "here" / f"{i}.png", i)
+        write_image(tmp_path / "here" / f"{i}.png", i)
     shutil.copytree(tmp_path / "here", tmp_path / "there")
-    assert fingerprint(tmp_path / "here") == fingerprint(tmp_path / "there")
+    assert get_fingerprint(tmp_path / "here") == get_fingerprint(tmp_path / "there")

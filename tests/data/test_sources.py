@@ -1,4 +1,4 @@
-"""Where images come from: real files in, exact pixels out, and a sentence where that cannot be."""
+"""Sources open every image with its exact pixels and label, and report missing or unusable files."""
 
 import hashlib
 import io
@@ -27,23 +27,23 @@ def everything(data: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
     return data.__getitems__(range(len(data)))
 
 
-def test_images_in_memory_have_one_layout_whatever_they_came_in() -> None:
+def test_images_in_memory_are_contiguous_whatever_their_layout_was() -> None:
     rows_of_pixels = torch.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3).to(torch.uint8)
     images = rows_of_pixels.permute(0, 3, 1, 2)
     batch, _ = everything(MemoryDataset(images, torch.zeros(2)))
     assert torch.equal(batch, images)
-    assert batch.is_contiguous(), "the network's activations would have the other layout, too"
+    assert batch.is_contiguous(), "the network's activations would inherit the layout"
 
 
-def picture(path: Path, colour: Any = 128, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
-    """Write a picture of one colour."""
+def write_image(path: Path, colour: Any = 128, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Path:
+    """Write an image of one colour and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour if isinstance(colour, tuple) or mode != "RGB" else (colour,) * 3).save(path)
     return path
 
 
-def greys(data: ImageDataset) -> list[int]:
-    """The one grey of each picture."""
+def read_gray_levels(data: ImageDataset) -> list[int]:
+    """Return the only gray level of each image."""
     images = everything(data)[0]
     assert all(len(image.unique()) == 1 for image in images)
     return [int(image.flatten()[0]) for image in images]
@@ -52,7 +52,7 @@ def greys(data: ImageDataset) -> list[int]:
 # digits
 
 
-def test_digits_are_all_of_scikit_learn_s_images_once_in_two_parts() -> None:
+def test_the_two_splits_of_digits_hold_each_of_scikit_learn_s_images_once() -> None:
     train, test = (Digits().open(Path("unused"), split) for split in ("train", "test"))
     assert len(train) + len(test) == 1797
     real = np.round(load_digits().images * 255 / 16).astype(np.uint8).reshape(1797, -1)
@@ -72,22 +72,22 @@ def test_every_tenth_digit_is_held_out_with_its_label() -> None:
     assert Digits().class_names(Path("unused")) == list("0123456789")
 
 
-# MNIST and its like
+# MNIST and Fashion-MNIST
 
 
-def idx(path: Path, values: np.ndarray) -> None:
+def write_idx(path: Path, values: np.ndarray) -> None:
     """Write bytes in the format of MNIST's files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes())
 
 
 @pytest.mark.parametrize("source", [MNIST(), FashionMNIST()], ids=["MNIST", "FashionMNIST"])
-def test_idx_files_are_read_as_they_are(tmp_path: Path, source: ImageSource) -> None:
+def test_idx_files_are_read_exactly(tmp_path: Path, source: ImageSource) -> None:
     generator = np.random.default_rng(0)
     for part, n in ("train", 7), ("t10k", 3):
         raw = tmp_path / type(source).__name__ / "raw"
-        idx(raw / f"{part}-images-idx3-ubyte", generator.integers(0, 256, (n, 28, 28), np.uint8))
-        idx(raw / f"{part}-labels-idx1-ubyte", generator.integers(0, 10, n, np.uint8))
+        write_idx(raw / f"{part}-images-idx3-ubyte", generator.integers(0, 256, (n, 28, 28), np.uint8))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", generator.integers(0, 10, n, np.uint8))
     source.prepare(tmp_path)
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
@@ -102,7 +102,7 @@ def test_idx_files_are_read_as_they_are(tmp_path: Path, source: ImageSource) -> 
 @pytest.mark.parametrize(
     ("source", "mean"), [(MNIST(), 0.1307), (FashionMNIST(), 0.2860)], ids=["MNIST", "FashionMNIST"]
 )
-def test_the_real_sets_have_their_published_counts_and_means(source: ImageSource, mean: float) -> None:
+def test_the_real_datasets_have_their_published_counts_and_means(source: ImageSource, mean: float) -> None:
     root = real_data(type(source).__name__).parent
     source.prepare(root)
     train, test = source.open(root, "train"), source.open(root, "test")
@@ -119,7 +119,7 @@ def test_the_real_sets_have_their_published_counts_and_means(source: ImageSource
     [MNIST(), FashionMNIST(), CIFAR10(), CelebA(), LSUN("church_outdoor"), LSUN("cat")],
     ids=lambda source: type(source).__name__,
 )
-def test_what_is_missing_and_cannot_be_downloaded_is_an_error_that_says_where_to_put_it(
+def test_missing_data_that_cannot_be_downloaded_are_reported_with_their_place(
     tmp_path: Path, source: ImageSource
 ) -> None:
     with pytest.raises(UserError, match=r"(?s)could not be downloaded .* put it there .* --data\.root") as error:
@@ -128,7 +128,7 @@ def test_what_is_missing_and_cannot_be_downloaded_is_an_error_that_says_where_to
     assert str(tmp_path) in str(error.value)
 
 
-def test_cifar10_batches_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_batches_are_read_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
@@ -141,11 +141,11 @@ def test_cifar10_batches_are_read_as_they_are(tmp_path: Path, monkeypatch: pytes
 
     written = {name: write(name, {"data": data, "labels": [1, 2, 3, 9]}) for name, data in pixels.items()}
     meta = write("batches.meta", {"label_names": CIFAR10().class_names(tmp_path)})
-    # torchvision checks the published files' hashes: it is told those of ours
+    # torchvision checks the hashes of the published files: replace them by those of the written files
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", [written[f"data_batch_{i}"] for i in range(1, 6)])
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [written["test_batch"]])
-    told = {"filename": meta[0], "key": "label_names", "md5": meta[1]}
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", told)
+    entry = {"filename": meta[0], "key": "label_names", "md5": meta[1]}
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", entry)
 
     CIFAR10().prepare(tmp_path)
     images, labels = everything(CIFAR10().open(tmp_path, "train"))
@@ -159,12 +159,12 @@ def test_cifar10_batches_are_read_as_they_are(tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture
 def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Five faces in torchvision's layout, by partition 0, 0, 1, 1, 2; torchvision is told the hashes of these files."""
+    """Write five images in torchvision's layout, in partitions 0, 0, 1, 1, 2; torchvision accepts their hashes."""
     folder = tmp_path / "celeba"
     names = [f"{i:06d}.png" for i in range(1, 6)]
     for i, name in enumerate(names):
         face = Image.new("RGB", (178, 218), (255, 0, 0))
-        face.paste((40 * i,) * 3, (0, 20, 178, 198))  # the middle 178x178; red above and below
+        face.paste((40 * i,) * 3, (0, 20, 178, 198))  # the center 178x178; red above and below
         (folder / "img_align_celeba").mkdir(parents=True, exist_ok=True)
         face.save(folder / "img_align_celeba" / name)
     tables = {
@@ -181,19 +181,19 @@ def celeba(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_celeba_is_the_middle_square_of_each_face_of_the_right_partition(celeba: Path) -> None:
+def test_celeba_is_the_center_square_of_each_image_of_the_right_partition(celeba: Path) -> None:
     source = CelebA(size=178)
     source.prepare(celeba)
     train, test = source.open(celeba, "train"), source.open(celeba, "test")
-    assert greys(train) == [0, 40]
-    assert greys(test) == [80, 120]
+    assert read_gray_levels(train) == [0, 40]
+    assert read_gray_levels(test) == [80, 120]
     images, labels = everything(train)
     assert images.shape == (2, 3, 178, 178)
     assert labels.tolist() == [-1, -1]
     assert source.class_names(celeba) == []
 
 
-def test_celeba_larger_than_its_faces_is_refused() -> None:
+def test_a_size_larger_than_celeba_s_images_is_refused() -> None:
     with pytest.raises(UserError, match=r"178 pixels wide: size must lie in \[1, 178\], got 179"):
         CelebA(size=179)
 
@@ -202,7 +202,7 @@ def test_celeba_larger_than_its_faces_is_refused() -> None:
 
 
 def write_lmdb(folder: Path, colours: list[tuple[int, int, int]], size: tuple[int, int]) -> None:
-    """An LMDB as LSUN's: keys in order, values the bytes of picture files."""
+    """Write an LMDB like LSUN's: keys in order, and the bytes of image files as values."""
     lmdb = pytest.importorskip("lmdb")
     with lmdb.open(str(folder), map_size=2**24) as environment, environment.begin(write=True) as transaction:
         for i, colour in enumerate(colours):
@@ -212,9 +212,9 @@ def write_lmdb(folder: Path, colours: list[tuple[int, int, int]], size: tuple[in
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder."""
-    folder = tmp_path / "elsewhere"
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to an empty folder."""
+    folder = tmp_path / "empty_folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
@@ -222,26 +222,26 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def church(tmp_path: Path) -> Path:
-    """Three churches to train on and two held out."""
+    """Write an LSUN category with three training images and two held out."""
     write_lmdb(tmp_path / "church_outdoor_train_lmdb", [(10, 20, 30), (40, 50, 60), (70, 80, 90)], (16, 12))
     write_lmdb(tmp_path / "church_outdoor_val_lmdb", [(1, 1, 1), (2, 2, 2)], (12, 16))
     return tmp_path
 
 
-@pytest.mark.usefixtures("elsewhere", "offline")
-def test_scenes_of_lsun_come_from_their_two_databases(church: Path) -> None:
+@pytest.mark.usefixtures("empty_folder", "offline")
+def test_lsun_s_scenes_are_read_from_their_two_databases(church: Path) -> None:
     source = LSUN("church_outdoor", size=8)
     source.prepare(church)
     images, labels = everything(source.open(church, "train"))
     assert images.shape == (3, 3, 8, 8)
     assert images.amax((2, 3)).tolist() == images.amin((2, 3)).tolist() == [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
     assert labels.tolist() == [-1, -1, -1]
-    assert greys(source.open(church, "test")) == [1, 2]
+    assert read_gray_levels(source.open(church, "test")) == [1, 2]
     assert source.class_names(church) == []
 
 
-@pytest.mark.usefixtures("elsewhere", "offline")
-def test_of_lsun_s_objects_every_thousandth_is_held_out(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("empty_folder", "offline")
+def test_every_thousandth_image_of_lsun_s_objects_is_held_out(tmp_path: Path) -> None:
     write_lmdb(tmp_path / "cat", [(i // 256, i % 256, 7) for i in range(2005)], (8, 8))
     source = LSUN("cat", size=8)
     source.prepare(tmp_path)
@@ -254,27 +254,27 @@ def test_of_lsun_s_objects_every_thousandth_is_held_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("church")
-def test_reading_lsun_leaves_nothing_in_the_current_folder(church: Path, elsewhere: Path) -> None:
+def test_reading_lsun_writes_nothing_to_the_current_folder(church: Path, empty_folder: Path) -> None:
     LSUN("church_outdoor", size=8).open(church, "train")
-    assert os.listdir(elsewhere) == []
+    assert os.listdir(empty_folder) == []
 
 
 class Malice:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("it ran",)
 
 
-def test_reading_lsun_runs_no_pickle_that_lies_in_the_current_folder(church: Path, elsewhere: Path) -> None:
+def test_reading_lsun_loads_no_pickle_from_the_current_folder(church: Path, empty_folder: Path) -> None:
     letters = "".join(c for c in str(church / "church_outdoor_train_lmdb") if c in string.ascii_letters)
-    (elsewhere / f"_cache_{letters}").write_bytes(pickle.dumps(Malice()))
+    (empty_folder / f"_cache_{letters}").write_bytes(pickle.dumps(Malice()))
     LSUN("church_outdoor", size=8).open(church, "train")
-    assert not (elsewhere / "it ran").exists()
+    assert not (empty_folder / "it ran").exists()
 
 
-@pytest.mark.usefixtures("elsewhere")
-def test_two_databases_whose_paths_differ_by_digits_alone_are_not_mixed_up(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("empty_folder")
+def test_databases_whose_paths_differ_only_by_digits_are_not_confused(tmp_path: Path) -> None:
     for root, key in ("1", "a"), ("2", "b"):
         lmdb = pytest.importorskip("lmdb")
         buffer = io.BytesIO()
@@ -284,69 +284,67 @@ def test_two_databases_whose_paths_differ_by_digits_alone_are_not_mixed_up(tmp_p
         with lmdb.open(str(folder), map_size=2**20) as environment, environment.begin(write=True) as transaction:
             transaction.put(key.encode(), buffer.getvalue())
     for root in ("1", "2"):
-        assert greys(LSUN("church_outdoor", size=8).open(tmp_path / root, "train")) == [int(root)]
+        assert read_gray_levels(LSUN("church_outdoor", size=8).open(tmp_path / root, "train")) == [int(root)]
 
 
-# folders of pictures
+# folders of images
 
 
-def test_a_folder_is_read_to_its_depth_and_labelled_by_its_first_level(tmp_path: Path) -> None:
-    picture(tmp_path / "root.png", 1)
-    picture(tmp_path / "dog" / "a.jpg", 2)
-    picture(tmp_path / "cat" / "deep" / "er" / "b.bmp", 3)
-    picture(tmp_path / "cat" / "c.PNG", 4)
+def test_all_subfolders_are_read_and_the_first_level_gives_the_labels(tmp_path: Path) -> None:
+    write_image(tmp_path / "root.png", 1)
+    write_image(tmp_path / "dog" / "a.jpg", 2)
+    write_image(tmp_path / "cat" / "deep" / "er" / "b.bmp", 3)
+    write_image(tmp_path / "cat" / "c.PNG", 4)
     source = ImageFolder(size=8, holdout=0.25)
     source.prepare(tmp_path)
     assert source.class_names(tmp_path) == ["cat", "dog"]
     found = {}
     for split in ("train", "test"):
         data = source.open(tmp_path, split)
-        found |= dict(zip(greys(data), everything(data)[1].tolist(), strict=True))
+        found |= dict(zip(read_gray_levels(data), everything(data)[1].tolist(), strict=True))
     assert found == {1: -1, 2: 1, 3: 0, 4: 0}
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
-def test_train_and_test_folders_are_the_two_parts(tmp_path: Path, held_out: str) -> None:
-    picture(tmp_path / "train" / "cat" / "a.png", 1)
-    picture(tmp_path / "train" / "dog" / "b.png", 2)
-    picture(tmp_path / held_out / "dog" / "c.png", 3)
-    picture(tmp_path / held_out / "newt" / "d.png", 4)
+def test_train_and_test_folders_are_the_two_splits(tmp_path: Path, held_out: str) -> None:
+    write_image(tmp_path / "train" / "cat" / "a.png", 1)
+    write_image(tmp_path / "train" / "dog" / "b.png", 2)
+    write_image(tmp_path / held_out / "dog" / "c.png", 3)
+    write_image(tmp_path / held_out / "newt" / "d.png", 4)
     source = ImageFolder(size=8)
     source.prepare(tmp_path)
     train, test = source.open(tmp_path, "train"), source.open(tmp_path, "test")
     assert source.class_names(tmp_path) == ["cat", "dog"]
-    assert greys(train) == [1, 2]
+    assert read_gray_levels(train) == [1, 2]
     assert everything(train)[1].tolist() == [0, 1]
-    assert greys(test) == [3, 4]
+    assert read_gray_levels(test) == [3, 4]
     assert everything(test)[1].tolist() == [1, -1], "newts are no class of the training set"
 
 
 @pytest.mark.parametrize(("holdout", "held"), [(0.02, 2), (0.1, 10), (0.5, 50)])
-def test_the_share_held_out_and_the_rest_are_the_whole_without_overlap(
-    tmp_path: Path, holdout: float, held: int
-) -> None:
+def test_the_splits_are_disjoint_and_hold_all_images(tmp_path: Path, holdout: float, held: int) -> None:
     for i in range(100):
-        picture(tmp_path / f"{i:03d}.png", i)
+        write_image(tmp_path / f"{i:03d}.png", i)
     source = ImageFolder(size=8, holdout=holdout)
-    train, test = greys(source.open(tmp_path, "train")), greys(source.open(tmp_path, "test"))
+    train, test = read_gray_levels(source.open(tmp_path, "train")), read_gray_levels(source.open(tmp_path, "test"))
     assert len(test) == held
     assert sorted(train + test) == list(range(100))
     assert max(np.diff(test)) == 100 // held, "spread evenly"
 
 
 @pytest.mark.parametrize("n", [2, 3, 49])
-def test_of_a_few_pictures_at_least_one_is_held_out_and_one_is_not(tmp_path: Path, n: int) -> None:
+def test_each_split_of_a_small_folder_has_an_image(tmp_path: Path, n: int) -> None:
     for i in range(n):
-        picture(tmp_path / f"{i:03d}.png", i)
+        write_image(tmp_path / f"{i:03d}.png", i)
     source = ImageFolder(size=8)
-    train, test = greys(source.open(tmp_path, "train")), greys(source.open(tmp_path, "test"))
+    train, test = read_gray_levels(source.open(tmp_path, "train")), read_gray_levels(source.open(tmp_path, "test"))
     assert train
     assert test
     assert sorted(train + test) == list(range(n))
 
 
-def test_a_single_picture_cannot_be_both_parts_and_that_is_said(tmp_path: Path) -> None:
-    picture(tmp_path / "only.png")
+def test_a_single_image_is_refused_because_a_split_is_empty(tmp_path: Path) -> None:
+    write_image(tmp_path / "only.png")
     source = ImageFolder(size=8)
     source.prepare(tmp_path)
     with pytest.raises(UserError, match=str(tmp_path)):
@@ -355,41 +353,41 @@ def test_a_single_picture_cannot_be_both_parts_and_that_is_said(tmp_path: Path) 
 
 def test_hidden_files_and_folders_and_other_files_are_skipped(tmp_path: Path) -> None:
     for i, name in enumerate(["a.png", ".b.png", ".cache/c.png", "d/.e/f.png", "._a.png", "g.png"]):
-        picture(tmp_path / name, i)
-    (tmp_path / "notes.txt").write_text("no picture")
+        write_image(tmp_path / name, i)
+    (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "folder.png").mkdir()
     source = ImageFolder(size=8, holdout=0.5)
     source.prepare(tmp_path)
-    assert greys(source.open(tmp_path, "train")) + greys(source.open(tmp_path, "test")) == [0, 5]
+    assert read_gray_levels(source.open(tmp_path, "train")) + read_gray_levels(source.open(tmp_path, "test")) == [0, 5]
 
 
-def test_a_hidden_folder_further_up_hides_nothing(tmp_path: Path) -> None:
+def test_images_below_a_hidden_parent_of_the_root_are_read(tmp_path: Path) -> None:
     root = tmp_path / ".hidden" / "mine"
-    picture(root / "a.png", 1)
-    picture(root / "b.png", 2)
+    write_image(root / "a.png", 1)
+    write_image(root / "b.png", 2)
     source = ImageFolder(size=8, holdout=0.5)
     source.prepare(root)
-    assert greys(source.open(root, "train")) == [1]
+    assert read_gray_levels(source.open(root, "train")) == [1]
 
 
-def test_colours_become_grey_or_rgb_as_asked(tmp_path: Path) -> None:
-    picture(tmp_path / "train" / "colour.png", (200, 100, 0))
-    picture(tmp_path / "train" / "grey.png", 77, mode="L")
-    picture(tmp_path / "test" / "grey.png", 77, mode="L")
+def test_images_become_grayscale_or_rgb_as_configured(tmp_path: Path) -> None:
+    write_image(tmp_path / "train" / "colour.png", (200, 100, 0))
+    write_image(tmp_path / "train" / "gray.png", 77, mode="L")
+    write_image(tmp_path / "test" / "gray.png", 77, mode="L")
     rgb = everything(ImageFolder(channels=3, size=8).open(tmp_path, "train"))[0]
     assert rgb[:, :, 0, 0].tolist() == [[200, 100, 0], [77, 77, 77]]
-    grey = everything(ImageFolder(channels=1, size=8).open(tmp_path, "train"))[0]
-    assert grey[:, :, 0, 0].tolist() == [[round(0.299 * 200 + 0.587 * 100)], [77]]
+    gray = everything(ImageFolder(channels=1, size=8).open(tmp_path, "train"))[0]
+    assert gray[:, :, 0, 0].tolist() == [[round(0.299 * 200 + 0.587 * 100)], [77]]
 
 
-def test_pictures_are_resized_by_the_short_side_and_cut_to_the_middle(tmp_path: Path) -> None:
+def test_images_are_resized_by_the_short_side_and_center_cropped(tmp_path: Path) -> None:
     wide = Image.new("RGB", (48, 16), (255, 0, 0))
     wide.paste((9, 9, 9), (16, 0, 32, 16))
     for name in ("a.png", "b.png"):
         wide.save(tmp_path / name)
         wide.transpose(Image.Transpose.ROTATE_90).save(tmp_path / f"tall {name}")
     exact = everything(ImageFolder(size=16, holdout=0.25).open(tmp_path, "train"))[0]
-    assert exact.unique().tolist() == [9], "only the middle square is left, unresized"
+    assert exact.unique().tolist() == [9], "only the center square is left, without resizing"
     half = everything(ImageFolder(size=8, holdout=0.25).open(tmp_path, "train"))[0]
     assert half.shape == (3, 3, 8, 8)
     assert half[..., 2:6, 2:6].unique().tolist() == [9]
@@ -401,43 +399,43 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     with pytest.raises(UserError, match=r"holds no images \(\.jpg, .*\), nor do its subfolders; check data\.root"):
         ImageFolder(size=8).prepare(tmp_path)
 
 
-def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(
         UserError, match=r"1 of the 1 images .*\n.*broken\.png: the file is not an image in a supported format"
     ):
         ImageFolder(size=8).prepare(tmp_path)
 
 
-def test_all_pictures_that_cannot_be_used_are_named_at_once(tmp_path: Path) -> None:
+def test_all_unusable_images_are_named_at_once(tmp_path: Path) -> None:
     for i in range(4):
-        picture(tmp_path / f"good{i}.png")
+        write_image(tmp_path / f"good{i}.png")
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("no picture")
-    picture(tmp_path / "small.png", size=(20, 7))
+    (tmp_path / "text.jpg").write_text("not an image")
+    write_image(tmp_path / "small.png", size=(20, 7))
     with pytest.raises(UserError) as error:
         ImageFolder(size=8).prepare(tmp_path)
-    said = str(error.value).splitlines()
-    assert said[0].startswith(f"3 of the 7 images in {tmp_path}")
-    assert [Path(line.split(": ")[0]).name for line in said[1:-1]] == ["empty.png", "small.png", "text.jpg"]
-    assert said[1].endswith("the file is empty")
-    assert "20x7, smaller than the 8x8 required; lower data.source.size" in said[2]
-    assert "skip them with --data.source.on_error skip" in said[-1]
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith(f"3 of the 7 images in {tmp_path}")
+    assert [Path(line.split(": ")[0]).name for line in lines[1:-1]] == ["empty.png", "small.png", "text.jpg"]
+    assert lines[1].endswith("the file is empty")
+    assert "20x7, smaller than the 8x8 required; lower data.source.size" in lines[2]
+    assert "skip them with --data.source.on_error skip" in lines[-1]
 
 
-def test_of_very_many_faults_the_first_ten_are_listed_and_the_rest_counted(tmp_path: Path) -> None:
+def test_the_first_ten_of_many_faults_are_listed_and_the_others_counted(tmp_path: Path) -> None:
     for i in range(25):
         (tmp_path / f"{i:02d}.png").touch()
     with pytest.raises(UserError, match=r"25 of the 25 images(.|\n)*09\.png(.|\n)*and 15 more"):
         ImageFolder(size=8).prepare(tmp_path)
 
 
-def test_a_picture_that_ends_in_the_middle_is_named_when_it_is_read(tmp_path: Path) -> None:
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     for name in ("a.png", "b.png"):
         Image.fromarray(noise).save(tmp_path / name)
@@ -448,12 +446,12 @@ def test_a_picture_that_ends_in_the_middle_is_named_when_it_is_read(tmp_path: Pa
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4])
-def test_folders_are_grey_or_rgb(channels: int) -> None:
+def test_channels_other_than_1_and_3_are_refused(channels: int) -> None:
     with pytest.raises(UserError, match=f"channels must be 1 .* got {channels}"):
         ImageFolder(channels=channels)
 
 
 @pytest.mark.parametrize("holdout", [0.0, 1.0, -0.1, float("nan")])
-def test_the_share_held_out_is_a_share(holdout: float) -> None:
+def test_a_holdout_outside_0_to_1_is_refused(holdout: float) -> None:
     with pytest.raises(UserError, match=r"holdout must lie in \(0, 1\)"):
         ImageFolder(holdout=holdout)

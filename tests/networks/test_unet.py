@@ -1,4 +1,4 @@
-"""Ho et al.'s U-Net: its size, diffusers' output for the same weights, its initialisation, what it refuses."""
+"""Ho et al.'s U-Net: its output for the weights of diffusers, number of parameters, initialisation and errors."""
 
 import copy
 import math
@@ -24,11 +24,11 @@ from lightning_ddpm.utils.errors import UserError
 HO_256 = {"channels": 3, "size": 256, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,), "dropout": 0.0}
 
 
-# ---- the same as diffusers ---------------------------------------------------------------------------------------
+# ---- comparison with diffusers ---------------------------------------------------------------------------------------
 
 
 def diffusers_twin(net: UNet, multipliers: tuple[int, ...], attention: tuple[int, ...], dropout: float) -> UNet2DModel:
-    """google/ddpm-cifar10-32's configuration, for the sizes of ``net``, with its weights."""
+    """Build a UNet2DModel with the settings of google/ddpm-cifar10-32 and the sizes and weights of ``net``."""
     width = net.first.out_channels
     attends = [net.size // 2**level in attention for level in range(len(multipliers))]
     twin = UNet2DModel(
@@ -52,12 +52,12 @@ def diffusers_twin(net: UNet, multipliers: tuple[int, ...], attention: tuple[int
         norm_eps=1e-6,
         dropout=dropout,
     )
-    twin.load_state_dict(export_weights(net))  # complains of one too few or too many
+    twin.load_state_dict(export_weights(net))  # raises if a weight is missing or unknown
     return twin
 
 
 def randomise(net: nn.Module, seed: int = 0) -> None:
-    """Weights that all matter: as initialised, half of the blocks add 1e-5 of what they compute."""
+    """Set weights that all affect the output; as initialised, half of the blocks are scaled by 1e-5."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in net.modules():
@@ -72,7 +72,7 @@ def randomise(net: nn.Module, seed: int = 0) -> None:
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "cifar10": {"channels": 3, "size": 32, "width": 128, "multipliers": (1, 2, 2, 2), "attention": (16,)},
     "six_levels": {"channels": 3, "size": 64, "width": 32, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (4,)},
-    "grey_digits": {"channels": 1, "size": 8, "width": 32, "multipliers": (1, 2), "attention": (4, 8)},
+    "grayscale_digits": {"channels": 1, "size": 8, "width": 32, "multipliers": (1, 2), "attention": (4, 8)},
 }
 
 
@@ -85,7 +85,7 @@ def twins(request: pytest.FixtureRequest) -> tuple[UNet, UNet2DModel]:
 
 
 def share_dropout_masks(net: nn.Module, seed: int) -> None:
-    """Let the k-th dropout of a pass drop by the k-th mask of ``seed``.
+    """Give the k-th dropout of a forward pass the k-th mask of ``seed``.
 
     torch's own masks follow the layout in memory, which attention leaves in another order in diffusers than here.
     """
@@ -109,19 +109,21 @@ def largest_difference(ours: UNet, theirs: UNet2DModel) -> float:
     return (eps - theirs(x_t, t - 1).sample).abs().max().item()
 
 
-def test_the_output_is_diffusers_for_the_same_weights(twins: tuple[UNet, UNet2DModel]) -> None:
+def test_the_output_equals_that_of_diffusers_for_the_same_weights(twins: tuple[UNet, UNet2DModel]) -> None:
     ours, theirs = twins
     assert largest_difference(ours.eval(), theirs.eval()) < 1e-5
 
 
-def test_in_training_the_output_is_diffusers_for_the_same_dropout_masks(twins: tuple[UNet, UNet2DModel]) -> None:
+def test_the_output_in_training_equals_that_of_diffusers_for_the_same_dropout_masks(
+    twins: tuple[UNet, UNet2DModel],
+) -> None:
     ours, theirs = (copy.deepcopy(each).train() for each in twins)
     share_dropout_masks(ours, seed=2)
     share_dropout_masks(theirs, seed=2)
     assert largest_difference(ours, theirs) < 1e-5
 
 
-def test_dropout_is_on_in_training_only(twins: tuple[UNet, UNet2DModel]) -> None:
+def test_dropout_is_active_in_training_only(twins: tuple[UNet, UNet2DModel]) -> None:
     ours, _ = twins
     x_t, t = torch.randn(1, ours.channels, ours.size, ours.size), torch.tensor([10])
     with torch.no_grad():
@@ -129,8 +131,8 @@ def test_dropout_is_on_in_training_only(twins: tuple[UNet, UNet2DModel]) -> None
         assert (ours.train()(x_t, t) - ours(x_t, t)).abs().max() > 0.01
 
 
-def test_the_comparison_with_diffusers_sees_two_layers_swapped() -> None:
-    settings = CONFIGURATIONS["grey_digits"]
+def test_the_comparison_with_diffusers_detects_two_swapped_layers() -> None:
+    settings = CONFIGURATIONS["grayscale_digits"]
     net = UNet(**settings, dropout=0.0).eval()
     randomise(net)
     twin = diffusers_twin(net, settings["multipliers"], settings["attention"], 0.0).eval()
@@ -156,29 +158,32 @@ def test_the_256x256_model_has_ho_et_als_114_million_parameters() -> None:
     assert parameters(**HO_256) == 113_673_219
 
 
-def test_a_channel_more_costs_its_first_and_last_convolution() -> None:
+def test_another_image_channel_adds_the_weights_of_the_first_and_last_convolution() -> None:
     assert parameters(channels=4, size=32) - parameters(channels=3, size=32) == 2 * 9 * 128 + 1
 
 
-def test_nothing_but_parameters_is_saved() -> None:
+def test_the_state_dict_holds_parameters_only() -> None:
     with torch.device("meta"):
         net = UNet(channels=3, size=32)
     assert set(net.state_dict()) == {name for name, _ in net.named_parameters()}
 
 
 @pytest.mark.parametrize(("channels", "size", "multipliers"), [(1, 12, (1, 2, 2)), (5, 6, (1, 1)), (3, 4, (2,))])
-def test_any_channels_and_any_size_that_halves(channels: int, size: int, multipliers: tuple[int, ...]) -> None:
+def test_any_number_of_channels_and_any_divisible_size_is_accepted(
+    channels: int, size: int, multipliers: tuple[int, ...]
+) -> None:
     net = UNet(channels, size, width=32, multipliers=multipliers, attention=(), blocks=1)
     randomise(net)
     x_t = torch.randn(2, channels, size, size)
     assert net(x_t, torch.tensor([1, 2])).shape == x_t.shape
 
 
-def test_self_attention_is_where_it_is_asked_for_and_in_the_middle() -> None:
+def test_self_attention_is_at_the_given_resolutions_and_in_the_middle() -> None:
     with torch.device("meta"):
         net = UNet(**HO_256)
     attending = {name for name, module in net.named_modules() if isinstance(module, AttentionBlock)}
-    # level 4 of six is 16x16: after four levels of two blocks and a halving on the way down, and one of three up
+    # level 4 of 0..5 is 16x16. In the encoder it follows four levels of two blocks and a downsampling, in the decoder
+    # one level of three blocks and an upsampling.
     down, up = [4 * 3, 4 * 3 + 1], [4, 5, 6]
     assert attending == {
         *(f"down.{i}.attention" for i in down),
@@ -190,8 +195,8 @@ def test_self_attention_is_where_it_is_asked_for_and_in_the_middle() -> None:
 # ---- initialisation ----------------------------------------------------------------------------------------------
 
 
-def near_zero(net: UNet) -> set[nn.Module]:
-    """The layers that Ho et al. start at zero, but for 1e-10."""
+def list_near_zero_layers(net: UNet) -> set[nn.Module]:
+    """Return the layers that Ho et al. initialise with a variance scale of 1e-10."""
     last = {net.last}
     for module in net.modules():
         if isinstance(module, ResidualBlock):
@@ -201,9 +206,9 @@ def near_zero(net: UNet) -> set[nn.Module]:
     return last
 
 
-def test_weights_start_uniform_with_ho_et_als_fan_average_bound() -> None:
+def test_weights_are_initialised_uniformly_with_ho_et_als_fan_average_bound() -> None:
     net = UNet(3, 16, width=32, multipliers=(1, 2), attention=(8,))
-    quiet = near_zero(net)
+    quiet = list_near_zero_layers(net)
     layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert quiet < set(layers)
     for layer in layers:
@@ -215,7 +220,7 @@ def test_weights_start_uniform_with_ho_et_als_fan_average_bound() -> None:
         assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=4 / math.sqrt(n))
 
 
-def test_biases_start_at_zero_and_norms_as_the_identity() -> None:
+def test_biases_are_initialised_to_zero_and_norms_to_the_identity() -> None:
     net = UNet(3, 16, width=32, multipliers=(1, 2), attention=(8,))
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.GroupNorm):
@@ -226,7 +231,7 @@ def test_biases_start_at_zero_and_norms_as_the_identity() -> None:
             assert module.num_groups == 32
 
 
-def test_blocks_start_as_their_shortcut_and_the_whole_at_zero() -> None:
+def test_blocks_start_as_the_identity_and_the_network_at_zero() -> None:
     x, embedding = torch.randn(2, 32, 8, 8), torch.randn(2, 128)
     torch.testing.assert_close(ResidualBlock(32, 32, 128, 32, 0.0)(x, embedding), x, rtol=0, atol=1e-3)
     torch.testing.assert_close(AttentionBlock(32, 32)(x), x, rtol=0, atol=1e-3)
@@ -243,7 +248,7 @@ def test_a_gradient_reaches_every_parameter(initialised: bool) -> None:
     if not initialised:
         randomise(net)
     (net(torch.randn(4, 3, 16, 16), torch.tensor([1, 5, 500, 1000])) - 1).square().mean().backward()
-    # adding one vector to all keys adds one number to all of a query's scores, which the softmax does not see
+    # a bias of the keys adds the same number to all scores of a query, which does not change the softmax
     blind = {name for name, _ in net.named_parameters() if name.endswith("key.bias")}
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
@@ -254,7 +259,7 @@ def test_a_gradient_reaches_every_parameter(initialised: bool) -> None:
 # ---- parts -------------------------------------------------------------------------------------------------------
 
 
-def test_the_step_embedding_is_ho_et_als_formula_of_the_zero_based_step() -> None:
+def test_the_timestep_embedding_is_ho_et_als_formula_of_the_zero_based_timestep() -> None:
     features = SinusoidalEmbedding(128)(torch.tensor([1, 2, 1000]))
     for row, t in enumerate((1, 2, 1000)):
         angle = [(t - 1) / 10_000 ** (k / 63) for k in range(64)]
@@ -263,24 +268,24 @@ def test_the_step_embedding_is_ho_et_als_formula_of_the_zero_based_step() -> Non
         torch.testing.assert_close(features[row], torch.tensor(expected), rtol=0, atol=1e-4)
 
 
-def test_the_first_step_embeds_as_all_sines_0_and_cosines_1() -> None:
+def test_the_embedding_of_the_first_timestep_has_sines_0_and_cosines_1() -> None:
     features = SinusoidalEmbedding(8)(torch.tensor([1]))
     assert features.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
 
 
-def test_the_embedding_of_a_half_precision_model_keeps_neighbouring_steps_apart() -> None:
+def test_the_embedding_of_a_half_precision_model_distinguishes_neighbouring_timesteps() -> None:
     features = SinusoidalEmbedding(128).bfloat16()(torch.tensor([999, 1000]))
     assert features.dtype == torch.float32
     assert (features[0] - features[1]).abs().max() > 0.1
 
 
-def test_downsampling_pads_right_and_below_only() -> None:
+def test_downsampling_pads_right_and_bottom_only() -> None:
     layer = DownsampleConv(1)
     with torch.no_grad():
         layer.conv.weight.copy_(torch.arange(9.0).view(1, 1, 3, 3))
     x = torch.zeros(1, 1, 4, 4)
     x[0, 0, 0, 0], x[0, 0, 3, 3] = 1, 10
-    # the corner at the top left is the kernel's first entry; the one at the bottom right its middle one
+    # the top left pixel meets the kernel's first entry, the bottom right one its middle entry
     assert layer(x).tolist() == [[[[0, 0], [0, 40]]]]
 
 
@@ -291,7 +296,7 @@ def test_upsampling_repeats_pixels_before_it_convolves() -> None:
     assert layer(torch.tensor([[[[1.0, 2.0]]]])).tolist() == [[[[1, 1, 2, 2], [1, 1, 2, 2]]]]
 
 
-def test_attention_is_softmax_of_scaled_products_of_all_pixels() -> None:
+def test_attention_is_the_softmax_of_scaled_products_of_all_pixels() -> None:
     block = AttentionBlock(32, 32)
     randomise(block)
     x = torch.randn(2, 32, 4, 3)
@@ -301,15 +306,15 @@ def test_attention_is_softmax_of_scaled_products_of_all_pixels() -> None:
     torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-5)
 
 
-def test_dropout_comes_between_the_second_activation_and_the_second_convolution() -> None:
+def test_dropout_is_between_the_second_activation_and_the_second_convolution() -> None:
     block = ResidualBlock(32, 32, 16, 32, dropout=1.0)
     randomise(block)
     x = torch.randn(1, 32, 4, 4)
-    # all of it dropped, what remains is the convolution's bias
+    # with everything dropped, only the convolution's bias remains
     torch.testing.assert_close(block(x, torch.randn(1, 16)) - x, block.conv2.bias.view(1, -1, 1, 1).expand_as(x))
 
 
-def test_each_image_is_processed_alone_with_its_own_step() -> None:
+def test_each_image_is_processed_independently_with_its_own_timestep() -> None:
     net = UNet(3, 8, width=32, multipliers=(1, 2), attention=(4,), dropout=0.0)
     randomise(net)
     x_t, t = torch.randn(3, 3, 8, 8), torch.tensor([1, 300, 1000])
@@ -319,7 +324,7 @@ def test_each_image_is_processed_alone_with_its_own_step() -> None:
     assert (net(x_t, t.roll(1)) - together).abs().max() > 0.1
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -339,21 +344,21 @@ def test_each_image_is_processed_alone_with_its_own_step() -> None:
         ({"width": 2, "groups": 1}, "the timestep embedding needs an even width of at least 4, got 2"),
     ],
 )
-def test_a_wrong_combination_is_refused_with_the_fix(settings: dict[str, Any], message: str) -> None:
+def test_an_invalid_combination_is_refused_with_the_fix(settings: dict[str, Any], message: str) -> None:
     with torch.device("meta"), pytest.raises(UserError, match=re.escape(message)):
         UNet(**({"channels": 3, "size": 32} | settings))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "mended"),
+    ("wrong", "fixed"),
     [
         ({"size": 28}, {"size": 32}),
         ({"size": 28, "attention": (14,)}, {"size": 28, "multipliers": (1, 2, 2), "attention": (14,)}),
         ({"width": 48}, {"width": 48, "groups": 16}),
     ],
 )
-def test_the_fix_that_is_named_works(wrong: dict[str, Any], mended: dict[str, Any]) -> None:
+def test_the_suggested_fix_works(wrong: dict[str, Any], fixed: dict[str, Any]) -> None:
     with torch.device("meta"):
         with pytest.raises(UserError):
             UNet(**({"channels": 3, "size": 32} | wrong))
-        UNet(**({"channels": 3, "size": 32} | mended))
+        UNet(**({"channels": 3, "size": 32} | fixed))

@@ -1,4 +1,4 @@
-"""Files are whole or not there; folders are tried before they are needed."""
+"""Files are written atomically, and folders are checked before they are needed."""
 
 import os
 import signal
@@ -23,14 +23,14 @@ for count in range(10**9):
 """
 
 
-def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
+def test_missing_folders_of_a_file_are_created(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a" / "b" / "c.bin", lambda file: file.write(b"content"))
     assert (tmp_path / "a" / "b" / "c.bin").read_bytes() == b"content"
     assert os.listdir(tmp_path / "a" / "b") == ["c.bin"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_a_file_gets_the_permissions_of_one_that_is_simply_opened(tmp_path: Path, umask: int) -> None:
+def test_a_file_gets_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         write_atomically(tmp_path / "file.bin", lambda file: file.write(b"content"))
@@ -39,7 +39,7 @@ def test_a_file_gets_the_permissions_of_one_that_is_simply_opened(tmp_path: Path
     assert (tmp_path / "file.bin").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "kept.bin"
     path.write_bytes(b"old")
 
@@ -53,7 +53,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["kept.bin"]
 
 
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_a_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     writer = subprocess.Popen([sys.executable, "-c", ENDLESS_WRITER, str(path)], stdout=subprocess.PIPE)
     assert writer.stdout is not None
@@ -66,18 +66,18 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     assert len(set(content)) == 1
 
 
-def test_require_writable_makes_the_folder_and_leaves_it_empty(tmp_path: Path) -> None:
+def test_check_writable_creates_the_folder_and_leaves_it_empty(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "run")
     assert os.listdir(tmp_path / "new" / "run") == []
 
 
-def test_require_writable_keeps_what_is_there(tmp_path: Path) -> None:
+def test_check_writable_keeps_existing_files(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes(b"precious")
     check_writable(tmp_path)
     assert (tmp_path / "last.ckpt").read_bytes() == b"precious"
 
 
-def test_a_folder_below_a_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match=r"cannot write in .*file/run.*choose another folder"):
         check_writable(tmp_path / "file" / "run")
@@ -91,14 +91,14 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
 
-def test_the_system_s_own_read_only_files_are_refused() -> None:
+def test_a_read_only_file_system_is_refused() -> None:
     if not Path("/proc/self").is_dir():
         pytest.skip("no /proc here")
     with pytest.raises(UserError, match="cannot write in /proc/self"):
         check_writable(Path("/proc/self/run"))
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("LIGHTNING_DDPM_CACHE", str(tmp_path / "mine"))
     assert get_cache_folder() == tmp_path / "mine"

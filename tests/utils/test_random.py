@@ -1,4 +1,4 @@
-"""Noise that is a function of what it is for: of the image's index, never of the batch it is drawn in."""
+"""Random numbers depend on purpose, key and index alone, and noise on the image's index, not on its batch."""
 
 import itertools
 import subprocess
@@ -16,7 +16,7 @@ SHAPE = (3, 5, 5)
 
 
 def noises(seed: int, start: int, stop: int, calls: int = 3) -> Tensor:
-    """(calls, stop - start, *SHAPE): what that many calls give."""
+    """Return the noise of several calls, (calls, stop - start, *SHAPE)."""
     source = ImageNoise(seed, start, stop)
     return torch.stack([source(torch.empty(stop - start, *SHAPE)) for _ in range(calls)])
 
@@ -40,11 +40,11 @@ def test_an_image_gets_the_same_noise_wherever_its_batch_starts(one_by_one: Tens
     assert torch.equal(noises(0, start, stop), one_by_one[:, start:stop])
 
 
-def test_images_far_out_get_the_same_noise_in_any_batch_too() -> None:
+def test_images_of_large_indices_get_the_same_noise_in_any_batch() -> None:
     assert torch.equal(noises(0, 49_999, 50_000), noises(0, 49_930, 50_000)[:, -1:])
 
 
-def test_every_image_every_call_and_every_seed_has_noise_of_its_own(one_by_one: Tensor) -> None:
+def test_every_image_call_and_seed_has_its_own_noise(one_by_one: Tensor) -> None:
     others = noises(1, 0, 64)
     firsts = torch.cat([one_by_one, others]).flatten(2)[..., 0].flatten()
     assert len(firsts.unique()) == 2 * 3 * 64
@@ -57,17 +57,17 @@ def test_the_noise_is_standard_normal_and_uncorrelated_between_neighbours() -> N
     assert noise.var().item() == pytest.approx(1, abs=4 * (2 / n) ** 0.5)
     assert (noise[:, 1:] * noise[:, :-1]).mean().item() == pytest.approx(0, abs=4 / n**0.5)
     assert (noise[0] * noise[1]).mean().item() == pytest.approx(0, abs=4 / (n / 2) ** 0.5)
-    # a block of 16 and the next come from neighbouring seeds
+    # consecutive blocks of 16 have neighbouring seeds
     assert (noise[:, 16:] * noise[:, :-16]).mean().item() == pytest.approx(0, abs=4 / n**0.5)
 
 
-def test_noise_comes_in_the_precision_and_the_shape_of_its_argument() -> None:
+def test_noise_has_the_dtype_and_shape_of_the_argument() -> None:
     noise = ImageNoise(0, 3, 5)(torch.empty(2, 1, 4, 6, dtype=torch.float64))
     assert noise.dtype == torch.float64
     assert noise.shape == (2, 1, 4, 6)
 
 
-def test_neither_reads_nor_moves_the_global_generator() -> None:
+def test_the_global_generator_is_neither_read_nor_changed() -> None:
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     first = noises(0, 0, 2)
@@ -76,19 +76,19 @@ def test_neither_reads_nor_moves_the_global_generator() -> None:
     assert torch.equal(first, noises(0, 0, 2))
 
 
-def draw(*arguments: object, index: int = 0) -> float:
+def sample(*arguments: object, index: int = 0) -> float:
     return torch.rand((), generator=make_generator("cpu", *arguments, index=index)).item()  # type: ignore[arg-type]
 
 
 def test_a_generator_is_a_function_of_its_arguments() -> None:
-    assert draw("train", 1, 2, index=3) == draw("train", 1, 2, index=3)
+    assert sample("train", 1, 2, index=3) == sample("train", 1, 2, index=3)
 
 
-def test_purpose_key_and_index_each_make_another_generator() -> None:
+def test_generators_of_another_purpose_key_or_index_differ() -> None:
     keys = list(itertools.product(["train", "validate"], [0, 1, 2], [0, 1, 2], range(20)))
-    assert len({draw(purpose, seed, rank, index=index) for purpose, seed, rank, index in keys}) == len(keys)
-    assert draw("train", 1, 0) != draw("train", 10)
-    assert draw("train") != draw("train", 0)
+    assert len({sample(purpose, seed, rank, index=index) for purpose, seed, rank, index in keys}) == len(keys)
+    assert sample("train", 1, 0) != sample("train", 10)
+    assert sample("train") != sample("train", 0)
 
 
 def test_indices_never_collide() -> None:
@@ -98,29 +98,29 @@ def test_indices_never_collide() -> None:
 
 @given(key=st.integers(0, 2**63), indices=st.sets(st.integers(0, 2**32 - 1), min_size=2, max_size=2))
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_two_indices_below_2_to_32_differ_in_the_32_bits_that_the_generator_reads(key: int, indices: set[int]) -> None:
+def test_two_indices_below_2_to_32_differ_in_the_32_bits_that_the_generator_uses(key: int, indices: set[int]) -> None:
     seeds = {make_generator("cpu", "train", key, index=index).initial_seed() for index in indices}
     assert len({seed % 2**32 for seed in seeds}) == 2
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-def test_torchs_cpu_generator_reads_only_32_bits_of_a_seed() -> None:
-    """The reason for the above; should this ever fail, 64 bits can be used."""
+def test_torchs_cpu_generator_uses_only_32_bits_of_a_seed() -> None:
+    """This is why the key is hashed to 32 bits; if this test ever fails, 64 bits can be used."""
     first, second = (torch.Generator().manual_seed(seed) for seed in (5, 5 + 2**32))
     assert torch.equal(torch.rand(8, generator=first), torch.rand(8, generator=second))
 
 
-def test_another_process_with_another_hash_seed_draws_the_same() -> None:
+def test_another_process_with_another_hash_seed_generates_the_same_numbers() -> None:
     program = (
         "import torch; from lightning_ddpm.utils.random import make_generator;"
         "print(torch.rand((), generator=make_generator('cpu', 'train', 1, 2, index=3)).item())"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert float(out) == draw("train", 1, 2, index=3)
+    assert float(out) == sample("train", 1, 2, index=3)
 
 
 @pytest.mark.parametrize(("value", "seed"), [("7", 7), (None, 0)])
-def test_the_runs_seed_is_what_seed_everything_left(
+def test_the_seed_of_the_run_is_that_of_seed_everything(
     monkeypatch: pytest.MonkeyPatch, value: str | None, seed: int
 ) -> None:
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
@@ -129,7 +129,7 @@ def test_the_runs_seed_is_what_seed_everything_left(
     assert get_run_seed() == seed
 
 
-def test_seeded_dropout_is_a_function_of_key_and_index_and_the_global_generator_goes_on() -> None:
+def test_seeded_dropout_depends_on_key_and_index_and_the_global_generator_is_restored() -> None:
     ones, drop = torch.ones(1000), torch.nn.Dropout(0.5)
 
     def mask(*key: int, index: int) -> torch.Tensor:
