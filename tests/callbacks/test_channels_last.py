@@ -1,4 +1,4 @@
-"""Channels last: the same numbers and checkpoints in another layout, averages and moments included."""
+"""ChannelsLast: the memory layout changes neither the results nor the checkpoints."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ LAST = torch.channels_last
 
 
 def fit(folder: Path, *callbacks: ChannelsLast, steps: int = 3, ckpt_path: Path | None = None) -> DDPM:
-    """So many steps, with the callbacks after the average; last.ckpt in the folder."""
-    # with so large an eps, rounding of gradients that are 0 does not become a step
+    """Train for some steps, with the callbacks after EMA, and write last.ckpt into the folder."""
+    # with a large eps, rounding errors of zero gradients do not become steps
     model = tiny_model(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2, eps=1e-2, fused=True))
     for each in model.network.modules():
         if isinstance(each, nn.Dropout):
-            each.p = 0  # takes activations in the order of memory
+            each.p = 0  # dropout chooses activations in memory order
     trainer = quiet_trainer(folder, callbacks=[EMA(0.5), *callbacks], max_steps=steps, gradient_clip_val=1.0)
     trainer.fit(model, ImageDataModule(Digits(), batch_size=16), ckpt_path=ckpt_path)
     trainer.save_checkpoint(folder / "last.ckpt")
@@ -28,7 +28,7 @@ def fit(folder: Path, *callbacks: ChannelsLast, steps: int = 3, ckpt_path: Path 
 
 
 def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """Both weight sets and the moments."""
+    """Return both weight sets and the optimizer's moments."""
     content = torch.load(folder / "last.ckpt", weights_only=True)
     (optimizer,) = content["optimizer_states"]
     moments = {f"{i}.{name}": value for i, state in optimizer["state"].items() for name, value in state.items()}
@@ -42,7 +42,7 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5)
 
 
-def test_weights_averages_and_moments_are_the_same_in_another_layout(tmp_path: Path) -> None:
+def test_weights_averages_and_moments_do_not_depend_on_the_layout(tmp_path: Path) -> None:
     fit(tmp_path / "plain")
     last = fit(tmp_path / "last", ChannelsLast())
     layers = [each for each in last.network.modules() if isinstance(each, nn.Conv2d)]
@@ -56,7 +56,7 @@ def test_weights_averages_and_moments_are_the_same_in_another_layout(tmp_path: P
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three steps, and three more after them."""
+    """Train three steps, then resume for three more."""
     folder = tmp_path_factory.mktemp("plain")
     fit(folder / "first")
     fit(folder / "second", steps=6, ckpt_path=folder / "first" / "last.ckpt")
@@ -64,8 +64,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_run_goes_on_in_the_other_layout(plain: Path, tmp_path: Path, before: bool) -> None:
-    """torch's fused kernel on a processor takes a moment for its neighbour's where layouts differ, and says nothing."""
+def test_a_run_resumes_in_the_other_layout(plain: Path, tmp_path: Path, before: bool) -> None:
+    """torch's fused CPU kernel silently mixes up the moments of neighbouring weights where layouts differ."""
     fit(tmp_path / "first", *([ChannelsLast()] if before else []))
     after = [] if before else [ChannelsLast()]
     fit(tmp_path / "second", *after, steps=6, ckpt_path=tmp_path / "first" / "last.ckpt")

@@ -1,4 +1,4 @@
-"""torch.compile as one switch: the same numbers, the same checkpoint, one program for all batch sizes."""
+"""Compile: the same results and checkpoint as without it, and one graph for all batch sizes."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ CKPT = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
 
 
 def fit(folder: Path, compile_: Compile | None):
-    """Three steps, pictures after each and a validation, of four batch sizes; the checkpoint's weights."""
+    """Train three steps with a grid after each and a validation, in four batch sizes; return the weights."""
     callbacks = [EMA(0.9), SampleGrid(n=20, every_n_steps=1), *([compile_] if compile_ else [])]
     model = tiny_model()
     trainer = quiet_trainer(folder, callbacks=callbacks, max_steps=3, val_check_interval=3, limit_val_batches=1.0)
@@ -36,7 +36,7 @@ def fit(folder: Path, compile_: Compile | None):
     return torch.load(folder / "last.ckpt", weights_only=False)["state_dict"]
 
 
-def test_each_use_is_compiled_once_for_all_batch_sizes_and_the_numbers_and_names_stay(tmp_path: Path) -> None:
+def test_one_graph_serves_all_batch_sizes_and_weights_keep_values_and_names(tmp_path: Path) -> None:
     plain = fit(tmp_path / "plain", None)
     torch.compiler.reset()
     counters.clear()
@@ -48,7 +48,7 @@ def test_each_use_is_compiled_once_for_all_batch_sizes_and_the_numbers_and_names
         torch.testing.assert_close(compiled[name], value)
 
 
-def test_network_calls_are_counted_without_another_program_for_each_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_network_evaluations_compiles_no_further_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     counters.clear()
     monkeypatch.setattr(model_options, "compile_in_place", partial(compile_in_place, backend="eager"))
@@ -64,8 +64,8 @@ def test_network_calls_are_counted_without_another_program_for_each_count(monkey
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
-def test_sample_draws_the_same_images_compiled(tmp_path: Path) -> None:
-    """By torch's own compiler."""
+def test_compiled_sampling_gives_the_same_images(tmp_path: Path) -> None:
+    """With torch's own compiler, inductor."""
     for name, options in (("plain", ()), ("compiled", ("--compile",))):
         options = ("--n", 6, "--batch_size", 4, "--steps", 3, "--out", tmp_path / name, *options)
         ended = ddpm("sample", "--ckpt", CKPT, *options, "--accelerator", "cpu")
@@ -83,12 +83,12 @@ def test_sample_draws_the_same_images_compiled(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
-def test_evaluate_says_whether_its_images_network_was_compiled_and_has_the_same_figure(tmp_path: Path) -> None:
+def test_evaluate_records_compilation_and_computes_the_same_metric(tmp_path: Path) -> None:
     found = {}
     for name, options in (("plain", ()), ("compiled", ("--compile",))):
-        judge = ("--extractor", "DigitsFeatures", "--reference", "Digits", "--accelerator", "cpu")
+        metric = ("--extractor", "DigitsFeatures", "--reference", "Digits", "--accelerator", "cpu")
         options = ("--n", 32, "--batch_size", 20, "--steps", 3, "--out", tmp_path / f"{name}.json", *options)
-        ended = ddpm("evaluate", "--ckpt", CKPT, *judge, *options)
+        ended = ddpm("evaluate", "--ckpt", CKPT, *metric, *options)
         assert ended.returncode == 0, ended.stderr
         found[name] = json.loads((tmp_path / f"{name}.json").read_text())
     assert found["compiled"]["images"] == found["plain"]["images"] | {"network": "compiled"}
@@ -96,7 +96,7 @@ def test_evaluate_says_whether_its_images_network_was_compiled_and_has_the_same_
     assert compiled == pytest.approx(plain, rel=0.01)
 
 
-def test_a_machine_that_cannot_compile_is_told_what_is_missing(tmp_path: Path) -> None:
+def test_a_missing_compiler_is_reported(tmp_path: Path) -> None:
     options = ("--n", 1, "--steps", 1, "--out", tmp_path / "samples", "--compile", "--accelerator", "cpu")
     ended = ddpm("sample", "--ckpt", CKPT, *options, CXX=tmp_path / "g++", TORCHINDUCTOR_CACHE_DIR=tmp_path / "cache")
     assert ended.returncode == 2
@@ -105,6 +105,6 @@ def test_a_machine_that_cannot_compile_is_told_what_is_missing(tmp_path: Path) -
     assert "Traceback" not in ended.stderr
 
 
-def test_a_backend_that_there_is_not_is_refused() -> None:
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(UserError, match=r"torch.compile has no backend 'fast'; it has .*inductor"):
         Compile(backend="fast")

@@ -1,4 +1,4 @@
-"""The moving average of the weights: its arithmetic, and where it is and is not."""
+"""EMA: its arithmetic, and when the module has the averaged weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ Weights = dict[str, Tensor]
 
 
 class RawWeights(Callback):
-    """Keeps the weights after every optimizer step."""
+    """Records the weights after every optimizer step."""
 
     def __init__(self) -> None:
         self.steps: list[Weights] = []
@@ -32,14 +32,14 @@ class RawWeights(Callback):
 
 
 class At(Callback):
-    """Does something at a hook."""
+    """Calls a function at a hook."""
 
     def __init__(self, hook: str, do: Callable[[Trainer, LightningModule], None]) -> None:
         setattr(self, hook, lambda trainer, module, *_: do(trainer, module))
 
 
-def by_hand(steps: Sequence[Weights], decay: float, average: Weights | None = None, n: int = 0) -> Weights:
-    """average <- d average + (1 - d) weights, d = min(decay, (1 + n) / (10 + n)), from the first step's weights on."""
+def compute_average(steps: Sequence[Weights], decay: float, average: Weights | None = None, n: int = 0) -> Weights:
+    """Compute average <- d average + (1 - d) weights from the first step on; d = min(decay, (1 + n) / (10 + n))."""
     for current in steps:
         d = min(decay, (1 + n) / (10 + n))
         start = average is None
@@ -63,18 +63,18 @@ def fit(folder: Path, callbacks: list[Callback], steps: int = 6, model: DDPM | N
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.25, 0.9999])
-def test_the_average_is_the_one_made_by_hand(tmp_path: Path, decay: float) -> None:
+def test_the_average_follows_the_formula(tmp_path: Path, decay: float) -> None:
     raw = RawWeights()
     model = fit(tmp_path, [raw, EMA(decay)])
     assert len(raw.steps) == 6
-    assert_close(weights(model), by_hand(raw.steps, decay))
+    assert_close(weights(model), compute_average(raw.steps, decay))
 
 
-def test_the_average_moves_once_an_optimizer_step_however_many_batches_that_is(tmp_path: Path) -> None:
+def test_accumulated_batches_update_the_average_once_per_step(tmp_path: Path) -> None:
     raw, ema = RawWeights(), EMA(0.9999)
     model = fit(tmp_path, [ema, raw], accumulate_grad_batches=2)
     assert len(raw.steps) == 6
-    assert_close(weights(model), by_hand(raw.steps, 0.9999))
+    assert_close(weights(model), compute_average(raw.steps, 0.9999))
 
 
 class Counting(nn.Module):
@@ -109,7 +109,7 @@ def test_buffers_are_not_averaged(tmp_path: Path) -> None:
     assert torch.equal(model.schedule.alpha_bar, tiny_model().schedule.alpha_bar)
 
 
-def test_the_average_is_on_the_modules_device_and_its_counter_where_it_can_be_read_at_once(
+def test_the_average_is_on_the_modules_device_and_its_counter_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ema, model, trainer = EMA(), tiny_model(), Trainer(logger=False, barebones=True)
@@ -125,12 +125,12 @@ def test_the_average_is_on_the_modules_device_and_its_counter_where_it_can_be_re
     assert int(average.n_averaged) == 1
 
 
-def test_a_second_fit_averages_anew_from_its_first_step(tmp_path: Path) -> None:
+def test_a_second_fit_starts_a_new_average(tmp_path: Path) -> None:
     ema, model = EMA(), tiny_model()
     fit(tmp_path / "first", [ema], model=model)
     raw = RawWeights()
     fit(tmp_path / "second", [raw, ema], model=model)
-    assert_close(weights(model), by_hand(raw.steps, ema.decay))
+    assert_close(weights(model), compute_average(raw.steps, ema.decay))
 
 
 def test_a_module_without_buffers_is_averaged(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_module_without_buffers_is_averaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["EMA first", "EMA last"])
-def test_whoever_asks_sees_the_average_of_all_steps_wherever_it_stands(tmp_path: Path, first: bool) -> None:
+def test_callbacks_get_the_average_of_all_steps_in_any_order_of_callbacks(tmp_path: Path, first: bool) -> None:
     raw, seen = RawWeights(), []
 
     def look(trainer: Trainer, module: LightningModule) -> None:
@@ -161,10 +161,10 @@ def test_whoever_asks_sees_the_average_of_all_steps_wherever_it_stands(tmp_path:
     ema, asking = EMA(0.9999), At("on_train_batch_end", look)
     fit(tmp_path, [raw, ema, asking] if first else [raw, asking, ema])
     for step, average in enumerate(seen, start=1):
-        assert_close(average, by_hand(raw.steps[:step], 0.9999))
+        assert_close(average, compute_average(raw.steps[:step], 0.9999))
 
 
-def test_training_is_the_same_with_and_without_the_average(tmp_path: Path) -> None:
+def test_the_average_does_not_change_training(tmp_path: Path) -> None:
     with_it, without = RawWeights(), RawWeights()
     for callbacks in ([with_it, EMA()], [without]):
         torch.manual_seed(0)  # dropout's
@@ -173,7 +173,7 @@ def test_training_is_the_same_with_and_without_the_average(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["EMA first", "EMA last"])
-def test_validation_sees_the_average_and_training_goes_on_with_the_weights(tmp_path: Path, first: bool) -> None:
+def test_validation_uses_the_average_and_training_continues_with_the_weights(tmp_path: Path, first: bool) -> None:
     raw, seen, after = RawWeights(), [], []
     hooks = [
         At("on_validation_batch_end", lambda _, module: seen.append(weights(module))),
@@ -183,14 +183,12 @@ def test_validation_sees_the_average_and_training_goes_on_with_the_weights(tmp_p
     fit(tmp_path, callbacks, limit_val_batches=1, val_check_interval=2)
     assert len(seen) == 3
     for step, average in zip((2, 4, 6), seen, strict=True):
-        assert_close(average, by_hand(raw.steps[:step], 0.9999))
+        assert_close(average, compute_average(raw.steps[:step], 0.9999))
     assert all(same(a, b) for a, b in zip(after[1:], raw.steps[:-1], strict=True))
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["EMA first", "EMA last"])
-def test_a_checkpoint_holds_both_weight_sets_the_right_way_round_whenever_it_is_written(
-    tmp_path: Path, first: bool
-) -> None:
+def test_a_checkpoint_holds_weights_and_average_whenever_it_is_written(tmp_path: Path, first: bool) -> None:
     raw, ema = RawWeights(), EMA(0.9999)
 
     def save(name: str) -> Callable[[Trainer, LightningModule], None]:
@@ -212,7 +210,7 @@ def test_a_checkpoint_holds_both_weight_sets_the_right_way_round_whenever_it_is_
     model = tiny_model()
     trainer.fit(model, datamodule=ImageDataModule(Digits(), batch_size=16))
     trainer.save_checkpoint(tmp_path / "after the fit")
-    average = by_hand(raw.steps, 0.9999)
+    average = compute_average(raw.steps, 0.9999)
     assert_close(weights(model), average)
     written = [path for path in tmp_path.iterdir() if path.is_file()]
     assert len(written) == 6
@@ -225,9 +223,7 @@ def test_a_checkpoint_holds_both_weight_sets_the_right_way_round_whenever_it_is_
 
 @pytest.mark.parametrize("first", [True, False], ids=["EMA first", "EMA last"])
 @pytest.mark.parametrize("hook", ["on_validation_epoch_start", "on_validation_batch_end", "on_validation_epoch_end"])
-def test_an_exception_in_validation_leaves_the_weights_that_were_trained(
-    tmp_path: Path, hook: str, first: bool
-) -> None:
+def test_an_exception_in_validation_restores_the_trained_weights(tmp_path: Path, hook: str, first: bool) -> None:
     raw, model = RawWeights(), tiny_model()
 
     def fail(trainer: Trainer, module: LightningModule) -> None:
@@ -240,7 +236,7 @@ def test_an_exception_in_validation_leaves_the_weights_that_were_trained(
     assert same(weights(model), raw.steps[-1])
 
 
-def test_an_exception_inside_averaged_leaves_the_weights_that_were_trained(tmp_path: Path) -> None:
+def test_an_exception_inside_use_average_restores_the_trained_weights(tmp_path: Path) -> None:
     raw, ema, model = RawWeights(), EMA(), tiny_model()
 
     def fail(trainer: Trainer, module: LightningModule) -> None:
@@ -253,7 +249,7 @@ def test_an_exception_inside_averaged_leaves_the_weights_that_were_trained(tmp_p
     assert same(weights(model), raw.steps[-1])
 
 
-def test_a_resumed_run_goes_on_with_average_weights_and_counter(tmp_path: Path) -> None:
+def test_a_resumed_run_restores_average_weights_and_counter(tmp_path: Path) -> None:
     first, second = RawWeights(), RawWeights()
     path = tmp_path / "three.ckpt"
     save = At("on_train_end", lambda trainer, _: trainer.save_checkpoint(path))
@@ -267,13 +263,13 @@ def test_a_resumed_run_goes_on_with_average_weights_and_counter(tmp_path: Path) 
     resumed = [look, second, EMA(0.9999), save]
     model = fit(tmp_path, resumed, steps=6, limit_train_batches=3, ckpt_path=path, num_sanity_val_steps=1)
 
-    assert same(started[0], first.steps[-1]), "training goes on with the trained weights, not with their average"
+    assert same(started[0], first.steps[-1]), "training resumes with the trained weights, not with their average"
     assert len(second.steps) == 6
-    assert_close(weights(model), by_hand(second.steps, 0.9999))
+    assert_close(weights(model), compute_average(second.steps, 0.9999))
     assert int(torch.load(final, weights_only=True)["averaging_state"]["n_averaged"]) == 6
 
 
-def test_without_training_there_is_no_average_and_nothing_changes(tmp_path: Path) -> None:
+def test_without_training_the_weights_do_not_change(tmp_path: Path) -> None:
     ema, model = EMA(), tiny_model()
     before = weights(model)
     with ema.use_average(model):
@@ -283,7 +279,7 @@ def test_without_training_there_is_no_average_and_nothing_changes(tmp_path: Path
     assert same(weights(model), before)
 
 
-def test_validating_after_the_fit_is_with_the_average(tmp_path: Path) -> None:
+def test_validating_after_fit_uses_the_average(tmp_path: Path) -> None:
     seen: list[Weights] = []
     look = At("on_validation_batch_end", lambda _, module: seen.append(weights(module)))
     trainer = quiet_trainer(tmp_path, callbacks=[EMA(), look], max_steps=3, limit_val_batches=1, val_check_interval=99)

@@ -1,4 +1,4 @@
-"""Evaluation and SampleGrid: when they run, what they show, and that training does not notice them."""
+"""Evaluation and SampleGrid: when they run, what they log, and that they do not change training."""
 
 import math
 import time
@@ -35,8 +35,8 @@ def evaluation(**arguments: Any) -> Evaluation:
     return Evaluation(DigitsFeatures(), **({"n": 70, "sampler": DDIM(steps=2), "batch_size": 32} | arguments))
 
 
-def distance_by_hand(model: DDPM, n: int = 70) -> float:
-    """Of the model's images to all training images, from nothing but the formula's implementation."""
+def compute_distance(model: DDPM, n: int = 70) -> float:
+    """Compute the distance of the model's images to all training images without the callback."""
     data = ImageDataModule(Digits()).reference_images()
     distance = FrechetDistance(DigitsFeatures(), torch.device("cpu"))
     distance.extractor.load()
@@ -47,23 +47,23 @@ def distance_by_hand(model: DDPM, n: int = 70) -> float:
 
 
 class Run(NamedTuple):
-    """A run of eight batches in four steps, evaluated every second step, and what was seen in it."""
+    """A run of eight batches in four steps, evaluated every second step, and what it recorded."""
 
     folder: Path
-    seen: "Watcher"
+    recorded: "Recorder"
     events: EventAccumulator
 
 
-class Watcher(Callback):
-    """Keeps what callbacks are told at the end of every batch, and checkpoints at each step."""
+class Recorder(Callback):
+    """Records the metric that callbacks get at the end of every batch, and a checkpoint of each step."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.figures: list[float | None] = []
+        self.values: list[float | None] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         value = trainer.callback_metrics.get(NAME)
-        self.figures.append(None if value is None else float(value))
+        self.values.append(None if value is None else float(value))
         assert pl_module.training
         trainer.save_checkpoint(self.folder / f"step-{trainer.global_step}.ckpt")
 
@@ -73,49 +73,49 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("run")
     fit(
         folder / "run",
-        [EMA(0.5), evaluation(every_n_steps=2), SampleGrid(n=9, every_n_steps=2), watcher := Watcher(folder)],
+        [EMA(0.5), evaluation(every_n_steps=2), SampleGrid(n=9, every_n_steps=2), recorder := Recorder(folder)],
         logger=tensorboard(folder),
         accumulate_grad_batches=2,
         num_sanity_val_steps=1,
         limit_val_batches=1,
         val_check_interval=4,
     )
-    return Run(folder, watcher, events(folder))
+    return Run(folder, recorder, events(folder))
 
 
-def test_an_evaluation_runs_once_at_its_steps_and_not_in_the_sanity_check(run: Run) -> None:
+def test_an_evaluation_runs_once_at_each_of_its_steps_and_not_in_the_sanity_check(run: Run) -> None:
     assert [event.step for event in run.events.Scalars(NAME)] == [2, 4]
 
 
-def test_the_figure_is_the_same_in_tensorboard_and_for_callbacks(run: Run) -> None:
+def test_tensorboard_and_callbacks_get_the_same_metric(run: Run) -> None:
     at_2, at_4 = (event.value for event in run.events.Scalars(NAME))
-    assert run.seen.figures[:3] == [None, None, None]
-    assert run.seen.figures[3] == pytest.approx(at_2)
-    assert run.seen.figures[-1] == pytest.approx(at_4)
+    assert run.recorded.values[:3] == [None, None, None]
+    assert run.recorded.values[3] == pytest.approx(at_2)
+    assert run.recorded.values[-1] == pytest.approx(at_4)
     assert at_2 != at_4
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_the_figure_is_the_distance_of_the_averaged_weights_images(run: Run, step: int) -> None:
+def test_the_metric_is_the_distance_of_images_by_the_averaged_weights(run: Run, step: int) -> None:
     checkpoint = torch.load(run.folder / f"step-{step}.ckpt", weights_only=True)
     model = tiny_model()
     model.load_state_dict(checkpoint["state_dict"])
     logged = {event.step: event.value for event in run.events.Scalars(NAME)}
-    assert logged[step] == pytest.approx(distance_by_hand(model), rel=1e-4)
+    assert logged[step] == pytest.approx(compute_distance(model), rel=1e-4)
     model.load_state_dict(checkpoint["current_model_state"])
-    assert logged[step] != pytest.approx(distance_by_hand(model), rel=1e-3)
+    assert logged[step] != pytest.approx(compute_distance(model), rel=1e-3)
 
 
-def test_the_protocol_stands_beside_the_figure(run: Run) -> None:
+def test_the_protocol_is_logged_with_the_metric(run: Run) -> None:
     (event,) = run.events.Tensors(f"{NAME}/protocol/text_summary")
-    said = event.tensor_proto.string_val[0].decode()
-    assert "n=70" in said
-    assert "DDIM(steps=2" in said
-    assert DigitsFeatures.expected[:12] in said
-    assert "1618 images" in said
+    text = event.tensor_proto.string_val[0].decode()
+    assert "n=70" in text
+    assert "DDIM(steps=2" in text
+    assert DigitsFeatures.expected[:12] in text
+    assert "1618 images" in text
 
 
-def test_the_grid_is_a_png_and_a_tensorboard_image_of_the_averaged_weights_images(run: Run) -> None:
+def test_the_grid_shows_images_by_the_averaged_weights_in_a_png_and_in_tensorboard(run: Run) -> None:
     samples = run.folder / "run" / "samples"
     assert sorted(path.name for path in samples.iterdir()) == ["step-0000002.png", "step-0000004.png"]
     assert [event.step for event in run.events.Images("samples")] == [2, 4]
@@ -130,13 +130,13 @@ def test_the_grid_is_a_png_and_a_tensorboard_image_of_the_averaged_weights_image
         assert np.array_equal(np.array(Image.open(samples / f"step-{step:07d}.png")), expected)
 
 
-def test_the_order_of_callbacks_changes_no_figure(tmp_path: Path) -> None:
+def test_the_order_of_callbacks_does_not_change_the_metric(tmp_path: Path) -> None:
     first = fit(tmp_path, [EMA(0.5), evaluation(every_n_steps=2)])
     last = fit(tmp_path, [evaluation(every_n_steps=2), EMA(0.5)])
     assert float(first.callback_metrics[NAME]) == pytest.approx(float(last.callback_metrics[NAME]), rel=1e-6)
 
 
-def test_training_does_not_notice_evaluations_and_grids(tmp_path: Path) -> None:
+def test_evaluations_and_grids_do_not_change_training(tmp_path: Path) -> None:
     with_them, without = tiny_model(), tiny_model()
     fit(tmp_path, [evaluation(every_n_steps=1), SampleGrid(n=4, every_n_steps=1)], with_them)
     fit(tmp_path, [], without)
@@ -144,7 +144,7 @@ def test_training_does_not_notice_evaluations_and_grids(tmp_path: Path) -> None:
     assert not same(weights(without), weights(tiny_model()))
 
 
-def test_the_same_noise_every_time(tmp_path: Path) -> None:
+def test_every_evaluation_and_grid_starts_from_the_same_noise(tmp_path: Path) -> None:
     frozen = tiny_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     other = SampleGrid(n=4, every_n_steps=2, seed=1)
     fit(
@@ -160,14 +160,14 @@ def test_the_same_noise_every_time(tmp_path: Path) -> None:
     assert len({event.value for event in events(tmp_path).Scalars(NAME)}) == 1
 
 
-def test_every_n_epochs_is_at_the_ends_of_epochs(tmp_path: Path) -> None:
+def test_an_interval_of_epochs_runs_at_the_end_of_epochs(tmp_path: Path) -> None:
     callbacks = [evaluation(every_n_epochs=2), SampleGrid(n=4, every_n_epochs=2)]
     fit(tmp_path, callbacks, logger=tensorboard(tmp_path), max_steps=-1, max_epochs=5, limit_train_batches=3)
     assert [event.step for event in events(tmp_path).Scalars(NAME)] == [6, 12]
     assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == ["step-0000006.png", "step-0000012.png"]
 
 
-def test_a_resumed_run_does_not_repeat_the_evaluation_before_it(tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_repeat_the_last_evaluation(tmp_path: Path) -> None:
     fit(tmp_path / "a", []).save_checkpoint(path := tmp_path / "four.ckpt")
     trainer = quiet_trainer(
         tmp_path,
@@ -181,26 +181,26 @@ def test_a_resumed_run_does_not_repeat_the_evaluation_before_it(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("name", "best_of"), [(NAME, min), ("val/classifier_score_digits", max)])
-def test_the_figure_chooses_the_best_checkpoint_and_the_last_one_is_the_last(
+def test_the_monitored_metric_selects_the_best_checkpoint(
     tmp_path: Path, name: str, best_of: Callable[..., Any]
 ) -> None:
     keeper = Checkpoints(every_n_steps=1, monitor=name)
     callbacks = [keeper, evaluation(every_n_steps=1, metrics=["fid", "is"])]
     fit(tmp_path / "run", callbacks, logger=tensorboard(tmp_path), enable_checkpointing=True, max_steps=6)
-    figures, distances = ({e.step: e.value for e in events(tmp_path).Scalars(each)} for each in (name, NAME))
-    assert list(figures) == [1, 2, 3, 4, 5, 6]
+    values, distances = ({e.step: e.value for e in events(tmp_path).Scalars(each)} for each in (name, NAME))
+    assert list(values) == [1, 2, 3, 4, 5, 6]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.ckpt", "last.ckpt"]
     best, last = (torch.load(tmp_path / "run" / f"{each}.ckpt", weights_only=True) for each in ("best", "last"))
-    assert best["global_step"] == best_of(figures, key=figures.__getitem__)
-    assert best["callbacks"]["Checkpoints"] == {"best": best_of(figures.values())}
+    assert best["global_step"] == best_of(values, key=values.__getitem__)
+    assert best["callbacks"]["Checkpoints"] == {"best": best_of(values.values())}
     assert last["global_step"] == 6
     model = tiny_model()
     model.load_state_dict(best["state_dict"])
-    assert distance_by_hand(model) == pytest.approx(distances[best["global_step"]], rel=1e-4)
+    assert compute_distance(model) == pytest.approx(distances[best["global_step"]], rel=1e-4)
 
 
 class Fading(torch.nn.Module):
-    """Features of 8x8 images that are no numbers where it is told so."""
+    """Features of 8x8 images, which are NaN while ``faded`` is set."""
 
     faded = False
 
@@ -208,7 +208,7 @@ class Fading(torch.nn.Module):
         return x.flatten(1)[:, :4] * (float("nan") if self.faded else 1.0)
 
 
-def test_a_figure_that_is_no_number_is_logged_and_never_best(tmp_path: Path) -> None:
+def test_a_metric_that_is_nan_is_logged_and_never_best(tmp_path: Path) -> None:
     class Fade(Callback):
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
             features.faded = trainer.global_step != 3
@@ -228,7 +228,7 @@ def test_a_figure_that_is_no_number_is_logged_and_never_best(tmp_path: Path) -> 
     assert best["callbacks"]["Checkpoints"] == {"best": events(tmp_path).Scalars("val/fd_fading")[2].value}
 
 
-def test_all_figures_come_from_one_evaluation(tmp_path: Path) -> None:
+def test_one_evaluation_computes_all_metrics(tmp_path: Path) -> None:
     frozen = tiny_model(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.0))
     asked = evaluation(every_n_steps=2, metrics=["is", "kid", "fid", "pr"])
     trainer = fit(tmp_path, [asked], frozen, logger=tensorboard(tmp_path))
@@ -241,7 +241,7 @@ def test_all_figures_come_from_one_evaluation(tmp_path: Path) -> None:
         features, logits = extractor.features_and_logits(made)
     precision, recall = compute_precision_recall(features, reference)
     expected = {
-        "fd_digits": distance_by_hand(frozen),
+        "fd_digits": compute_distance(frozen),
         "kd_digits": compute_kernel_distance(features, reference).value,
         "precision_digits": precision.value,
         "recall_digits": recall.value,
@@ -256,13 +256,13 @@ def test_all_figures_come_from_one_evaluation(tmp_path: Path) -> None:
 
 
 class Stopped(DDIM):
-    """Stops the program where it should draw images."""
+    """Raises an exception instead of generating images."""
 
     def trajectory(self, *_: Any) -> Any:
         raise RuntimeError("stopped in the evaluation")
 
 
-def test_the_evaluation_at_the_end_follows_the_last_checkpoint_and_is_made_up_for(
+def test_the_evaluation_at_the_end_follows_the_last_checkpoint_and_is_repeated_after_a_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def begin(sampler: DDIM, step: int = 0, **arguments: Any) -> None:
@@ -279,32 +279,32 @@ def test_the_evaluation_at_the_end_follows_the_last_checkpoint_and_is_made_up_fo
     begin(DDIM(steps=2), 4, ckpt_path=last)
     assert last.read_bytes() == before
     assert [event.step for event in events(tmp_path).Scalars(NAME)] == [2, 4]
-    (made,) = events(tmp_path).Scalars("final/fd_digits")
+    (event,) = events(tmp_path).Scalars("final/fd_digits")
     model = tiny_model()
     model.load_state_dict(checkpoint["state_dict"])
-    assert (made.step, made.value) == (4, pytest.approx(distance_by_hand(model, 80), rel=1e-4))
-    said = capsys.readouterr().out
-    assert said.count("evaluation at the end: 80 images x 2 network evaluations, about ") == 2
-    assert said.count("step 4: final/fd_digits ") == 1
+    assert (event.step, event.value) == (4, pytest.approx(compute_distance(model, 80), rel=1e-4))
+    out = capsys.readouterr().out
+    assert out.count("evaluation at the end: 80 images x 2 network evaluations, about ") == 2
+    assert out.count("step 4: final/fd_digits ") == 1
 
 
-def test_the_evaluation_at_the_end_is_made_once_on_the_weights_that_were_kept(tmp_path: Path) -> None:
+def test_the_evaluation_at_the_end_runs_once_on_the_saved_weights(tmp_path: Path) -> None:
     callbacks = [evaluation(), EMA(0.5), Checkpoints(every_n_steps=2, monitor=NAME)]
     trainer = fit(tmp_path / "run", callbacks, logger=tensorboard(tmp_path), enable_checkpointing=True)
-    (made,) = events(tmp_path).Scalars("final/fd_digits")
-    assert (made.step, made.value) == (4, float(trainer.callback_metrics["final/fd_digits"]))
+    (event,) = events(tmp_path).Scalars("final/fd_digits")
+    assert (event.step, event.value) == (4, float(trainer.callback_metrics["final/fd_digits"]))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.ckpt"]
     model = tiny_model()
     model.load_state_dict(torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"])
-    assert made.value == pytest.approx(distance_by_hand(model), rel=1e-4)
+    assert event.value == pytest.approx(compute_distance(model), rel=1e-4)
     validator = quiet_trainer(tmp_path, callbacks=[evaluation()], limit_val_batches=1)
-    (figures,) = validator.validate(model, datamodule=ImageDataModule(Digits()), verbose=False)
-    assert "val/loss" in figures
-    assert not any("fd_digits" in name for name in figures)
+    (metrics,) = validator.validate(model, datamodule=ImageDataModule(Digits()), verbose=False)
+    assert "val/loss" in metrics
+    assert not any("fd_digits" in name for name in metrics)
 
 
 class Timed(Callback):
-    """Notes, before the evaluation after it in the list, how long the run has taken."""
+    """Records how long the run has taken, before the evaluation that follows it in the list."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = time.monotonic()
@@ -314,21 +314,21 @@ class Timed(Callback):
 
 
 @pytest.mark.parametrize("share", [None, 0.2])
-def test_evaluations_take_no_more_than_their_share_of_the_time(
+def test_evaluations_take_at_most_their_share_of_the_time(
     tmp_path: Path, share: float | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(tmp_path, [timed := Timed(), asked := evaluation(every_n_steps=1, max_share=share)], max_steps=40)
-    seconds, left_out = asked.seconds, capsys.readouterr().out.count("evaluation skipped: with another ")
-    assert len(seconds) + left_out == 40
+    seconds, skipped = asked.seconds, capsys.readouterr().out.count("evaluation skipped: with another ")
+    assert len(seconds) + skipped == 40
     if share is None:
-        assert sum(seconds) / timed.took > 0.3  # so that the limit of the other case is one
+        assert sum(seconds) / timed.took > 0.3  # so that the other case's limit has an effect
     else:
         assert 2 <= len(seconds) < 40
         unforeseen = max(0, seconds[-1] - max(seconds[:-1]))
         assert sum(seconds) <= share * timed.took + unforeseen + 1e-3
 
 
-def test_the_first_evaluation_too_is_left_out_by_its_estimate(
+def test_the_first_evaluation_is_skipped_by_its_estimated_cost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = evaluation(every_n_steps=2, max_share=1e-6)
@@ -336,12 +336,12 @@ def test_the_first_evaluation_too_is_left_out_by_its_estimate(
     assert (asked.seconds, asked.evaluated_step) == ([], -1)
     assert NAME not in trainer.callback_metrics
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    said = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
-    assert [line.split(":")[0] for line in said] == ["step 2", "step 4"]
-    assert all(line.endswith("max_share is 1e-06") for line in said)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
+    assert [line.split(":")[0] for line in lines] == ["step 2", "step 4"]
+    assert all(line.endswith("max_share is 1e-06") for line in lines)
 
 
-def test_without_a_figure_there_is_only_the_last_checkpoint(tmp_path: Path) -> None:
+def test_without_a_monitor_only_the_last_checkpoint_is_written(tmp_path: Path) -> None:
     fit(tmp_path / "run", [Checkpoints(every_n_steps=3)], enable_checkpointing=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.ckpt"]
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 4
@@ -351,20 +351,20 @@ def test_without_a_figure_there_is_only_the_last_checkpoint(tmp_path: Path) -> N
 def test_validate_and_test_measure_the_given_weights(tmp_path: Path, command: str, name: str) -> None:
     model = tiny_model()
     trainer = quiet_trainer(tmp_path, callbacks=[evaluation(every_n_steps=1)], limit_val_batches=1.0)
-    (figures,) = getattr(trainer, command)(model, datamodule=ImageDataModule(Digits()), verbose=False)
-    assert figures[name] == pytest.approx(distance_by_hand(model), rel=1e-4)
+    (metrics,) = getattr(trainer, command)(model, datamodule=ImageDataModule(Digits()), verbose=False)
+    assert metrics[name] == pytest.approx(compute_distance(model), rel=1e-4)
 
 
-def test_too_few_images_are_warned_of_in_words(tmp_path: Path) -> None:
+def test_too_few_images_cause_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="63 images are too few for the covariance of 64 features.*at least 64"):
         fit(tmp_path, [evaluation(n=63, every_n_steps=4)])
 
 
-def test_the_cost_is_said_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cost_is_printed_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, [evaluation(every_n_steps=4)])
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("evaluation: 70 images x 2 network evaluations, about ")
-    assert any(line.startswith("step 4: val/fd_digits ") for line in said[1:])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("evaluation: 70 images x 2 network evaluations, about ")
+    assert any(line.startswith("step 4: val/fd_digits ") for line in lines[1:])
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_the_cost_is_said_before_training(tmp_path: Path, capsys: pytest.Capture
         ),
     ],
 )
-def test_an_interval_is_one_number_of_at_least_one(kind: Any, interval: dict[str, int]) -> None:
+def test_an_interval_is_one_positive_number(kind: Any, interval: dict[str, int]) -> None:
     with pytest.raises(UserError, match="give either every_n_steps or every_n_epochs, at least 1"):
         kind(**interval)
 
@@ -400,6 +400,6 @@ def test_one_image_is_not_enough() -> None:
         ({"metrics": ["is"], "n": 9}, "Inception Score .* takes at least 10 images, got 9; leave out 'is'"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_at_once(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         evaluation(**({"every_n_steps": 1} | arguments))

@@ -1,7 +1,6 @@
-"""The search for nearest training images against brute force, and the panel that shows them."""
+"""Memorisation: the share of near images, the panel of nearest training images, and when they are made."""
 
 import io
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.big_dataset import pixels_as_they_are
-from helpers.command_line import REPOSITORY, run
+from helpers.brute_force import brute_force
 from helpers.fits import events, fit, tensorboard
 from helpers.tiny import quiet_trainer, same, tiny_model, weights
 from PIL import Image
@@ -21,126 +20,19 @@ from lightning_ddpm.callbacks.memorisation import GAP, build_panel
 from lightning_ddpm.data import Digits, ImageDataModule, MemoryDataset
 from lightning_ddpm.data.image_io import TITLE_HEIGHT, arrange_grid, to_float
 from lightning_ddpm.diffusion import DDIM, Denoiser, Sampler
-from lightning_ddpm.metrics import DigitsFeatures, Inception, NearestNeighbours, NeighbourDistances
+from lightning_ddpm.metrics import DigitsFeatures, Inception
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.image_classifier import ImageClassifier
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.networks import SmallCNN
-from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import make_generator
 
 NAME = "memorisation_digits"
 
 
-def normal(n: int, d: int, index: int) -> Tensor:
-    return torch.randn(n, d, generator=make_generator("cpu", "test", index=index))
-
-
-def brute_force(queries: Tensor, stream: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """All distances at once, then sorted by distance and, among equals, by number."""
-    differences = queries.double().numpy()[:, None] - stream.double().numpy()[None]
-    distances = np.sqrt((differences**2).sum(-1))
-    order = np.stack([np.lexsort((np.arange(len(stream)), row)) for row in distances])[:, :k]
-    return torch.from_numpy(np.take_along_axis(distances, order, 1)), torch.from_numpy(order)
-
-
-def search(queries: Tensor, stream: Tensor, k: int, block: int, world: int = 1) -> tuple[Tensor, Tensor]:
-    """Blocks of the stream dealt over that many ranks, and what the first of them gathers."""
-
-    def on(rank: int) -> NearestNeighbours:
-        nearest = NearestNeighbours(queries, k)
-        for start in range(0, len(stream), block)[rank::world]:
-            nearest.update(start, stream[start : start + block])
-        return nearest
-
-    parts: list[Tensor] = []
-    for rank in range(world):
-        on(rank).gather(Ranks(rank, world, lambda part: parts.append(part.clone()) or part))  # type: ignore[func-returns-value]
-    return on(0).gather(Ranks(0, world, lambda part: torch.stack(parts).sum(0)))
-
-
-@pytest.mark.parametrize("world", [1, 3])
-@pytest.mark.parametrize("block", [1, 7, 50, 64, 100, 1000])
-def test_the_nearest_are_those_of_brute_force_whatever_the_blocks(block: int, world: int) -> None:
-    queries, stream = normal(20, 5, 0), normal(100, 5, 1)
-    distances, indices = search(queries, stream, 4, block, world)
-    expected, which = brute_force(queries, stream, 4)
-    assert torch.equal(indices, which)
-    assert distances.dtype == torch.float64
-    torch.testing.assert_close(distances, expected, rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("block", [1, 7, 64])
-def test_of_equally_near_ones_the_first_come_first_on_any_number_of_ranks(block: int, world: int) -> None:
-    stream = normal(90, 3, 2).round()  # 90 points of a small grid: many are the same, and many equally far
-    queries = normal(30, 3, 3).round()
-    distances, indices = search(queries, stream, 6, block, world)
-    expected, which = brute_force(queries, stream, 6)
-    assert (distances[:, 1:] == distances[:, :-1]).any()
-    assert torch.equal(indices, which)
-    assert torch.equal(distances, expected)
-
-
-def test_blocks_in_any_order_and_a_stream_no_longer_than_k() -> None:
-    queries, stream = normal(3, 2, 4), normal(4, 2, 5).round()
-    nearest = NearestNeighbours(queries, 4)
-    for start in (3, 0, 2, 1):
-        nearest.update(start, stream[start : start + 1])
-    distances, indices = nearest.gather(Ranks())
-    expected, which = brute_force(queries, stream, 4)
-    assert torch.equal(indices, which)
-    torch.testing.assert_close(distances, expected, rtol=1e-14, atol=0)
-
-
-def test_small_distances_between_large_vectors_are_exact() -> None:
-    stream = 10000 + normal(100, 4, 6).round()
-    distances, _ = search(stream[:10] + 2**-9, stream, 1, 64)  # |a|^2 - 2ab + |b|^2 is off by percents here
-    assert distances.flatten().tolist() == [2**-8] * 10
-
-
-FLAT_MEMORY = """
-import torch
-from benchmarks.report import peak_megabytes
-from helpers.big_dataset import Big, pixels_as_they_are
-from lightning_ddpm.metrics import find_nearest
-from lightning_ddpm.utils.distributed import Ranks
-images = torch.zeros(8, 3 * 64 * 64)
-peaks = []
-for n in (3200, 6400):
-    find_nearest(pixels_as_they_are(3 * 64 * 64), images, 4, Big(n), Big(8), Ranks(),
-                 lambda batches, total: (batch for _, batch in batches))
-    peaks.append(peak_megabytes(of_the_process=True))
-print(peaks[1] - peaks[0])
-"""
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_training_set() -> None:
-    # Left to choose what it keeps of memory that was given back, glibc takes up to 20 MB more, now sooner, now later.
-    environment = {
-        "PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}",
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-    }
-    ended = run(sys.executable, "-c", FLAT_MEMORY, **environment)
-    assert ended.returncode == 0, ended.stderr
-    assert float(ended.stdout) < 15  # MB; 3,200 more images are 39 MB and their features 157
-
-
-def test_the_share_is_that_of_images_within_the_held_out_ones_quantile() -> None:
-    held_out = torch.arange(101.0, dtype=torch.float64)  # within 5 lie 6 of 101
-    distances = torch.tensor([[0.0], [5.0], [5.1], [80.0]], dtype=torch.float64)
-    found = NeighbourDistances(distances, torch.zeros(4, 1, dtype=torch.long), held_out)
-    assert found.near == pytest.approx(5.0)
-    assert found.share == 0.5
-    few = NeighbourDistances(distances, found.indices, held_out[:19])
-    assert few.near is None
-    assert few.share is None
-
-
 class Copier(Sampler):
-    """What a model that knows its images by heart does: the images themselves, from the first on."""
+    """Returns given images, as a model that has memorised them would."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -159,8 +51,8 @@ def memorisation(**arguments: Any) -> Memorisation:
 
 def measure(folder: Path, callback: Memorisation, data: ImageDataModule | None = None) -> dict[str, float]:
     trainer = quiet_trainer(folder, callbacks=[callback], limit_test_batches=1)
-    (figures,) = trainer.test(tiny_model(), datamodule=data or ImageDataModule(Digits()), verbose=False)
-    return dict(figures)
+    (metrics,) = trainer.test(tiny_model(), datamodule=data or ImageDataModule(Digits()), verbose=False)
+    return dict(metrics)
 
 
 def digits(split: Any) -> Tensor:
@@ -169,28 +61,28 @@ def digits(split: Any) -> Tensor:
     return data.images
 
 
-def test_copies_of_training_images_find_themselves(tmp_path: Path) -> None:
+def test_copies_of_training_images_are_their_own_nearest_images(tmp_path: Path) -> None:
     callback = memorisation(sampler=Copier(digits("train")), batch_size=70)
     assert measure(tmp_path, callback)[f"test/{NAME}"] == 1.0
     found = callback.proximity
     assert found is not None
     assert found.indices[:, 0].tolist() == list(range(70))
     assert (found.distances[:64, 0] == 0).all()
-    assert found.distances[64:, 0].max() < 1e-4  # the last six went through the network in a batch of another size
+    assert found.distances[64:, 0].max() < 1e-4  # the last six were in a batch of another size
     assert found.distances[:, 1].min() > 1
 
 
-def test_held_out_images_are_as_near_as_held_out_images(tmp_path: Path) -> None:
+def test_held_out_images_have_the_share_of_the_quantile(tmp_path: Path) -> None:
     callback = memorisation(n=179, sampler=Copier(digits("test")), batch_size=179)
-    figure = measure(tmp_path, callback)[f"test/{NAME}"]
+    share = measure(tmp_path, callback)[f"test/{NAME}"]
     found = callback.proximity
     assert found is not None
     assert torch.equal(found.distances[:, 0], found.held_out)
-    assert figure == pytest.approx(9 / 179)
+    assert share == pytest.approx(9 / 179)
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_the_end_of_fit_shows_the_averaged_weights_images_beside_their_nearest(tmp_path: Path, first: bool) -> None:
+def test_the_end_of_fit_shows_images_by_the_averaged_weights_beside_their_nearest(tmp_path: Path, first: bool) -> None:
     callback, average, model = (
         memorisation(extractor=pixels_as_they_are(64), shown=5, neighbours=3),
         EMA(0.5),
@@ -242,40 +134,40 @@ def test_the_end_of_fit_shows_the_averaged_weights_images_beside_their_nearest(t
     [({"every_n_steps": 2}, [2, 4, 6]), ({"every_n_epochs": 2}, [6])],
     ids=str,
 )
-def test_an_interval_takes_the_place_of_the_end(tmp_path: Path, interval: dict[str, int], steps: list[int]) -> None:
+def test_an_interval_replaces_the_run_at_the_end(tmp_path: Path, interval: dict[str, int], steps: list[int]) -> None:
     callback = memorisation(n=20, **interval)
     fit(tmp_path, [callback], logger=tensorboard(tmp_path), max_steps=-1, max_epochs=2, limit_train_batches=3)
     assert [event.step for event in events(tmp_path).Scalars(f"val/{NAME}")] == steps
-    drawn = {path.name for path in (tmp_path / "samples").iterdir()}
-    assert drawn == {f"memorisation-{step:07d}{what}.png" for step in steps for what in ("", "-distances")}
+    written = {path.name for path in (tmp_path / "samples").iterdir()}
+    assert written == {f"memorisation-{step:07d}{what}.png" for step in steps for what in ("", "-distances")}
 
 
-def test_training_does_not_notice(tmp_path: Path) -> None:
+def test_it_does_not_change_training(tmp_path: Path) -> None:
     with_it, without = tiny_model(), tiny_model()
     fit(tmp_path, [memorisation(n=9, every_n_steps=1)], with_it)
     fit(tmp_path, [], without)
     assert same(weights(with_it), weights(without))
 
 
-def test_a_trial_run_of_one_batch_measures_nothing(tmp_path: Path) -> None:
+def test_a_fast_dev_run_measures_nothing(tmp_path: Path) -> None:
     fit(tmp_path, [callback := memorisation()], fast_dev_run=True, max_steps=-1)
     assert callback.proximity is None
     assert not (tmp_path / "samples").exists()
 
 
-def test_what_it_takes_and_what_came_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_and_share_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, [callback := memorisation()])
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == (
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
         "memorisation: 70 images x 2 network evaluations and one pass over 1618 training images, at the end of training"
     )
     assert callback.proximity is not None
-    figure = f"step 4: val/{NAME} {callback.proximity.share:.3g}: the share of 70 generated images no farther "
-    assert any(line == f"{figure}from the training set than the nearest 5% of 70 held-out images" for line in said)
+    start = f"step 4: val/{NAME} {callback.proximity.share:.3g}: the share of 70 generated images no farther "
+    assert any(line == f"{start}from the training set than the nearest 5% of 70 held-out images" for line in lines)
 
 
 class FewHeldOut(Digits):
-    """The digits with so many held out."""
+    """The digits with n held-out images."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -288,7 +180,7 @@ class FewHeldOut(Digits):
 @pytest.mark.filterwarnings("ignore:.*is set to use 0 workers")
 @pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")
 @pytest.mark.parametrize("n", [0, 19])
-def test_too_few_held_out_images_give_the_panel_alone_and_that_is_said(
+def test_with_too_few_held_out_images_only_the_panel_is_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], n: int
 ) -> None:
     trainer = quiet_trainer(tmp_path, callbacks=[callback := memorisation()], logger=tensorboard(tmp_path), max_steps=2)
@@ -305,7 +197,7 @@ def test_too_few_held_out_images_give_the_panel_alone_and_that_is_said(
     assert "val/memorisation" in events(tmp_path).Tags()["images"]
 
 
-def test_a_panel_of_one_row_and_of_colours() -> None:
+def test_a_panel_may_have_one_row_and_colours() -> None:
     colours = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8, generator=make_generator("cpu", "test"))
     panel = build_panel(colours[:1], MemoryDataset(colours, torch.zeros(3)), torch.tensor([[2, 1]]))
     assert panel.shape == (3, TITLE_HEIGHT + 52, 3 * 50 + 2 + GAP)
@@ -333,7 +225,7 @@ def test_the_panels_titles_rank_the_neighbours(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "arguments", [{"n": 0}, {"shown": 0}, {"shown": 71}, {"neighbours": 0}, {"batch_size": 0}], ids=str
 )
-def test_numbers_that_make_no_sense_are_refused(arguments: dict[str, int]) -> None:
+def test_invalid_numbers_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"shows at least 1 of its n images beside at least 1 neighbour.*got shown="):
         memorisation(**arguments)
 
@@ -350,7 +242,7 @@ def classifier() -> ImageClassifier:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "model", "said"),
+    ("arguments", "model", "message"),
     [
         ({"neighbours": 1619}, tiny_model, "there are 1618 training images and the .* shows 1619 neighbours; lower"),
         ({"sampler": DDIM(steps=21)}, tiny_model, "21"),
@@ -359,12 +251,12 @@ def classifier() -> ImageClassifier:
     ],
     ids=["neighbours", "steps", "weights", "a classifier"],
 )
-def test_what_cannot_be_measured_is_said_before_training(
-    tmp_path: Path, arguments: dict[str, Any], model: Callable[[], Any], said: str
+def test_what_cannot_be_measured_is_refused_before_training(
+    tmp_path: Path, arguments: dict[str, Any], model: Callable[[], Any], message: str
 ) -> None:
     built = model()
     before = weights(built)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         fit(tmp_path, [memorisation(**arguments)], built)
     assert same(before, weights(built))
 

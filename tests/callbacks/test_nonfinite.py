@@ -1,7 +1,6 @@
-"""Numbers that are not finite, memory that is too small, and ranks that fail."""
+"""NonFinite: steps whose loss or gradient is not finite."""
 
 import math
-import time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -9,17 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.command_line import REPOSITORY, ddpm, tiny_digits, write_yaml
 from helpers.run_spies import NumberedDigits
 from helpers.tiny import quiet_trainer, same, tiny_model, weights
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.precision import MixedPrecision
 
-from lightning_ddpm.callbacks import EMA, Checkpoints, NonFinite, StopAllRanks
+from lightning_ddpm.callbacks import EMA, Checkpoints, NonFinite
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.models.generate import generate_batches
-from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -50,7 +46,7 @@ def fit(folder: Path, *callbacks: Callback, steps: int = 6, **arguments: Any) ->
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_is_left_out(
+def test_a_step_that_is_not_finite_is_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str, value: float
 ) -> None:
     poison = Poison(range(2, 4), where, value)
@@ -62,36 +58,36 @@ def test_a_step_that_is_not_finite_is_left_out(
     assert not same(after, later)
     assert trainer.callback_metrics["train/steps_skipped"] == 2
     assert all(value.isfinite().all() for value in weights(trainer.lightning_module).values())
-    said = capsys.readouterr().out
-    assert "step 3 is skipped: its loss or gradient is not finite (1 in a row; 10 end the run)" in said
-    assert "step 4 is skipped: its loss or gradient is not finite (2 in a row; 10 end the run)" in said
+    out = capsys.readouterr().out
+    assert "step 3 is skipped: its loss or gradient is not finite (1 in a row; 10 end the run)" in out
+    assert "step 4 is skipped: its loss or gradient is not finite (2 in a row; 10 end the run)" in out
     counts = {int(state["step"]) for state in trainer.optimizers[0].state.values()}
-    assert counts == {4}, "Adam counts the steps that were made"
+    assert counts == {4}, "Adam counts the steps that it took"
 
 
-def test_too_many_steps_in_a_row_end_the_run_and_leave_a_good_checkpoint(tmp_path: Path) -> None:
+def test_too_many_skipped_steps_in_a_row_end_the_run_with_a_valid_checkpoint(tmp_path: Path) -> None:
     poison = Poison(range(3, 99), "loss")
     with pytest.raises(UserError) as ended:
         fit(tmp_path, EMA(0.5), poison, NonFinite(3), Checkpoints(every_n_steps=1), steps=50, enable_checkpointing=True)
-    said = str(ended.value)
-    assert "3 steps in a row" in said
-    assert "step 6 with learning rate 0.01" in said
-    assert f"on rank 0 the loss of images {poison.images[6]} at t=" in said
-    assert said.count(" at t=") == 1, "one image was bad"
+    message = str(ended.value)
+    assert "3 steps in a row" in message
+    assert "step 6 with learning rate 0.01" in message
+    assert f"on rank 0 the loss of images {poison.images[6]} at t=" in message
+    assert message.count(" at t=") == 1, "one image was bad"
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for part in ("state_dict", "current_model_state"):
         assert all(value.isfinite().all() for value in last[part].values())
 
 
 @pytest.mark.parametrize(("step", "steps"), [(5, 9), (6, 6)], ids=["of an epoch", "of the run"])
-def test_the_last_step_is_told_with_its_images_too(tmp_path: Path, step: int, steps: int) -> None:
+def test_the_last_step_is_reported_with_its_images(tmp_path: Path, step: int, steps: int) -> None:
     poison = Poison(range(step - 1, step), "loss")
     with pytest.raises(UserError, match=f"last of them step {step} with") as ended:
         fit(tmp_path, poison, NonFinite(1), steps=steps)
     assert f"on rank 0 the loss of images {poison.images[step]} at t=" in str(ended.value)
 
 
-def test_a_step_left_out_is_in_the_count_of_the_checkpoint_after_it(tmp_path: Path) -> None:
+def test_the_next_checkpoint_counts_the_skipped_step(tmp_path: Path) -> None:
     kept = Checkpoints(every_n_steps=4)
     fit(tmp_path, Poison(range(3, 4), "loss"), NonFinite(), kept, steps=4, enable_checkpointing=True)
     counted = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["NonFinite"]
@@ -99,7 +95,7 @@ def test_a_step_left_out_is_in_the_count_of_the_checkpoint_after_it(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "by_itself"),
+    ("optimizer", "skips_on_device"),
     [
         (partial(torch.optim.Adam, lr=1e-2, fused=True), True),
         (partial(torch.optim.AdamW, lr=1e-2, fused=True), True),
@@ -109,10 +105,10 @@ def test_a_step_left_out_is_in_the_count_of_the_checkpoint_after_it(tmp_path: Pa
     ],
     ids=["Adam, fused", "AdamW, fused", "Adam", "SGD", "SGD, fused"],
 )
-def test_the_first_step_and_a_later_one_are_left_out_by_every_optimizer(
-    tmp_path: Path, optimizer: Any, by_itself: bool
+def test_every_optimizer_skips_the_first_step_and_a_later_one(
+    tmp_path: Path, optimizer: Any, skips_on_device: bool
 ) -> None:
-    """Those that cannot by themselves are given no gradients: momentum goes on wherever there is one."""
+    """Optimizers that cannot skip a step get no gradients: with zero gradients, momentum would still move weights."""
     poison = Poison(range(0, 4, 3), "gradient")
     model = tiny_model(optimizer=optimizer)
     trainer = quiet_trainer(tmp_path, callbacks=[poison, NonFinite()], max_steps=6)
@@ -120,10 +116,10 @@ def test_the_first_step_and_a_later_one_are_left_out_by_every_optimizer(
     seen = [*poison.weights, weights(model)]
     assert [same(before, after) for before, after in pairwise(seen)] == [True, False, False, True, False, False]
     assert all(each.isfinite().all() for each in weights(model).values())
-    assert hasattr(trainer.optimizers[0], "found_inf") is by_itself
+    assert hasattr(trainer.optimizers[0], "found_inf") is skips_on_device
 
 
-def test_a_last_step_that_is_left_out_is_in_the_curves(tmp_path: Path) -> None:
+def test_a_skipped_last_step_is_logged(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     fit(tmp_path, Poison(range(5, 6), "loss"), NonFinite(), logger=logger)
     logger.save()
@@ -132,7 +128,7 @@ def test_a_last_step_that_is_left_out_is_in_the_curves(tmp_path: Path) -> None:
     assert float(rows[-1].split(",")[column]) == 1
 
 
-def test_a_step_left_out_is_said_by_a_run_that_a_signal_stops_after_it(
+def test_a_run_that_a_signal_stops_reports_the_step_skipped_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Stops(Callback):
@@ -147,7 +143,7 @@ def test_a_step_left_out_is_said_by_a_run_that_a_signal_stops_after_it(
     assert "step 3 is skipped" in capsys.readouterr().out
 
 
-def test_a_gradient_alone_names_the_images_of_the_batch(tmp_path: Path) -> None:
+def test_for_a_nonfinite_gradient_the_images_of_the_batch_are_listed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"only the gradient, of a batch of images .* at t=") as ended:
         fit(tmp_path, Poison(range(99), "gradient"), NonFinite(2))
     assert str(ended.value).count(" at t=") == 8
@@ -159,7 +155,7 @@ def test_steps_that_are_not_in_a_row_do_not_end_the_run(tmp_path: Path) -> None:
     assert trainer.callback_metrics["train/steps_skipped"] == 4
 
 
-def test_a_batch_among_several_of_a_step_spoils_it_and_is_named(tmp_path: Path) -> None:
+def test_one_of_several_accumulated_batches_invalidates_the_step_and_is_listed(tmp_path: Path) -> None:
     class Once(Poison):
         def on_train_batch_start(
             self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -178,7 +174,7 @@ def half(scale: float) -> MixedPrecision:
     return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
 
 
-def test_in_half_precision_an_infinite_gradient_is_the_scalers_while_it_can_go_down(
+def test_in_half_precision_the_scaler_handles_infinite_gradients_above_scale_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poison, precision = Poison(range(2, 4), "gradient", math.inf), half(2.0**12)
@@ -194,7 +190,7 @@ def test_in_half_precision_an_infinite_gradient_is_the_scalers_while_it_can_go_d
     assert "is skipped" not in capsys.readouterr().out
 
 
-def test_in_half_precision_gradients_that_stay_infinite_end_the_run_when_the_scale_is_down_at_one(
+def test_in_half_precision_infinite_gradients_end_the_run_at_scale_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poison = Poison(range(1, 99), "gradient", math.inf)
@@ -205,7 +201,7 @@ def test_in_half_precision_gradients_that_stay_infinite_end_the_run_when_the_sca
     assert "step 6 is skipped" in capsys.readouterr().out
 
 
-def test_in_half_precision_a_loss_that_is_not_finite_counts_at_once(tmp_path: Path) -> None:
+def test_in_half_precision_a_nonfinite_loss_counts_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 steps in a row"):
         fit(tmp_path, Poison(range(1, 99), "loss"), NonFinite(2), plugins=[half(2.0**12)])
 
@@ -213,74 +209,3 @@ def test_in_half_precision_a_loss_that_is_not_finite_counts_at_once(tmp_path: Pa
 def test_a_limit_below_one_is_an_error() -> None:
     with pytest.raises(UserError, match="limit must be at least 1, got 0"):
         NonFinite(0)
-
-
-def test_a_batch_that_does_not_fit_the_memory_is_drawn_in_parts_and_said(capsys: pytest.CaptureFixture[str]) -> None:
-    model, asked = tiny_model(), []
-    whole = torch.cat([pixels for _, pixels in generate_batches(model, SampleRequest(n=20, seed=3, batch_size=8))])
-    draw = model.generate
-
-    def small(request: SampleRequest, start: int, stop: int) -> torch.Tensor:
-        asked.append(stop - start)
-        if asked[-1] > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return draw(request, start, stop)
-
-    model.generate = small  # type: ignore[method-assign]
-    ranges = []
-    parts = []
-    for batch, pixels in generate_batches(model, SampleRequest(n=20, seed=3, batch_size=8)):
-        ranges.append(batch)
-        parts.append(pixels)
-    assert ranges == [(3, 0, 8), (3, 8, 16), (3, 16, 20)]
-    assert (torch.cat(parts).int() - whole.int()).abs().max() <= 1
-    assert asked == [8, 4, 2, 2, 2, 2, *[2] * 4, *[2] * 2]
-    said = capsys.readouterr().out
-    assert "a batch of 8 images does not fit into memory; continuing with 4" in said
-    assert "a batch of 4 images does not fit into memory; continuing with 2" in said
-
-
-def test_an_image_that_does_not_fit_the_memory_is_an_error() -> None:
-    model = tiny_model()
-
-    def none(*_: Any) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    model.generate = none  # type: ignore[method-assign]
-    with pytest.raises(torch.OutOfMemoryError):
-        list(generate_batches(model, SampleRequest(n=4, batch_size=4)))
-
-
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_an_exception_on_one_rank_ends_both_with_its_traceback(tmp_path: Path, rank: int) -> None:
-    config = tiny_digits(tmp_path / "run")
-    config["trainer"]["max_steps"] = 100_000
-    config["trainer"]["callbacks"] = [
-        {"class_path": "helpers.run_spies.Fails", "init_args": {"step": 3, "rank": rank, "folder": str(tmp_path)}}
-    ]
-    options = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
-    path = f"{REPOSITORY}:{REPOSITORY / 'tests'}"
-    # waits until both are gone, because both have its pipes
-    ended = ddpm("fit", "--config", write_yaml(tmp_path / "config.yaml", config), *options, PYTHONPATH=path)
-    seconds = time.time() - float((tmp_path / "failed-at").read_text())
-    assert ended.returncode != 0
-    assert "ArithmeticError: on this rank alone" in ended.stderr
-    assert seconds < 60
-
-
-@pytest.mark.parametrize(
-    ("error", "lost"),
-    [
-        (torch.distributed.DistBackendError("watchdog"), True),
-        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
-        (RuntimeError("Application timeout caused pair closure"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (SystemExit(0), False),
-    ],
-)
-def test_a_rank_that_has_lost_another_one_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: BaseException, lost: bool
-) -> None:
-    """The third is what gloo says when its time is up while buffers are sent round: it does not say that it is gloo."""
-    StopAllRanks().on_exception(quiet_trainer(tmp_path), tiny_model(), error)
-    assert ("rank 0 lost the connection to another rank after step 0" in capsys.readouterr().out) is lost

@@ -1,4 +1,4 @@
-"""Sampling that was interrupted goes on, to the same set; another set's images are never taken for it."""
+"""Interrupted sampling resumes to the same set, and refuses the images of another set."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SET = ("--ckpt", CKPT, "--n", "50", "--batch_size", "8", "--steps", "2", "--seed
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of a set that was drawn without interruption."""
+    """Return the folder of a set that was sampled without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     words = [sys.executable, "-m", "lightning_ddpm", "sample", *map(str, SET), "--out", str(folder)]
     subprocess.run(words, cwd=REPOSITORY, check=True, capture_output=True)
@@ -35,32 +35,32 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_part_of_the_set_is_completed_and_only_missing_batches_are_drawn(whole, command, tmp_path):
+def test_a_partial_set_is_completed_by_its_missing_batches_only(whole, command, tmp_path):
     shutil.copytree(whole, tmp_path / "part")
     for index in (9, 30, 49):
         (tmp_path / "part" / f"{index:06d}.png").unlink()
     (tmp_path / "part" / ".000009.png.abcdef").write_bytes(b"half an image")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "part").glob("0*.png")}
-    status, said, err = command("sample", *SET, "--out", tmp_path / "part")
+    status, out, err = command("sample", *SET, "--out", tmp_path / "part")
     assert status == 0, err
-    assert "32 of them are in" in said  # the batches of 8 from 8, 24 and 48 on are not
-    assert f"wrote 18 images and grid.png in {tmp_path / 'part'}: 2 network evaluations each" in said
+    assert "32 of them are in" in out  # the batches of 8 that start at 8, 24 and 48 are incomplete
+    assert f"wrote 18 images and grid.png in {tmp_path / 'part'}: 2 network evaluations each" in out
     assert contents(tmp_path / "part") == contents(whole)
     untouched = [*range(8), *range(16, 24), *range(32, 48)]
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "part").glob("0*.png")}
     assert [index for index in range(50) if now[f"{index:06d}.png"] == before.get(f"{index:06d}.png")] == untouched
 
 
-def test_a_complete_set_is_left_as_it_is(whole, command, tmp_path):
+def test_a_complete_set_is_not_changed(whole, command, tmp_path):
     shutil.copytree(whole, tmp_path / "again")
-    status, said, err = command("sample", *SET, "--out", tmp_path / "again")
+    status, out, err = command("sample", *SET, "--out", tmp_path / "again")
     assert status == 0, err
-    assert "50 of them are in" in said
-    assert "wrote 0 images" in said
+    assert "50 of them are in" in out
+    assert "wrote 0 images" in out
     assert contents(tmp_path / "again") == contents(whole)
 
 
-def test_a_set_can_be_made_larger(whole, command, tmp_path):
+def test_a_set_can_be_extended(whole, command, tmp_path):
     for name, options in (("grown", ("--n", "20")), ("grown", ()), ("fresh", ())):
         status, _, err = command("sample", *SET, "--out", tmp_path / name, *options)
         assert status == 0, err
@@ -68,7 +68,7 @@ def test_a_set_can_be_made_larger(whole, command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_taken_up_to_the_same_set(command, tmp_path):
+def test_sampling_after_a_kill_completes_the_same_set(command, tmp_path):
     options = (*SET, "--steps", "40")
     words = [sys.executable, "-m", "lightning_ddpm", "sample", *options, "--out", tmp_path / "killed"]
     process = subprocess.Popen([str(word) for word in words], cwd=REPOSITORY, start_new_session=True)
@@ -80,7 +80,7 @@ def test_a_killed_process_is_taken_up_to_the_same_set(command, tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     there = len(list((tmp_path / "killed").glob("0*.png")))
-    assert 12 <= there < 50, "it was not interrupted in the middle: this test proves nothing"
+    assert 12 <= there < 50, "it was not interrupted in the middle, so that the test proves nothing"
     for name in "killed", "fresh":
         status, _, err = command("sample", *options, "--out", tmp_path / name)
         assert status == 0, err
@@ -118,28 +118,28 @@ def test_images_of_an_unknown_set_are_refused(content, whole, command, tmp_path)
     assert "holds images, and no set.json identifies their set; empty it or choose another folder" in err
 
 
-def test_the_manifest_says_which_set_it_is(whole):
-    said = json.loads((whole / "set.json").read_text())
-    assert (said["seed"], said["batch_size"], said["weights"], said["device"]) == (5, 8, "EMA", "cpu")
-    assert len(said["checkpoint"]) == 64
-    assert said["sampler"].startswith("DDIM(steps=2")
+def test_the_manifest_identifies_the_set(whole):
+    manifest = json.loads((whole / "set.json").read_text())
+    assert (manifest["seed"], manifest["batch_size"], manifest["weights"], manifest["device"]) == (5, 8, "EMA", "cpu")
+    assert len(manifest["checkpoint"]) == 64
+    assert manifest["sampler"].startswith("DDIM(steps=2")
 
 
-def test_images_can_be_read_by_whoever_can_read_other_new_files(whole, tmp_path):
+def test_images_have_the_permissions_of_other_new_files(whole, tmp_path):
     (tmp_path / "new").touch()
     assert stat.S_IMODE((whole / "000000.png").stat().st_mode) == stat.S_IMODE((tmp_path / "new").stat().st_mode)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_batches_that_are_done_are_left_out_and_the_others_dealt(world):
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_finished_batches_are_skipped_and_the_others_distributed(world_size):
     model = tiny_model()
     all_images = dict(
         enumerate(image for _, batch in generate_batches(model, SampleRequest(37, 1, 5)) for image in batch)
     )
     made = {}
-    for rank in range(world):
+    for rank in range(world_size):
         for (_, start, stop), pixels in generate_batches(
-            model, SampleRequest(37, 1, 5), Ranks(rank, world), done={0, 15, 35}
+            model, SampleRequest(37, 1, 5), Ranks(rank, world_size), done={0, 15, 35}
         ):
             made |= dict(zip(range(start, stop), pixels, strict=True))
     missing = [*range(5, 15), *range(20, 35)]
