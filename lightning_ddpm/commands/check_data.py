@@ -1,55 +1,59 @@
-"""``check-data``: read a whole data set, as training would, and say all that is wrong with it."""
+"""``check-data``: read a whole dataset, as training would, and report every unusable image."""
 
-from argparse import ArgumentError
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_ddpm.commands.option_errors import instantiate, parse
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.data.image_io import DecodedImage
 from lightning_ddpm.data.sources import SPLITS
 from lightning_ddpm.data.validation import cache_faults, read_all
 from lightning_ddpm.utils.console import report
-from lightning_ddpm.utils.errors import UserError
 
-ELSEWHERE = ("model", "trainer", "seed_everything", "ckpt_path", "optimizer", "lr_scheduler", "weights_only", "verbose")
-"""What a training's config has beside its data."""
+OTHERS = (
+    "model",
+    "trainer",
+    "seed_everything",
+    "ckpt_path",
+    "optimizer",
+    "lr_scheduler",
+    "weights_only",
+    "verbose",
+)
+"""Keys of a training config other than its data."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse the options and read the data; the exit status: 0, or 1 where something is wrong."""
+    """Parse the options and check the data; returns the exit status: 0, or 1 if an image is unusable."""
     parser = ArgumentParser(
-        "lightning-ddpm check-data", description="Read all images of a data set.", exit_on_error=False
+        "lightning-ddpm check-data", description="Read all images of a dataset.", exit_on_error=False
     )
-    parser.add_argument("--config", action="config", help="a training's; its data is what is checked")
+    parser.add_argument("--config", action="config", help="a training config, whose data is checked")
     parser.add_class_arguments(ImageDataModule, "data")
-    for name in ELSEWHERE:
-        parser.add_argument(f"--{name}", type=Any, help="of a config; no part of this")
-    try:
-        options = parser.parse_args(list(arguments))
-        data = parser.instantiate(Namespace(data=options.data)).data  # type: ignore[no-untyped-call]
-    except ArgumentError as error:
-        raise UserError(f"{error}; check-data --help lists the options") from error
-    return check(data)
+    for name in OTHERS:
+        parser.add_argument(f"--{name}", type=Any, help="a key of a training config; ignored")
+    options = parse(parser, arguments, "check-data")
+    return check(instantiate(parser, Namespace(data=options.data)).data)  # type: ignore[no-untyped-call]
 
 
 def check(data: ImageDataModule) -> int:
-    """Read every image and say what is wrong, a line each, or what there is.
+    """Read every image and print a line for each unusable one, and a summary of the others.
 
     Returns:
-        the number of images that cannot be used, at most 1: an exit status.
+        The exit status: 1 if an image is unusable, else 0.
     """
     parts = data.source.image_files(data.root)
     if not parts:
         data.prepare_data()
         n = [len(data.source.open(data.root, split)) for split in SPLITS]
         report(
-            f"{n[0]} images of {data.channels}x{data.size}x{data.size} to train on and {n[1]} held out, kept as arrays"
+            f"{n[0]} training images of {data.channels}x{data.size}x{data.size} and {n[1]} held out, stored as arrays"
         )
         return 0
-    wrong, good = 0, Counter[tuple[str, str, tuple[int, int]]]()
+    unusable, good = 0, Counter[tuple[str, str, tuple[int, int]]]()
     for files in parts:
         bad = []
         for index, each in enumerate(read_all(files, f"checking {data.root}")):
@@ -59,15 +63,15 @@ def check(data: ImageDataModule) -> int:
                 bad.append(index)
                 report(each)
         cache_faults(files, bad)
-        wrong += len(bad)
-    report(f"{good.total()} images can be used, {wrong} cannot")
-    for line in _summary(good):
+        unusable += len(bad)
+    report(f"{good.total()} images can be used, {unusable} cannot")
+    for line in _summarize(good):
         report(line)
-    return min(wrong, 1)
+    return min(unusable, 1)
 
 
-def _summary(good: Counter[tuple[str, str, tuple[int, int]]]) -> list[str]:
-    """How many images there are of which kind, and their smallest and largest sides."""
+def _summarize(good: Counter[tuple[str, str, tuple[int, int]]]) -> list[str]:
+    """Return lines with the number of images by format and mode, and their smallest and largest sides."""
     if not good:
         return []
     kinds, shapes = Counter[str](), Counter[str]()
@@ -75,9 +79,9 @@ def _summary(good: Counter[tuple[str, str, tuple[int, int]]]) -> list[str]:
         kinds[f"{form} {mode}"] += n
         shapes[f"{width}x{height}"] += n
     short, long = ([pick(size) for _, _, size in good] for pick in (min, max))
-    most = ", ".join(f"{n} of {shape}" for shape, n in shapes.most_common(3))
+    most_common = ", ".join(f"{n} of {shape}" for shape, n in shapes.most_common(3))
     return [
         "formats and modes: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
-        f"sizes: short sides {min(short)} to {max(short)}, long sides {min(long)} to {max(long)} pixels; {most}"
+        f"sizes: short sides {min(short)} to {max(short)}, long sides {min(long)} to {max(long)} pixels; {most_common}"
         + (", ..." if len(shapes) > 3 else ""),
     ]

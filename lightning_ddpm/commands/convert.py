@@ -1,6 +1,5 @@
-"""``export`` and ``import``: checkpoints to and from folders of Hugging Face's diffusers."""
+"""``export`` and ``import``: convert checkpoints to and from pipeline folders of Hugging Face's diffusers."""
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -10,8 +9,10 @@ from typing import Any
 import safetensors.torch
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from lightning_ddpm.commands.option_errors import parse
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.interop import diffusers as diffusers_format
 from lightning_ddpm.interop.diffusers import VARIANCES
@@ -23,18 +24,24 @@ from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_writable, write_atomically
 
 WEIGHTS = "diffusion_pytorch_model"
-"""diffusers' name for a model's weights, without .safetensors or .bin."""
+"""File name of a model's weights in diffusers, without .safetensors or .bin."""
 
 
 def run_export(arguments: Sequence[str]) -> None:
     """Parse the options and write a checkpoint as a diffusers pipeline."""
-    parser = argparse.ArgumentParser("lightning-ddpm export", description="Write a checkpoint as another library's.")
+    parser = ArgumentParser(
+        "lightning-ddpm export", description="Write a checkpoint in another format.", exit_on_error=False
+    )
     add = parser.add_argument
-    add("--ckpt", type=Path, required=True, help="the checkpoint; its averaged weights are taken")
-    add("--out", type=Path, required=True, help="folder to write; not there yet, or empty")
-    add("--format", choices=["diffusers"], required=True, help="whose: for diffusers.DDPMPipeline.from_pretrained")
-    add("--variance", choices=sorted(VARIANCES.values()), help="of the reverse steps; default: the checkpoint's own")
-    options = parser.parse_args(arguments)
+    add("--ckpt", type=Path, required=True, help="the checkpoint; its averaged weights are exported")
+    add("--out", type=Path, required=True, help="folder to write; must be new or empty")
+    add("--format", choices=["diffusers"], required=True, help="format, for diffusers.DDPMPipeline.from_pretrained")
+    add(
+        "--variance",
+        choices=sorted(VARIANCES.values()),
+        help="of the reverse steps; default: the checkpoint's own",
+    )
+    options = parse(parser, arguments, "export")
     model = load(options.ckpt, DDPM)
     kinds = {name: kind for kind, name in VARIANCES.items()}
     unet = diffusers_format.make_unet_config(model.network)
@@ -59,7 +66,7 @@ def run_export(arguments: Sequence[str]) -> None:
 
 
 def _list_skipped(model: DDPM, replaced: bool) -> list[str]:
-    """What the checkpoint's sampler has that is no part of a diffusers folder but of a call of its pipeline."""
+    """Return lines on sampler settings that diffusers takes as arguments of a pipeline call, not from its folder."""
     sampler, steps = model.sampler, model.sampler.nfe(model.schedule.T)
     if replaced:
         return []
@@ -68,25 +75,25 @@ def _list_skipped(model: DDPM, replaced: bool) -> list[str]:
         call = f"DDIMPipeline: eta={sampler.eta}, use_clipped_model_output=True, {call}"
     elif steps == model.schedule.T:
         return []
-    where = "" if steps == model.schedule.T else "; which of the T steps those are, diffusers chooses in its own way"
-    return [f"its sampler, {sampler}, is not in the folder; in diffusers it is arguments of a call: {call}{where}"]
+    spacing = "" if steps == model.schedule.T else "; diffusers has its own choice of these steps among the T"
+    return [f"its sampler, {sampler}, is not in the folder; in diffusers it is arguments of a call: {call}{spacing}"]
 
 
 def run_import(arguments: Sequence[str]) -> None:
     """Parse the options and write a checkpoint from a diffusers pipeline."""
-    parser = argparse.ArgumentParser(
-        "lightning-ddpm import", description="Make a checkpoint of another library's model."
+    parser = ArgumentParser(
+        "lightning-ddpm import", description="Convert another library's model to a checkpoint.", exit_on_error=False
     )
     add = parser.add_argument
     add("--folder", type=Path, required=True, help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers")
     add("--out", type=Path, required=True, metavar="FILE.ckpt", help="checkpoint to write, and FILE.yaml beside it")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments, "import")
     config_file = options.out.with_suffix(".yaml")
     if options.out.suffix != ".ckpt":
         raise UserError(f"--out must be a file name that ends in .ckpt, got {options.out}")
     for path in (options.out, config_file):
         if path.exists():
-            raise UserError(f"{path} is there already; choose another name or delete it")
+            raise UserError(f"{path} exists already; choose another name or delete it")
     config = _read_config(options.folder)
     parameters = build_hyper_parameters(config)
     model = build_module(parameters, DDPM, options.folder)
@@ -97,7 +104,7 @@ def run_import(arguments: Sequence[str]) -> None:
     state = model.state_dict()
     checkpoint = {
         "state_dict": state,
-        # Both weight sets, and no state of anything else: training starts at step 0 with the optimizer of its config.
+        # Both sets of weights and no other state: training starts at step 0 with the optimizer of its config.
         "current_model_state": state,
         "averaging_state": {"n_averaged": torch.tensor(0)},
         "callbacks": {},
@@ -111,24 +118,24 @@ def run_import(arguments: Sequence[str]) -> None:
     write_atomically(options.out, lambda file: torch.save(checkpoint, file))
     text = yaml.safe_dump({"model": config}, sort_keys=False)
     write_atomically(config_file, lambda file: file.write(text.encode()))
-    report(f"wrote {options.out}; `sample --ckpt {options.out}` draws from it")
+    report(f"wrote {options.out}; `sample --ckpt {options.out}` generates images from it")
     report(f"wrote {config_file}; `fit --config CONFIG --config {config_file} --ckpt_path {options.out}` fine-tunes it")
 
 
 def _part(folder: Path, name: str) -> Path:
-    """Where a pipeline keeps its ``unet`` or ``scheduler``: in a folder of that name, or with everything else."""
+    """Return a pipeline's folder of its ``unet`` or ``scheduler``: that of this name, or else the pipeline's own."""
     return folder / name if (folder / name).is_dir() else folder
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """class_path and init_args of the model that a diffusers folder holds."""
+    """Return class_path and init_args of the model in a diffusers folder."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     index = _read_json(folder / "model_index.json")
     if index.get("_class_name") not in ("DDPMPipeline", "DDIMPipeline"):
         raise UserError(
-            f"{folder / 'model_index.json'} has _class_name={index.get('_class_name')!r}, which cannot be expressed "
-            "here; supported: DDPMPipeline and DDIMPipeline"
+            f"{folder / 'model_index.json'} has _class_name={index.get('_class_name')!r}, which is not "
+            "supported; supported: DDPMPipeline and DDIMPipeline"
         )
     arguments = diffusers_format.parse_unet_config(_read_json(_part(folder, "unet") / "config.json"))
     chain = _read_json(_part(folder, "scheduler") / "scheduler_config.json")
@@ -138,7 +145,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> Mapping[str, Tensor]:
-    """Weights by diffusers' names, from safetensors if there are any, else from a pickle of nothing but tensors."""
+    """Read weights under diffusers' names, from safetensors if there are any, else from a pickle of tensors only."""
     safe, pickled = folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
     path = safe if safe.is_file() else pickled
     if not path.is_file():
@@ -149,10 +156,10 @@ def _read_weights(folder: Path) -> Mapping[str, Tensor]:
             if path == safe
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # unpickling what is no pickle fails in any way
+    except Exception as error:  # unpickling a file that is no pickle can raise anything
         raise UserError(f"{path} is damaged, or holds more than weights: {first_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
-        raise UserError(f"{path} is no file of weights")
+        raise UserError(f"{path} is not a file of weights")
     return weights
 
 
@@ -162,9 +169,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {first_line(error)}") from error
+        raise UserError(f"{path} is not JSON: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no configuration of diffusers")
+        raise UserError(f"{path} is not a configuration of diffusers")
     return content
 
 

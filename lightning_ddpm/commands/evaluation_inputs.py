@@ -1,4 +1,4 @@
-"""What ``evaluate`` judges and what with: images to be drawn, folders of them, npz files, data sets."""
+"""The inputs of ``evaluate``: a checkpoint, a folder or an npz file of images, and the reference set."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,29 +6,29 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_ddpm import data as data_sets
+from lightning_ddpm import data as datasets
 from lightning_ddpm.data import ImageDataModule, ImageDataset
 from lightning_ddpm.data.sample_images import open_npz_samples, open_sample_folder
 from lightning_ddpm.metrics import Statistics, read_statistics
-from lightning_ddpm.models.checkpoint import restrict_imports
 from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.trusted_imports import restrict_imports
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_file
 
 PUBLISHED = 50_000
-"""Images of a figure to publish."""
+"""Number of images of published metrics."""
 DATASETS = ("CIFAR10", "CelebA", "Digits", "FashionMNIST", "MNIST")
-"""Data sets that a name alone describes."""
+"""Datasets that --reference can name."""
 
 
 class EvaluatedImages(NamedTuple):
-    """What is judged.
+    """The images to evaluate: those that a model generates, or existing ones.
 
     Attributes:
         n: number of images.
-        channels, size: of each.
-        model: draws them, or
-        images: they are there.
+        channels, size: shape of each image.
+        model: the model that generates them, or ``None``.
+        images: the existing images, or ``None``.
         origin: where they come from, for the provenance.
     """
 
@@ -41,13 +41,13 @@ class EvaluatedImages(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What they are compared with.
+    """The set that the images are compared with.
 
     Attributes:
-        images: the images, where they are known.
-        statistics: of them, where a file has them.
-        data: the data set's module, which knows held-out images.
-        origin: where they come from, for the provenance.
+        images: its images; ``None`` where a file has only their statistics.
+        statistics: their statistics, where a file has them.
+        data: the data module of a dataset, which has held-out images, too.
+        origin: where the reference comes from, for the provenance.
     """
 
     images: ImageDataset | None
@@ -57,7 +57,7 @@ class Reference(NamedTuple):
 
 
 def load_evaluated_images(options: Namespace, model: DDPM | None) -> EvaluatedImages:
-    """What ``evaluate`` is to judge: the model's images, or those of --images."""
+    """Return the images to evaluate: those of the model, or those of --images where it is ``None``."""
     if model:
         channels, size, _ = model.image_shape
         origin = {
@@ -68,31 +68,31 @@ def load_evaluated_images(options: Namespace, model: DDPM | None) -> EvaluatedIm
             "seed": options.seed,
             "batch_size": options.batch_size,
         }
-        judged = EvaluatedImages(options.n or PUBLISHED, channels, size, model, None, origin)
+        evaluated = EvaluatedImages(options.n or PUBLISHED, channels, size, model, None, origin)
     else:
-        images = _images(options.images)
+        images = _open_images(options.images)
         channels, size, _ = images[0][0].shape
         if options.n and options.n > len(images):
-            raise UserError(f"{options.images} has {len(images)} images and --n asks for {options.n}; lower it")
+            raise UserError(f"{options.images} has {len(images)} images and --n is {options.n}; lower --n")
         origin = {"from": str(options.images), "fingerprint": images.fingerprint, "of": len(images)}
-        judged = EvaluatedImages(options.n or len(images), channels, size, None, images, origin)
-    if judged.n < 2:
-        raise UserError(f"there is no covariance of {judged.n} image; it takes 2 at least, and {PUBLISHED} to publish")
-    return judged
+        evaluated = EvaluatedImages(options.n or len(images), channels, size, None, images, origin)
+    if evaluated.n < 2:
+        raise UserError(f"a covariance needs at least 2 images, got {evaluated.n}; published metrics use {PUBLISHED}")
+    return evaluated
 
 
-def _images(path: Path) -> ImageDataset:
-    """The images of a folder or an npz file."""
+def _open_images(path: Path) -> ImageDataset:
+    """Open the images of a folder or an npz file."""
     if path.suffix != ".npz":
         return open_sample_folder(path)
     samples = open_npz_samples(path)
     if samples is None:
-        raise UserError(f"{path} has no images: there is no arr_0 in it; statistics alone can only be a --reference")
+        raise UserError(f"{path} has no images: it has no arr_0; a file of statistics can only be the --reference")
     return samples
 
 
-def load_reference(options: Namespace, judged: EvaluatedImages) -> Reference:
-    """What they are compared with; refused where it has another shape."""
+def load_reference(options: Namespace, evaluated: EvaluatedImages) -> Reference:
+    """Open the reference; UserError if its images have another shape than the evaluated ones."""
     name = options.reference
     if name is None:
         beside = options.ckpt.parent / "config.yaml" if options.ckpt else None
@@ -119,41 +119,40 @@ def load_reference(options: Namespace, judged: EvaluatedImages) -> Reference:
         if path.is_dir():
             images = open_sample_folder(path)
         else:
-            data = _data(name, options.root)
+            data = _load_data(name, options.root)
             images = data.reference_images()
         origin = {"from": name, "fingerprint": images.fingerprint, "n": len(images)}
     if images is not None:
         channels, size, _ = images[0][0].shape
-        if (channels, size) != (judged.channels, judged.size):
+        if (channels, size) != (evaluated.channels, evaluated.size):
             raise UserError(
-                f"the reference {name} has images of {channels}x{size}x{size} and the judged ones are "
-                f"{judged.channels}x{judged.size}x{judged.size} (channels x height x width); compare like with like"
+                f"the reference {name} has images of {channels}x{size}x{size} and the evaluated ones are "
+                f"{evaluated.channels}x{evaluated.size}x{evaluated.size} (channels x height x width); give a "
+                "reference of the same shape"
             )
     return Reference(images, statistics, data, origin)
 
 
-def _data(name: str, root: str | None) -> ImageDataModule:
-    """The data of a run's config, or a data set by its name; prepared."""
+def _load_data(name: str, root: str | None) -> ImageDataModule:
+    """Build and prepare the data of a run's config, or a dataset by its name."""
     if Path(name).suffix in (".yaml", ".yml"):
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(ImageDataModule, "data")
         try:
             config = yaml.safe_load(Path(name).read_text())["data"]
-            with restrict_imports(name):
+            with restrict_imports(name, config):
                 data: ImageDataModule = parser.instantiate(parser.parse_object({"data": config})).data
         except FileNotFoundError as error:
             raise UserError(f"there is no file {name}") from error
         except UserError:
             raise
-        except Exception as error:  # jsonargparse has many; all mean that it is no run's config
-            raise UserError(
-                f"{name} does not say of any data, as a run's config.yaml does: {first_line(error)}"
-            ) from error
+        except Exception as error:  # jsonargparse raises many kinds; all mean that this is not a run's config
+            raise UserError(f"{name} has no valid `data`, as a run's config.yaml has: {first_line(error)}") from error
     elif name in DATASETS:
-        data = ImageDataModule(getattr(data_sets, name)())
+        data = ImageDataModule(getattr(datasets, name)())
     else:
         raise UserError(
-            f"there is no {name} to compare with: give a folder of images, an npz file, a run's config.yaml, or one of "
+            f"there is no reference {name}: give a folder of images, an npz file, a run's config.yaml, or one of "
             f"{', '.join(DATASETS)}"
         )
     if root:

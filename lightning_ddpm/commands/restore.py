@@ -1,4 +1,4 @@
-"""``restore``: what is missing in images, and variations of them, by a model that was trained for none of it."""
+"""``restore``: inpaint, enlarge, denoise, colorize or vary images with a model that was not trained for it."""
 
 import json
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from lightning_ddpm.commands.options import (
     add_device_options,
     add_model_options,
+    get_ranks,
     launch_fabric,
     load_model,
     parse_options,
@@ -31,128 +32,132 @@ from lightning_ddpm.utils.files import check_writable, write_atomically
 from lightning_ddpm.utils.random import ImageNoise
 
 SHOWN = 12
-"""Images in side_by_side.png, at most."""
+"""Largest number of images in side_by_side.png."""
+TITLES = "given", "restored", "original"
+"""Columns of side_by_side.png; the last one is there with --degrade only."""
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and restore the images."""
-    parser = _parser()
+    parser = _build_parser()
     options = parse_options(parser, arguments, "restore", ["passes", "jump"])
-    _check(options)
+    _check_task_options(options)
     model = load_model(parser, options)
-    task, asked = TASKS[options.task](options, model), read_conditions(options, model)
-    images = _images(options.images, task)
+    task, conditions = TASKS[options.task](options, model), read_conditions(options, model)
+    images = _open_images(options.images, task)
     check_writable(options.out)
     if any(options.out.glob("*.png")):
         raise UserError(f"{options.out} holds images already; empty it or choose another folder")
 
     fabric = launch_fabric(options)
-    n, first = len(images), fabric.is_global_zero
-    spent = place_model(model, options, fabric)
-    request = asked.request(n, options)
-    figures = torch.zeros(n, 4, dtype=torch.float64, device=fabric.device)
+    n, ranks = len(images), get_ranks(fabric)
+    batch_sizes = place_model(model, options, fabric)
+    request = conditions.request(n, options)
+    metrics = torch.zeros(n, 4, dtype=torch.float64, device=fabric.device)
     rows: list[Tensor] = []
 
-    def restored(start: int, stop: int) -> Tensor:
-        pixels = _as_channels(images.__getitems__(range(start, stop))[0].to(fabric.device), task.shape[0])
+    def restore(start: int, stop: int) -> Tensor:
+        pixels = _expand_channels(images.__getitems__(range(start, stop))[0].to(fabric.device), task.shape[0])
         noise = ImageNoise(options.seed, start, stop, "degradation")
         given, sampler = task.prepare(to_float(pixels), noise)
         denoise, x_T, eps = model.prepare_sampling(request, start, stop)
-        if model.class_names and asked.labels is None:
-            denoise = model.denoiser  # nobody knows the pictures' classes
-        made = to_uint8(sampler.sample(denoise, x_T, eps))
-        columns = [to_uint8(given), made]
+        if model.class_names and conditions.labels is None:
+            denoise = model.denoiser  # the classes of the given images are unknown
+        restored = to_uint8(sampler.sample(denoise, x_T, eps))
+        columns = [to_uint8(given), restored]
         if options.degrade:
             columns.append(pixels)
-            figures[start:stop] = torch.cat([_figures(made, pixels), _figures(columns[0], pixels)], dim=1)
+            metrics[start:stop] = torch.cat([_measure(restored, pixels), _measure(columns[0], pixels)], dim=1)
         if start < SHOWN:
             rows.append(torch.stack(columns, dim=1)[: SHOWN - start].cpu())
-        return made
+        return restored
 
-    mine = split_ranges(n, options.seed, options.batch_size, fabric.global_rank, fabric.world_size)
+    shard = split_ranges(n, options.seed, options.batch_size, ranks.rank, ranks.world_size)
+    restored_here = sum(stop - start for _, start, stop in shard)
     with evaluation_mode(model), fabric.autocast():
-        batches = ((stop - start, (start, restored(start, stop))) for _, start, stop in mine)
-        for start, made in show_progress(batches, sum(stop - start for _, start, stop in mine), options.task, first):
-            for index, each in enumerate(made.cpu(), start):
+        batches = ((stop - start, (start, restore(start, stop))) for _, start, stop in shard)
+        for start, restored in show_progress(batches, restored_here, options.task, ranks.is_first):
+            for index, each in enumerate(restored.cpu(), start):
                 write_atomically(options.out / f"{index:06d}.png", partial(save_image, each))
-    figures = fabric.all_reduce(figures, reduce_op="sum")  # type: ignore[assignment]
-    if first:
+    metrics = ranks.reduce(metrics)
+    if ranks.is_first:
         shown = torch.cat(rows)
-        save_image(arrange_grid(shown.flatten(0, 1), columns=shown.shape[1]), options.out / "side_by_side.png")
-        done = sum(stop - start for _, start, stop in mine)
-        report(
-            f"wrote {n} images and side_by_side.png in {options.out}: {sum(spent) / done:g} network evaluations each"
-        )
+        grid = arrange_grid(shown.flatten(0, 1), shown.shape[1], TITLES[: shown.shape[1]])
+        save_image(grid, options.out / "side_by_side.png")
+        nfe = sum(batch_sizes) / restored_here
+        report(f"wrote {n} images and side_by_side.png in {options.out}: {nfe:g} network evaluations each")
         if options.degrade:
-            _report(figures.cpu(), options.out / "figures.json")
+            _report_metrics(metrics.cpu(), options.out / "metrics.json")
 
 
-def _parser() -> ArgumentParser:
-    description = "Fill in, enlarge, denoise, colour or vary images."
+def _build_parser() -> ArgumentParser:
+    description = "Inpaint, enlarge, denoise, colorize or vary images."
     parser = ArgumentParser("lightning-ddpm restore", description=description, exit_on_error=False)
     add = parser.add_argument
     add("--task", required=True, help=", ".join(TASKS))
-    add("--images", type=Path, required=True, help="folder of square pictures of the model's size (superres: smaller)")
-    add("--out", type=Path, required=True, help="folder for 000000.png, ... in the order of the pictures' paths")
-    add("--degrade", action="store_true", help="the pictures are whole: damage them first, and say how near they come")
-    add("--mask", type=Path, help="inpaint: a picture, white where pixels are to be made anew")
-    add("--box", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="inpaint: the same, as a box")
-    add("--passes", type=int, help="inpaint: how often each step is made; default: 5")
-    add("--jump", type=int, help="inpaint: steps made at a time; default: 5")
-    add("--factor", type=int, help="superres: how many times as large")
-    add("--sigma", type=float, help="of the noise in the pictures, of which black is -1 and white 1")
-    add("--strength", type=float, help="vary: from 0, the picture itself, to 1, a new one")
+    add("--images", type=Path, required=True, help="folder of square images of the model's size (superres: smaller)")
+    add("--out", type=Path, required=True, help="folder for 000000.png, ... in the order of the images' paths")
+    add("--degrade", action="store_true", help="the images are originals: degrade them first, and report PSNR and SSIM")
+    add("--mask", type=Path, help="inpaint: an image, white where pixels are to be generated")
+    add("--box", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="inpaint: a box instead of a mask")
+    add("--passes", type=int, help="inpaint: number of times each step is made; default: 5")
+    add("--jump", type=int, help="inpaint: number of steps in a block that is repeated; default: 5")
+    add("--factor", type=int, help="superres: ratio of the image sizes")
+    add("--sigma", type=float, help="standard deviation of the noise in the images, where black is -1 and white 1")
+    add("--strength", type=float, help="sdedit: from 0, the image itself, to 1, a new one")
     add_model_options(parser, required=True)
     add_device_options(parser)
     return parser
 
 
-def _check(options: Namespace) -> None:
+def _check_task_options(options: Namespace) -> None:
+    """Raise UserError for an unknown task, an option of another task, or a missing one."""
     if options.task not in TASKS:
         raise UserError(f"there is no task {options.task!r}; there are {', '.join(TASKS)}")
     task = TASKS[options.task]
-    for name in sorted({name for each in TASKS.values() for name in each.options}):
-        if options[name] not in (None, False) and name not in task.options:
-            others = ", ".join(name_ for name_, each in TASKS.items() if name in each.options)
-            raise UserError(f"--{name} is of {others}, and the task is {options.task}; leave it out")
-        if options[name] is None and name in task.needed:
-            raise UserError(f"{options.task} needs --{name}; restore --help says what it is")
+    for name in sorted({name for each in TASKS.values() for name in each.option_names}):
+        if options[name] not in (None, False) and name not in task.option_names:
+            others = ", ".join(other for other, each in TASKS.items() if name in each.option_names)
+            raise UserError(f"--{name} is an option of {others}, and the task is {options.task}; leave it out")
+        if options[name] is None and name in task.required:
+            raise UserError(f"{options.task} needs --{name}; restore --help describes it")
 
 
-def _images(folder: Path, task: Task) -> ImageDataset:
-    """The pictures, which must be such as the task takes."""
+def _open_images(folder: Path, task: Task) -> ImageDataset:
+    """Open the images; UserError if the task cannot take their shape."""
     images = open_sample_folder(folder)
     pixels = images.__getitems__([0])[0]
     channels, size = task.shape
     if pixels.shape[-1] != size:
         raise UserError(
-            f"the pictures in {folder} are {pixels.shape[-1]}x{pixels.shape[-1]} and {task.asked.task} takes "
+            f"the images in {folder} are {pixels.shape[-1]}x{pixels.shape[-1]} and {task.options.task} takes "
             f"{size}x{size} here; resize them"
         )
-    _as_channels(pixels, channels)
+    _expand_channels(pixels, channels)
     return images
 
 
-def _as_channels(pixels: Tensor, channels: int) -> Tensor:
-    """Grey pictures as RGB where those are wanted."""
+def _expand_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Convert grayscale images to RGB where the task takes RGB."""
     if pixels.shape[1] > channels:
-        raise UserError("the pictures have colours, and grey ones are wanted here; save them as grey")
+        raise UserError("the images are RGB and the task takes grayscale here; save them as grayscale")
     return pixels.expand(-1, channels, -1, -1)
 
 
-def _figures(made: Tensor, original: Tensor) -> Tensor:
-    """PSNR in dB and SSIM of each image, (b, 2) float64."""
-    a, b = made.double(), original.double()
+def _measure(restored: Tensor, original: Tensor) -> Tensor:
+    """Return PSNR in dB and SSIM of each image, (b, 2) float64."""
+    a, b = restored.double(), original.double()
     psnr = peak_signal_noise_ratio(a, b, data_range=255.0, dim=(1, 2, 3), reduction="none")
     ssim = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none")
     return torch.stack([psnr, torch.as_tensor(ssim)], dim=1)
 
 
-def _report(figures: Tensor, file: Path) -> None:
+def _report_metrics(metrics: Tensor, file: Path) -> None:
+    """Print the means of PSNR and SSIM, and write them and those of each image as JSON."""
     names = "psnr", "ssim", "psnr_given", "ssim_given"
-    means = dict(zip(names, figures.mean(0).tolist(), strict=True))
+    means = dict(zip(names, metrics.mean(0).tolist(), strict=True))
     report(f"{'':10} {'PSNR, dB':>9} {'SSIM':>7}")
     report(f"{'restored':10} {means['psnr']:9.2f} {means['ssim']:7.4f}")
-    report(f"{'as given':10} {means['psnr_given']:9.2f} {means['ssim_given']:7.4f}")
-    each = [dict(zip(names, row, strict=True)) for row in figures.tolist()]
+    report(f"{'given':10} {means['psnr_given']:9.2f} {means['ssim_given']:7.4f}")
+    each = [dict(zip(names, row, strict=True)) for row in metrics.tolist()]
     write_atomically(file, lambda out: out.write(json.dumps({"mean": means, "images": each}, indent=2).encode()))

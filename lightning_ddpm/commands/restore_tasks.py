@@ -1,4 +1,4 @@
-"""The tasks of ``restore``: what is known of each image, and the sampler that fills in the rest."""
+"""The tasks of ``restore``: each defines what is known of an image and the sampler that restores the rest."""
 
 from abc import ABC, abstractmethod
 
@@ -27,108 +27,107 @@ from lightning_ddpm.utils.random import ImageNoise
 
 
 class Task(ABC):
-    """What is done to images.
+    """A way to restore or edit images.
 
     Attributes:
-        options: of the command line that are this task's.
-        needed: those of them that must be given.
-        shape: (channels, size) of the pictures that it takes.
+        option_names: command line options that belong to this task.
+        required: those of them that must be given.
+        shape: (channels, size) of the images that the task takes.
     """
 
-    options: tuple[str, ...] = ()
-    needed: tuple[str, ...] = ()
+    option_names: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
 
-    def __init__(self, asked: Namespace, model: DDPM) -> None:
-        self.asked, self.model = asked, model
+    def __init__(self, options: Namespace, model: DDPM) -> None:
+        self.options, self.model = options, model
         self.shape = model.image_shape[:2]
 
     @abstractmethod
     def prepare(self, x: Tensor, noise: ImageNoise) -> tuple[Tensor, Sampler]:
-        """For a batch (b, c, h, w) in [-1, 1]: what is given, as large as the model's images, and how it is restored.
+        """Return what is given of a batch (b, c, h, w) in [-1, 1], in the model's size, and the sampler to restore it.
 
         Args:
-            x: the pictures, whole ones if they are to be degraded.
+            x: the images; the originals if they are to be degraded.
             noise: for the degradation.
         """
 
-    def _build_sampler(self, default: int) -> MarkovSampler:
-        """The sampler that was asked for, or ancestral sampling with as many steps as were."""
-        if not self.asked.sampler:
-            return Ancestral(FixedSmall(), min(self.asked.steps or default, self.model.schedule.T))
+    def _build_sampler(self, default_steps: int) -> MarkovSampler:
+        """Return the requested sampler, or ancestral sampling with the requested number of steps."""
+        if not self.options.sampler:
+            return Ancestral(FixedSmall(), min(self.options.steps or default_steps, self.model.schedule.T))
         if not isinstance(self.model.sampler, MarkovSampler):
             raise UserError(
-                f"{self.asked.task} goes back and forth, which {type(self.model.sampler).__name__} cannot; take "
-                "Ancestral or DDIM, or leave --sampler out"
+                f"{self.options.task} needs a sampler that takes single steps, got "
+                f"{type(self.model.sampler).__name__}; use Ancestral or DDIM, or leave --sampler out"
             )
         return self.model.sampler
 
 
 class InpaintTask(Task):
-    """Pixels under a mask are made anew."""
+    """Generates the pixels under a mask, given the others."""
 
-    options = "mask", "box", "passes", "jump", "degrade"
+    option_names = "mask", "box", "passes", "jump", "degrade"
 
-    def __init__(self, asked: Namespace, model: DDPM) -> None:
-        super().__init__(asked, model)
-        if (asked.mask is None) == (asked.box is None):
-            raise UserError("inpaint needs --mask FILE or --box LEFT TOP RIGHT BOTTOM, one of them")
-        self.known = ~(self._box() if asked.mask is None else self._picture())
+    def __init__(self, options: Namespace, model: DDPM) -> None:
+        super().__init__(options, model)
+        if (options.mask is None) == (options.box is None):
+            raise UserError("inpaint needs either --mask FILE or --box LEFT TOP RIGHT BOTTOM")
+        self.known = ~(self._make_box() if options.mask is None else self._read_mask())
         if not self.known.any():
-            raise UserError("the mask leaves no pixel known; sample draws images of which nothing is")
-        self.sampler = self._build_sampler(100)
+            raise UserError("the mask leaves no pixel known; use `sample` to generate whole images")
+        self.sampler = self._build_sampler(default_steps=100)
 
-    def _box(self) -> Tensor:
-        left, top, right, bottom = self.asked.box
+    def _make_box(self) -> Tensor:
+        left, top, right, bottom = self.options.box
         size = self.shape[1]
         if not (0 <= left < right <= size and 0 <= top < bottom <= size):
-            raise UserError(f"the box must lie in the picture of {size}x{size}, got {left} {top} {right} {bottom}")
+            raise UserError(f"the box must lie in the image of {size}x{size}, got {left} {top} {right} {bottom}")
         hole = torch.zeros(1, size, size, dtype=torch.bool)
         hole[:, top:bottom, left:right] = True
         return hole
 
-    def _picture(self) -> Tensor:
+    def _read_mask(self) -> Tensor:
         size = self.shape[1]
         try:
-            mask = read_image(self.asked.mask, 1, 1)
+            mask = read_image(self.options.mask, 1, 1)
             if mask.size == (size, size):
-                return read_image(self.asked.mask, 1, size).pixels > 127
+                return read_image(self.options.mask, 1, size).pixels > 127
         except UserError as error:
-            raise UserError(f"{self.asked.mask}: {error}") from error
+            raise UserError(f"{self.options.mask}: {error}") from error
         raise UserError(
-            f"the mask {self.asked.mask} is {mask.size[0]}x{mask.size[1]} and the model's images are {size}x{size}; "
+            f"the mask {self.options.mask} is {mask.size[0]}x{mask.size[1]} and the model's images are {size}x{size}; "
             "resize it"
         )
 
     def prepare(self, x: Tensor, noise: ImageNoise) -> tuple[Tensor, Sampler]:
         known = self.known.to(x.device)
-        inpainting = RePaint(self.sampler, x, known, self.asked.passes or 5, self.asked.jump or 5)
-        return torch.where(known, x, 0.0), inpainting
+        sampler = RePaint(self.sampler, x, known, self.options.passes or 5, self.options.jump or 5)
+        return torch.where(known, x, 0.0), sampler
 
 
 class LinearTask(Task):
-    """Undoes a linear degradation by DDRM."""
+    """Inverts a linear degradation by DDRM."""
 
-    options: tuple[str, ...] = ("sigma", "degrade")
+    option_names: tuple[str, ...] = ("sigma", "degrade")
 
-    def __init__(self, asked: Namespace, model: DDPM) -> None:
-        super().__init__(asked, model)
-        if asked.sampler:
-            raise UserError(f"{asked.task} is done by DDRM, which is a sampler of its own; leave --sampler out")
+    def __init__(self, options: Namespace, model: DDPM) -> None:
+        super().__init__(options, model)
+        if options.sampler:
+            raise UserError(f"{options.task} always uses DDRM; leave --sampler out")
         self.degradation = self.build_degradation()
-        self.steps = min(asked.steps or 20, model.schedule.T)
-        whole = torch.zeros(1, *model.image_shape)
-        y = self.degradation(whole)
-        DDRM(self.degradation, y, asked.sigma or 0.0, self.steps)  # refuses what it cannot undo
-        if not asked.degrade:
+        self.steps = min(options.steps or 20, model.schedule.T)
+        y = self.degradation(torch.zeros(1, *model.image_shape))
+        DDRM(self.degradation, y, options.sigma or 0.0, self.steps)  # raises UserError for options that it cannot use
+        if not options.degrade:
             self.shape = y.shape[1], y.shape[2]
 
     @abstractmethod
     def build_degradation(self) -> Degradation:
-        """What was done to the images."""
+        """Return the degradation of the given images."""
 
     def prepare(self, x: Tensor, noise: ImageNoise) -> tuple[Tensor, Sampler]:
-        y, sigma = x, self.asked.sigma or 0.0
-        if self.asked.degrade:
+        y, sigma = x, self.options.sigma or 0.0
+        if self.options.degrade:
             y = self.degradation(x)
             y = y + sigma * noise(y)
         channels, size = self.model.image_shape[:2]
@@ -137,49 +136,49 @@ class LinearTask(Task):
 
 
 class SuperResolutionTask(LinearTask):
-    """Larger images; what is given is the mean of each block of factor x factor pixels."""
+    """Enlarges images; a given pixel is the mean of a block of factor x factor pixels."""
 
-    options = "factor", "sigma", "degrade"
-    needed = ("factor",)
+    option_names = "factor", "sigma", "degrade"
+    required = ("factor",)
 
     def build_degradation(self) -> Degradation:
-        return Downsample(self.asked.factor)
+        return Downsample(self.options.factor)
 
 
 class DenoiseTask(LinearTask):
-    """Takes Gaussian noise away."""
+    """Removes Gaussian noise."""
 
-    needed = ("sigma",)
+    required = ("sigma",)
 
     def build_degradation(self) -> Degradation:
         return Identity()
 
 
 class ColorizeTask(LinearTask):
-    """Colours for grey images, which are the mean of the three channels."""
+    """Colorizes grayscale images; a given pixel is the mean of the three channels."""
 
     def build_degradation(self) -> Degradation:
         return Grayscale()
 
 
 class SDEditTask(Task):
-    """Noise part of the way, and back."""
+    """Makes variations of images: adds noise for a share of the steps and denoises from there."""
 
-    options = needed = ("strength",)
+    option_names = required = ("strength",)
 
-    def __init__(self, asked: Namespace, model: DDPM) -> None:
-        super().__init__(asked, model)
-        self.sampler = self._build_sampler(100)
-        SDEdit(self.sampler, torch.zeros(model.image_shape), asked.strength)  # refuses a strength that is none
+    def __init__(self, options: Namespace, model: DDPM) -> None:
+        super().__init__(options, model)
+        self.sampler = self._build_sampler(default_steps=100)
+        SDEdit(self.sampler, torch.zeros(model.image_shape), options.strength)  # raises UserError for a bad strength
 
     def prepare(self, x: Tensor, noise: ImageNoise) -> tuple[Tensor, Sampler]:
-        return x, SDEdit(self.sampler, x, self.asked.strength)
+        return x, SDEdit(self.sampler, x, self.options.strength)
 
 
 TASKS: dict[str, type[Task]] = {
     "inpaint": InpaintTask,
     "superres": SuperResolutionTask,
     "denoise": DenoiseTask,
-    "colour": ColorizeTask,
-    "vary": SDEditTask,
+    "colorize": ColorizeTask,
+    "sdedit": SDEditTask,
 }

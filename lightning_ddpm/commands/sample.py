@@ -1,10 +1,8 @@
-"""``sample``: images from a checkpoint, which says all that is needed."""
+"""``sample``: generate images from a checkpoint, which holds everything that is needed."""
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
@@ -24,144 +22,104 @@ from lightning_ddpm.commands.options import (
     place_model,
     read_conditions,
 )
+from lightning_ddpm.commands.sample_folder import (
+    check_no_larger_set,
+    check_same_set,
+    find_complete_batches,
+    get_image_path,
+    start_set,
+)
 from lightning_ddpm.data.image_io import arrange_grid, save_image, to_uint8
-from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
-from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable, write_atomically
 from lightning_ddpm.utils.hashing import hash_file
 
 SHOWN = 64
-"""Images in grid.png, at most."""
-NUMBERED = "[0-9]" * 6 + ".png"
-MANIFEST = "set.json"
-"""Says which set a folder's images are of."""
+"""Largest number of images in grid.png."""
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse the options and draw the images."""
-    parser = _parser()
+    """Parse the options and generate the images."""
+    parser = _build_parser()
     options = parse_options(parser, arguments, "sample", ["n"])
     model = load_model(parser, options)
-    asked = read_conditions(options, model)
+    conditions = read_conditions(options, model)
     check_writable(options.out)
-    _refuse_others(options.out, options.n)
-    there = _read_manifest(options.out)
+    check_no_larger_set(options.out, options.n)
 
     fabric = launch_fabric(options)
-    first = fabric.is_global_zero
-    ours = {
+    ranks, request = get_ranks(fabric), conditions.request(options.n, options)
+    manifest = {
         "checkpoint": hash_file(options.ckpt),
         "weights": "raw" if options.raw else "EMA",
         "sampler": str(model.sampler),
         "seed": options.seed,
         "batch_size": options.batch_size,
-        "device": fabric.device.type,  # its random numbers are its own
+        "device": fabric.device.type,  # each kind of device has its own random numbers
         "precision": options.precision,
-    } | asked.describe()
-    ours |= {"network": "compiled"} if options.compile else {}
-    _refuse_another_set(options.out, there, ours)
-    done = _done(options.out, options.n, options.batch_size)
-    kept = sum(min(options.batch_size, options.n - start) for start in done)
-    fabric.barrier()  # before anybody writes what another would take for done
-    if first:
-        report(describe_generation(model, options.n, options.raw, asked))
-        if kept:
-            report(f"{kept} of them are in {options.out} already")
-        _begin(options.out, ours)
-    spent = place_model(model, options, fabric)
-    ranks, request = get_ranks(fabric), asked.request(options.n, options)
+    } | conditions.describe()
+    manifest |= {"network": "compiled"} if options.compile else {}
+    check_same_set(options.out, manifest)
+    done = find_complete_batches(options.out, options.n, options.batch_size)
+    todo = options.n - sum(min(options.batch_size, options.n - start) for start in done)
+    fabric.barrier()  # no rank writes before every rank has listed the existing images
+    if ranks.is_first:
+        report(describe_generation(model, options.n, options.raw, conditions))
+        if done:
+            report(f"{options.n - todo} of them are in {options.out} already")
+        start_set(options.out, manifest)
+    batch_sizes = place_model(model, options, fabric)
     images = generate_batches(model, request, ranks, fabric.autocast, done)
     batches = ((stop - start, (start, pixels)) for (_, start, stop), pixels in images)
-    drawn = 0
-    for start, pixels in show_progress(batches, ranks.share(options.n - kept), "sampling", first):
-        drawn += len(pixels)
+    generated = 0
+    for start, pixels in show_progress(batches, ranks.share(todo), "sampling", ranks.is_first):
+        generated += len(pixels)
         for index, each in enumerate(pixels.cpu(), start):
-            write_atomically(_file(options.out, index), partial(save_image, each))
+            write_atomically(get_image_path(options.out, index), partial(save_image, each))
     fabric.barrier()
-    if not first:
+    if not ranks.is_first:
         return
-    shown = [pil_to_tensor(Image.open(_file(options.out, index))) for index in range(min(options.n, SHOWN))]
-    save_image(arrange_grid(torch.stack(shown), _columns(asked)), options.out / "grid.png")
-    cost = f": {sum(spent) / drawn:g} network evaluations each" if drawn else ""
-    report(f"wrote {options.n - kept} images and grid.png in {options.out}{cost}")
+    shown = min(options.n, SHOWN)
+    titles = _list_column_titles(conditions, shown)
+    columns = len(titles) if titles else None
+    pixels = torch.stack([pil_to_tensor(Image.open(get_image_path(options.out, index))) for index in range(shown)])
+    save_image(arrange_grid(pixels, columns, titles), options.out / "grid.png")
+    cost = f": {sum(batch_sizes) / generated:g} network evaluations each" if generated else ""
+    report(f"wrote {todo} images and grid.png in {options.out}{cost}")
     if options.trajectory:
         with evaluation_mode(model), fabric.autocast():
-            _animate(model, asked.request(min(options.n, SHOWN), options), options.trajectory, _columns(asked))
+            _animate(model, conditions.request(shown, options), options.trajectory, columns)
         report(f"wrote {options.trajectory}")
 
 
-def _parser() -> ArgumentParser:
-    description = "Draw images from a checkpoint."
+def _build_parser() -> ArgumentParser:
+    description = "Generate images from a checkpoint."
     parser = ArgumentParser("lightning-ddpm sample", description=description, exit_on_error=False)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for 000000.png, 000001.png, ... and grid.png")
     add("--n", type=int, default=64, help="number of images")
     add_model_options(parser, required=True)
-    add("--trajectory", type=Path, metavar="FILE.gif", help="also show x_T ... x_0 of the first images")
+    add("--trajectory", type=Path, metavar="FILE.gif", help="write an animation of x_T ... x_0 of the first images")
     add_device_options(parser)
     return parser
 
 
-def _columns(asked: Conditions) -> int | None:
-    """Of the grid: each class that was asked for has one."""
-    return min(len(asked.labels), SHOWN) if asked.labels and len(asked.labels) > 1 else None
-
-
-def _file(folder: Path, index: int) -> Path:
-    return folder / f"{index:06d}.png"
-
-
-def _refuse_others(folder: Path, n: int) -> None:
-    """A folder with images of a larger set would pass for one set with ours."""
-    others = [path.name for path in folder.glob(NUMBERED) if int(path.stem) >= n]
-    if others:
-        raise UserError(f"{folder} holds {min(others)} and more of a larger set; empty it or choose another folder")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Which set the folder's images are of, as :func:`_begin` wrote it; ``None`` where nothing says so."""
-    try:
-        said = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return None
-    return said if isinstance(said, dict) else None
-
-
-def _refuse_another_set(folder: Path, there: dict[str, Any] | None, ours: dict[str, Any]) -> None:
-    """Images are gone on with only where they are known to be of this very set."""
-    if there == ours or not any(folder.glob(NUMBERED)):
-        return
-    if there is None:
-        what = f"holds images, and no {MANIFEST} says which set they are of"
-    else:
-        name = next(each for each in (*ours, *there) if there.get(each) != ours.get(each))
-        what = f"holds images of another set: their {name} is {there.get(name)}, and {ours.get(name)} is asked for"
-    raise UserError(f"{folder} {what}; empty it or choose another folder")
-
-
-def _done(folder: Path, n: int, batch_size: int) -> set[int]:
-    """The first images of the batches that are there completely."""
-    there = {int(path.stem) for path in folder.glob(NUMBERED)}
-    return {start for _, start, stop in split_ranges(n, 0, batch_size, 0, 1) if there.issuperset(range(start, stop))}
-
-
-def _begin(folder: Path, ours: dict[str, Any]) -> None:
-    """Say which set the images are of, and clear away what an interrupted one left half written."""
-    for path in folder.glob(f".{NUMBERED}.*"):
-        path.unlink(missing_ok=True)
-    write_atomically(folder / MANIFEST, lambda file: file.write(json.dumps(ours, indent=2).encode()))
+def _list_column_titles(conditions: Conditions, n: int) -> list[str] | None:
+    """Return the class of each column of a grid of n images; ``None`` unless several classes were requested."""
+    labels = conditions.labels or []
+    return [conditions.names[label] for label in labels[:n]] if len(labels) > 1 else None
 
 
 def _animate(model: DDPM, request: SampleRequest, path: Path, columns: int | None, frames: int = 60) -> None:
-    """x_T ... x_0 of the first n images as an animation that stays on its last frame."""
+    """Write x_T ... x_0 of the request's images as an animation that stops at its last frame."""
     denoise, x_T, noise = model.prepare_sampling(request, 0, request.n)
     chain: list[Tensor] = [x_T, *model.sampler.trajectory(denoise, x_T, noise)]
-    kept = [*chain[:: max(1, len(chain) // frames)], chain[-1]]
-    pictures = [Image.fromarray(arrange_grid(to_uint8(x).cpu(), columns).permute(1, 2, 0).numpy()) for x in kept]
-    durations = [60] * (len(pictures) - 1) + [3000]
+    chain = [*chain[:: max(1, len(chain) // frames)], chain[-1]]
+    grids = (arrange_grid(to_uint8(x).cpu(), columns) for x in chain)
+    first, *others = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in grids]
+    durations = [60] * len(others) + [3000]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)

@@ -1,4 +1,4 @@
-"""Pictures of every kind by a stated rule; damaged, missing and forbidden ones named; none crashes the reader."""
+"""Image files of every kind are read by the stated rules; damaged, missing and forbidden ones are reported."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from lightning_ddpm.data import ImageDataModule, ImageFolder, datasets, decode_c
 from lightning_ddpm.data.image_io import read_image
 from lightning_ddpm.utils.errors import UserError
 
-# ---- the zoo: one file of each kind, and the pixel that the rule makes of it -----------------------------------------
+# ---- one file of each kind, and the pixel that it must be read as ----------------------------------------------------
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -27,7 +27,7 @@ def plain(mode: str, colour: Any) -> Image.Image:
 
 
 def palette(*, transparent: bool) -> Image.Image:
-    """Two colours, the first of which is red; pixels are all of the first."""
+    """Return an image with a palette of red and blue, whose pixels are all red."""
     image = plain("P", 0)
     image.putpalette([*RED, *BLUE])
     if transparent:
@@ -36,17 +36,17 @@ def palette(*, transparent: bool) -> Image.Image:
 
 
 def pgm16(level: int) -> bytes:
-    """A grey PGM file of 16 bits and one level, which old versions of Pillow read and do not write."""
-    height, width = np.asarray(grey16(level)).shape
+    """Return a 16-bit grayscale PGM file of one level, which old versions of Pillow read but cannot write."""
+    height, width = np.asarray(gray16(level)).shape
     return b"P5 %d %d 65535\n" % (width, height) + level.to_bytes(2, "big") * (width * height)
 
 
-def grey16(level: int) -> Image.Image:
+def gray16(level: int) -> Image.Image:
     return Image.fromarray(np.full((8, 8), level, np.uint16))
 
 
 def png16(colour: tuple[int, ...], colour_type: int, chunks: bytes = b"") -> bytes:
-    """A PNG of 16 bits a channel, which Pillow does not write."""
+    """Return a PNG of 16 bits per channel, which Pillow cannot write."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -65,7 +65,7 @@ def film(kind: str, **options: Any) -> bytes:
 
 
 def turned() -> bytes:
-    """Red on the left of what a camera saw, lying on its side: the file's top row."""
+    """Return a rotated camera image: its left column, the file's top row, is red."""
     image = plain("RGB", BLUE)
     image.paste(RED, (0, 0, 8, 1))
     exif, file = Image.Exif(), io.BytesIO()
@@ -81,15 +81,15 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 HALF = (255, 0, 0, 128)
-ZOO: list[tuple[str, bytes, tuple[int, int, int] | str]] = [
+FILES: list[tuple[str, bytes, tuple[int, int, int] | str]] = [
     ("rgb.png", saved(plain("RGB", (1, 2, 3)), "PNG"), (1, 2, 3)),
     ("rgb.jpg", saved(plain("RGB", (200, 100, 50)), "JPEG", quality=100), (200, 100, 50)),
     ("rgb.tif", saved(plain("RGB", (1, 2, 3)), "TIFF"), (1, 2, 3)),
     ("rgb.webp", saved(plain("RGB", (1, 2, 3)), "WEBP", lossless=True), (1, 2, 3)),
     ("rgb.bmp", saved(plain("RGB", (1, 2, 3)), "BMP"), (1, 2, 3)),
     ("rgb.ppm", saved(plain("RGB", (1, 2, 3)), "PPM"), (1, 2, 3)),
-    ("grey.png", saved(plain("L", 77), "PNG"), (77, 77, 77)),
-    ("grey.jpg", saved(plain("L", 77), "JPEG"), (77, 77, 77)),
+    ("gray.png", saved(plain("L", 77), "PNG"), (77, 77, 77)),
+    ("gray.jpg", saved(plain("L", 77), "JPEG"), (77, 77, 77)),
     ("bits.png", saved(plain("1", 1), "PNG"), (255, 255, 255)),
     ("bits.tif", saved(plain("1", 0), "TIFF"), (0, 0, 0)),
     ("palette.png", saved(palette(transparent=False), "PNG"), RED),
@@ -101,19 +101,19 @@ ZOO: list[tuple[str, bytes, tuple[int, int, int] | str]] = [
     ("rgba.png", saved(plain("RGBA", HALF), "PNG"), (255, 127, 127)),
     ("rgba.tif", saved(plain("RGBA", HALF), "TIFF"), (255, 127, 127)),
     ("rgba.webp", saved(plain("RGBA", HALF), "WEBP", lossless=True), (255, 127, 127)),
-    ("grey and alpha.png", saved(plain("LA", (0, 51)), "PNG"), (204, 204, 204)),
+    ("gray and alpha.png", saved(plain("LA", (0, 51)), "PNG"), (204, 204, 204)),
     ("clear colour.png", saved(plain("RGB", RED), "PNG", transparency=RED), (255, 255, 255)),
     ("cmyk.jpg", saved(plain("CMYK", (0, 255, 255, 0)), "JPEG", quality=100), RED),
     ("cmyk.tif", saved(plain("CMYK", (0, 255, 255, 0)), "TIFF"), RED),
     ("ycbcr.tif", saved(plain("YCbCr", (76, 85, 255)), "TIFF", compression="jpeg"), RED),
     ("lab.tif", saved(plain("LAB", (128, 128, 128)), "TIFF"), (119, 119, 119)),
-    ("grey16.png", saved(grey16(0x12FF), "PNG"), (0x12, 0x12, 0x12)),
-    ("grey16.tif", saved(grey16(0x12FF), "TIFF"), (0x12, 0x12, 0x12)),
-    ("grey16.pgm", pgm16(0x12FF), (0x12, 0x12, 0x12)),
-    ("clear grey16.png", png16((0x12FF,), 0, struct.pack(">H", 0x12FF)), (255, 255, 255)),
+    ("gray16.png", saved(gray16(0x12FF), "PNG"), (0x12, 0x12, 0x12)),
+    ("gray16.tif", saved(gray16(0x12FF), "TIFF"), (0x12, 0x12, 0x12)),
+    ("gray16.pgm", pgm16(0x12FF), (0x12, 0x12, 0x12)),
+    ("clear gray16.png", png16((0x12FF,), 0, struct.pack(">H", 0x12FF)), (255, 255, 255)),
     ("rgb16.png", png16((0x01FF, 0x02FF, 0x03FF), 2), (1, 2, 3)),
     ("rgba16.png", png16((0xFFFF, 0, 0, 0x80FF), 6), (255, 127, 127)),
-    ("grey and alpha16.png", png16((0, 0x3300), 4), (204, 204, 204)),
+    ("gray and alpha16.png", png16((0, 0x3300), 4), (204, 204, 204)),
     ("film.gif", film("GIF"), RED),
     ("film.png", film("PNG"), RED),
     ("film.webp", film("WEBP", lossless=True), RED),
@@ -125,10 +125,8 @@ ZOO: list[tuple[str, bytes, tuple[int, int, int] | str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "golden"), ZOO, ids=[name for name, *_ in ZOO])
-def test_every_kind_of_picture_has_the_pixel_that_its_rule_says(
-    name: str, content: bytes, golden: Any, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("name", "content", "golden"), FILES, ids=[name for name, *_ in FILES])
+def test_every_kind_of_image_is_read_as_the_rules_state(name: str, content: bytes, golden: Any, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     if isinstance(golden, str):
         with pytest.raises(UserError, match=golden):
@@ -142,7 +140,7 @@ def test_every_kind_of_picture_has_the_pixel_that_its_rule_says(
     assert int(read_image(tmp_path / name, 1, 8).pixels[0, 4, 0]) == pytest.approx(luminance, abs=near + 1)
 
 
-def test_a_camera_s_picture_is_blue_where_it_is_not_red(tmp_path: Path) -> None:
+def test_a_rotated_image_is_blue_outside_its_red_column(tmp_path: Path) -> None:
     (tmp_path / "turned.png").write_bytes(turned())
     assert read_image(tmp_path / "turned.png", 3, 8).pixels[:, 0, 7].tolist() == list(BLUE)
 
@@ -157,8 +155,8 @@ def noise(path: Path, seed: int = 0, size: tuple[int, int] = (16, 16)) -> Path:
     return path
 
 
-def checked(command: Callable[..., tuple[Any, str, str]], root: Path, *options: object) -> tuple[Any, list[str]]:
-    """The status of check-data on a folder, and its lines."""
+def check(command: Callable[..., tuple[Any, str, str]], root: Path, *options: object) -> tuple[Any, list[str]]:
+    """Return the status of check-data on a folder, and its lines."""
     status, out, err = command(
         "check-data", "--data.source", "ImageFolder", "--data.source.size", 8, "--data.root", root, *options
     )
@@ -166,11 +164,11 @@ def checked(command: Callable[..., tuple[Any, str, str]], root: Path, *options: 
     return status, out.splitlines()
 
 
-def test_a_good_folder_is_summed_up(command, tmp_path: Path) -> None:
+def test_a_good_folder_is_summarized(command, tmp_path: Path) -> None:
     for index in range(3):
         noise(tmp_path / "cats" / f"{index}.png", index)
     noise(tmp_path / "dogs" / "large.jpg", size=(40, 20))
-    status, lines = checked(command, tmp_path)
+    status, lines = check(command, tmp_path)
     assert status == 0
     assert lines[-3] == "4 images can be used, 0 cannot"
     assert lines[-2] == "formats and modes: 3 PNG RGB, 1 JPEG RGB"
@@ -178,7 +176,7 @@ def test_a_good_folder_is_summed_up(command, tmp_path: Path) -> None:
 
 
 def bomb() -> bytes:
-    """A PNG whose header says 30,000 x 30,000."""
+    """Return a PNG whose header declares 30,000 x 30,000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -190,14 +188,14 @@ def bomb() -> bytes:
 
 
 @pytest.fixture
-def menagerie(tmp_path: Path) -> Path:
-    """Two good pictures and everything that is wrong with others; a picture and a folder outside."""
-    root = tmp_path / "pictures"
+def bad_folder(tmp_path: Path) -> Path:
+    """Return a folder of two good images and one with each fault, and links to an image and a folder outside."""
+    root = tmp_path / "images"
     noise(root / "a" / "good.png")
     noise(root / "b" / "good.gif")
     noise(tmp_path / "outside" / "secret.png")
     (root / "empty.png").touch()
-    (root / "text.png").write_text("no picture")
+    (root / "text.png").write_text("no image")
     (root / "ghost.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n")
     (root / "bomb.png").write_bytes(bomb())
     (root / "half.png").write_bytes((root / "a" / "good.png").read_bytes()[:300])
@@ -230,26 +228,26 @@ FAULTS = {
 }
 
 
-def test_all_that_is_wrong_is_listed_each_with_its_fault(command, menagerie: Path) -> None:
-    status, lines = checked(command, menagerie)
+def test_every_unusable_file_is_listed_with_its_fault(command, bad_folder: Path) -> None:
+    status, lines = check(command, bad_folder)
     assert status == 1
-    said = dict(line.split(": ", 1) for line in lines if line.startswith(str(menagerie)))
-    assert sorted(said) == [str(menagerie / name) for name in FAULTS]
+    faults = dict(line.split(": ", 1) for line in lines if line.startswith(str(bad_folder)))
+    assert sorted(faults) == [str(bad_folder / name) for name in FAULTS]
     for name, fault in FAULTS.items():
-        assert fault in said[str(menagerie / name)], name
+        assert fault in faults[str(bad_folder / name)], name
     assert "3 images can be used, 12 cannot" in lines
 
 
-def test_a_config_s_data_is_checked_and_arrays_have_nothing_to_list(command, menagerie: Path) -> None:
-    options = ("--data.root", menagerie, "--data.source.size", "8")
+def test_data_of_a_config_is_checked_and_arrays_are_counted(command, bad_folder: Path) -> None:
+    options = ("--data.root", bad_folder, "--data.source.size", "8")
     status, out, _ = command("check-data", "--config", "configs/image_folder.yaml", *options)
     assert (status, "12 cannot" in out) == (1, True)
     status, out, _ = command("check-data", "--config", "configs/digits.yaml")
-    assert (status, out) == (0, "1618 images of 1x8x8 to train on and 179 held out, kept as arrays\n")
+    assert (status, out) == (0, "1618 training images of 1x8x8 and 179 held out, stored as arrays\n")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ((), "data.source"),
         (("--data.source", "ImageFolder", "--data.root", "no/such"), "there is no folder no/such"),
@@ -257,15 +255,15 @@ def test_a_config_s_data_is_checked_and_arrays_have_nothing_to_list(command, men
         (("--config", "no.yaml"), "no.yaml"),
     ],
 )
-def test_bad_options_are_said_in_a_sentence(options: tuple[str, ...], said: str, command) -> None:
+def test_bad_options_are_refused(options: tuple[str, ...], message: str, command) -> None:
     status, _, err = command("check-data", *options)
     assert status == 2
     assert err.startswith("error: ")
-    assert said in err
+    assert message in err
 
 
-def damaged(whole: bytes, seed: int) -> bytes:
-    """A file with some bits flipped, or its end cut off, or both."""
+def damage(whole: bytes, seed: int) -> bytes:
+    """Flip some bits of a file, or cut off its end, or both."""
     random = np.random.default_rng(seed)
     content = bytearray(whole)
     if seed % 3 != 1:
@@ -274,13 +272,13 @@ def damaged(whole: bytes, seed: int) -> bytes:
     return bytes(content[: random.integers(0, len(content))] if seed % 3 else content)
 
 
-def test_of_a_hundred_damaged_pictures_each_decodes_or_is_named(tmp_path: Path) -> None:
-    zoo = [(name, content) for name, content, golden in ZOO if not isinstance(golden, str)]
+def test_each_of_a_hundred_damaged_images_is_decoded_or_reported(tmp_path: Path) -> None:
+    readable = [(name, content) for name, content, golden in FILES if not isinstance(golden, str)]
     root = tmp_path / "damaged"
     root.mkdir()
     for seed in range(100):
-        name, content = zoo[seed % len(zoo)]
-        (root / f"{seed:03d} {name}").write_bytes(damaged(content, seed))
+        name, content = readable[seed % len(readable)]
+        (root / f"{seed:03d} {name}").write_bytes(damage(content, seed))
     options = ("--data.source", "ImageFolder", "--data.source.size", "8", "--data.root", root)
     ended = ddpm("check-data", *options)
     assert ended.returncode == 1, ended.stderr
@@ -288,7 +286,7 @@ def test_of_a_hundred_damaged_pictures_each_decodes_or_is_named(tmp_path: Path) 
     named = {line.split(": ")[0] for line in ended.stdout.splitlines() if line.startswith(str(root))}
     assert named < {str(path) for path in root.iterdir()}
     assert f"{100 - len(named)} images can be used, {len(named)} cannot" in ended.stdout
-    assert 20 < len(named) < 98, "some decode and some do not, or this shows little"
+    assert 20 < len(named) < 98, "some must decode and some not, or this test shows little"
 
 
 # ---- what training does ----------------------------------------------------------------------------------------------
@@ -296,8 +294,8 @@ def test_of_a_hundred_damaged_pictures_each_decodes_or_is_named(tmp_path: Path) 
 
 @pytest.fixture
 def some_bad(tmp_path: Path) -> Path:
-    """Forty pictures, 3 and 7 of which are broken."""
-    root = tmp_path / "pictures"
+    """Return a folder of forty images, of which 3 and 7 are broken."""
+    root = tmp_path / "images"
     for index in range(40):
         noise(root / f"{index:02d}.png", index, (8, 8))
     for index in (3, 7):
@@ -305,32 +303,32 @@ def some_bad(tmp_path: Path) -> Path:
     return root
 
 
-def test_bad_pictures_are_refused_before_training_and_the_way_out_is_named(some_bad: Path) -> None:
+def test_bad_images_are_refused_before_training_with_the_fix(some_bad: Path) -> None:
     with pytest.raises(UserError, match=r"2 of the 40 images(.|\n)*03\.png(.|\n)*07\.png(.|\n)*on_error skip"):
         ImageFolder(size=8).prepare(some_bad)
 
 
-def test_skipped_pictures_are_counted_and_the_others_keep_their_parts(
+def test_skipped_images_are_counted_and_the_others_keep_their_split(
     some_bad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = ImageFolder(size=8, holdout=0.25, on_error="skip", max_skipped=0.05)
     source.prepare(some_bad)
-    assert f"skipped 2 of the 40 images in {some_bad}" in (said := capsys.readouterr().out)
-    assert "03.png" in said
+    assert f"skipped 2 of the 40 images in {some_bad}" in (printed := capsys.readouterr().out)
+    assert "03.png" in printed
     train, test = source.open(some_bad, "train"), source.open(some_bad, "test")
-    assert (len(train), len(test)) == (30, 8)  # 3 and 7 were to be held out: nothing moves into their places
+    assert (len(train), len(test)) == (30, 8)  # 3 and 7 belong to the held-out images and are not replaced
     kept = [index for index in range(40) if index not in (3, 7) and index % 4 == 3]
     assert [bytes(test[i][0].numpy()) for i in range(8)] == [
         bytes(read_image(some_bad / f"{index:02d}.png", 3, 8).pixels.numpy()) for index in kept
     ]
 
 
-def test_more_than_may_be_skipped_is_an_error(some_bad: Path) -> None:
+def test_skipping_more_than_max_skipped_is_an_error(some_bad: Path) -> None:
     with pytest.raises(UserError, match=r"2 of the 40 images .* more than max_skipped=0\.04 of them"):
         ImageFolder(size=8, on_error="skip", max_skipped=0.04).prepare(some_bad)
 
 
-def test_all_is_read_once_until_a_file_changes(some_bad: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_checked_once_until_a_file_changes(some_bad: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = ImageFolder(size=8, on_error="skip", max_skipped=0.1)
     source.prepare(some_bad)
     opened: list[str] = []
@@ -341,7 +339,7 @@ def test_all_is_read_once_until_a_file_changes(some_bad: Path, monkeypatch: pyte
 
     monkeypatch.setattr(datasets, "read_image", spy)
     source.prepare(some_bad)
-    assert sorted(opened) == ["03.png", "07.png"], "the bad ones might have been mended"
+    assert sorted(opened) == ["03.png", "07.png"], "the bad ones might have been fixed"
     (some_bad / "05.png").write_bytes(b"broken now")
     with pytest.raises(UserError, match=r"3 of the 40(.|\n)*05\.png"):
         ImageFolder(size=8).prepare(some_bad)
@@ -353,10 +351,10 @@ def test_max_skipped_is_a_fraction() -> None:
 
 
 @pytest.mark.parametrize("policy", ["refuse", "skip"])
-def test_a_picture_that_goes_bad_during_training_is_named_without_a_traceback(
+def test_an_image_damaged_during_training_is_reported_without_a_traceback(
     policy: str, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for index in range(12):
         noise(root / f"{index:02d}.png", index, (8, 8))
     monkeypatch.setattr(decode_cache, "MAX_BYTES_IN_MEMORY", 0)  # read while training, as large sets are
@@ -364,7 +362,7 @@ def test_a_picture_that_goes_bad_during_training_is_named_without_a_traceback(
 
     def open_then_spoil(self: ImageFolder, folder: Path, split: Any) -> Any:
         data = open_part(self, folder, split)
-        if split == "test":  # all is open: now a file is cut
+        if split == "test":  # every file is open: now they are cut
             for index in range(12):
                 (root / f"{index:02d}.png").write_bytes((root / f"{index:02d}.png").read_bytes()[:80])
         return data
@@ -391,7 +389,7 @@ def test_a_picture_that_goes_bad_during_training_is_named_without_a_traceback(
     assert "cannot be used: the image cannot be read" in line
 
 
-def test_a_data_module_refuses_what_lies_outside_its_folder(menagerie: Path) -> None:
-    data = ImageDataModule(ImageFolder(size=8), str(menagerie))
+def test_data_module_refuses_files_outside_its_folder(bad_folder: Path) -> None:
+    data = ImageDataModule(ImageFolder(size=8), str(bad_folder))
     with pytest.raises(UserError, match=r"12 of the 15 images(.|\n)*and 2 more"):
         data.prepare_data()

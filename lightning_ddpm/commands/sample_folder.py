@@ -1,0 +1,61 @@
+"""The folder that ``sample`` writes: numbered images of one set, and a manifest that identifies the set."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning_ddpm.data.sharding import split_ranges
+from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.files import write_atomically
+
+NUMBERED = "[0-9]" * 6 + ".png"
+MANIFEST = "set.json"
+"""Holds what the images depend on: checkpoint, sampler, seed, ..."""
+
+
+def get_image_path(folder: Path, index: int) -> Path:
+    """Return the path of an image."""
+    return folder / f"{index:06d}.png"
+
+
+def check_no_larger_set(folder: Path, n: int) -> None:
+    """Raise UserError if the folder holds images beyond the first n, which would be taken for part of the set."""
+    others = [path.name for path in folder.glob(NUMBERED) if int(path.stem) >= n]
+    if others:
+        raise UserError(f"{folder} holds {min(others)} and more of a larger set; empty it or choose another folder")
+
+
+def check_same_set(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise UserError if the folder holds images that are not known to belong to the set of this manifest."""
+    existing = _read_manifest(folder)
+    if existing == manifest or not any(folder.glob(NUMBERED)):
+        return
+    if existing is None:
+        what = f"holds images, and no {MANIFEST} identifies their set"
+    else:
+        key = next(each for each in (*manifest, *existing) if existing.get(each) != manifest.get(each))
+        what = f"holds images of another set: their {key} is {existing.get(key)}, requested is {manifest.get(key)}"
+    raise UserError(f"{folder} {what}; empty it or choose another folder")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the folder's manifest; ``None`` where it is missing or damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def find_complete_batches(folder: Path, n: int, batch_size: int) -> set[int]:
+    """Return the first index of each batch whose images all exist."""
+    existing = {int(path.stem) for path in folder.glob(NUMBERED)}
+    batches = split_ranges(n, 0, batch_size, 0, 1)
+    return {start for _, start, stop in batches if existing.issuperset(range(start, stop))}
+
+
+def start_set(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, and delete the temporary files of an interrupted run."""
+    for path in folder.glob(f".{NUMBERED}.*"):
+        path.unlink(missing_ok=True)
+    write_atomically(folder / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=2).encode()))
