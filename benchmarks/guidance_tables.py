@@ -97,7 +97,7 @@ def evaluate(subject: Subject, model: list[object], out: Path, root: str) -> dic
         sampling = ("--n", subject.n, "--steps", subject.steps, "--batch_size", 100)
         metrics = (*subject.extractor, "--metrics", "fid", "pr", "accuracy", "--root", root)
         run_program("evaluate", *model, *sampling, *metrics, "--out", out)
-    measured: dict[str, Any] = json.loads(out.read_text())["figures"]
+    measured: dict[str, Any] = json.loads(out.read_text())["metrics"]
     return measured
 
 

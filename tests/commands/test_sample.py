@@ -1,4 +1,4 @@
-"""``sample`` by its command line: the grid of its images. Its folder is tested in tests/callbacks/test_resume.py."""
+"""``sample`` by its command line: the grid of its images. Its folder is tested in test_sample_resume.py."""
 
 from collections.abc import Callable
 from pathlib import Path

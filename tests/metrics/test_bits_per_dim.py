@@ -369,7 +369,7 @@ def test_command_line_logs_prints_and_plots_bits_per_dim(digits_run: Any, comman
     ("callback", "model", "message"),
     [
         (BitsPerDim(8), lambda: tiny_model(schedule=Cosine(1), sampler=DDIM(1)), "give the schedule at least 2 steps"),
-        (BitsPerDim(8, LearnedRange()), tiny_model, "give UNet outputs: 2"),
+        (BitsPerDim(8, LearnedRange()), tiny_model, "set UNet's outputs: 2"),
         (
             BitsPerDim(8),
             lambda: ImageClassifier(SmallCNN(1, 8, 10), torch.optim.SGD, CONSTANT),
