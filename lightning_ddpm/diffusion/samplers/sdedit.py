@@ -46,7 +46,7 @@ class SDEdit(Sampler):
         return steps + self.sampler.extra_nfe * max(steps - 1, 0)
 
     def _list_steps(self, T: int) -> list[tuple[int, int]]:
-        """Return (t, s) of the last steps of the sampler, as many as ``strength`` says."""
+        """Return (t, s) of the last steps of the sampler, a share ``strength`` of all."""
         steps = list_steps(T, self.sampler.spacing, self.sampler.steps)
         return steps[len(steps) - round(self.strength * len(steps)) :]
 
