@@ -51,7 +51,7 @@ class ImageSource(ABC):
     In the config, ``data.source`` gives the class by its import path, ``class_path: my_module.Textures``; parameters of
     its ``__init__`` go below ``init_args`` and are options of the command line, such as ``--data.source.size``.
 
-    Images reach the model as :class:`ImageDataModule` converts them: floats in [-1, 1], flipped if the config says so.
+    Images reach the model as :class:`ImageDataModule` converts them: floats in [-1, 1], flipped if the config sets it.
     For image files :class:`ImageFolder` needs no code, and :func:`build_path_dataset` opens any list of paths.
 
     Attributes:
