@@ -1,4 +1,4 @@
-"""Make a checkpoint small enough to ship: the weights that are used and how to build their model, nothing else.
+"""Make a checkpoint small enough to ship: keep the weights in use and what builds their model, and nothing else.
 
 python checkpoints/strip.py RUN/last.ckpt OUT.ckpt              a model for `sample`: averaged weights, float32
 python checkpoints/strip.py RUN/last.ckpt OUT.pt --network      the network's weights alone
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--network", action="store_true", help="the network's weights alone")
+    parser.add_argument("--network", action="store_true", help="keep the network's weights alone")
     options = parser.parse_args()
     checkpoint = read_checkpoint(options.run)
     kept = {
