@@ -1,7 +1,8 @@
-"""Checkpoints are read without running what is in them, and what cannot be read is said in a sentence."""
+"""Checkpoints are read without running code that is in them; one that cannot be read is an error in one sentence."""
 
 import os
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from helpers.command_line import REPOSITORY
 from helpers.tiny import tiny_model
 from jsonargparse import ArgumentParser
 
+from lightning_ddpm.diffusion import DDIM, Cosine
 from lightning_ddpm.models.checkpoint import build_hyper_parameters, load, read_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_classifier import ImageClassifier
+from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.errors import UserError
 
 CONFIG: dict[str, Any] = {
@@ -33,8 +36,8 @@ CONFIG: dict[str, Any] = {
 }
 
 
-class Malice:
-    """Makes a file when it is unpickled by a reader that runs code."""
+class RunsCode:
+    """Makes a folder when it is unpickled by a reader that runs code."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -45,7 +48,7 @@ class Malice:
 
 @pytest.fixture
 def content() -> dict[str, Any]:
-    """What a good checkpoint holds: an average that is twice the raw weights."""
+    """Return the content of a valid checkpoint, whose averaged weights are twice the raw ones."""
     raw = tiny_model().state_dict()
     return {
         "state_dict": {name: 2 * value for name, value in raw.items()},
@@ -54,8 +57,8 @@ def content() -> dict[str, Any]:
     }
 
 
-def sentence(path: Path) -> str:
-    """What reading the file is refused with; loading it as a model is refused likewise."""
+def read_error(path: Path) -> str:
+    """Return the message of reading the file; loading it as a model raises the same."""
     with pytest.raises(UserError) as reading:
         read_checkpoint(path)
     with pytest.raises(UserError) as loading:
@@ -77,9 +80,7 @@ def test_a_model_is_built_and_filled_from_its_checkpoint_alone(tmp_path: Path, c
         assert torch.equal(model.state_dict()[name], 2 * value)
 
 
-def test_an_optimizer_of_another_torch_does_not_keep_a_model_from_being_built(
-    tmp_path: Path, content: dict[str, Any]
-) -> None:
+def test_a_model_is_built_whatever_optimizer_another_torch_has_saved(tmp_path: Path, content: dict[str, Any]) -> None:
     arguments = {"lr": 0.1, "an_argument_of_the_future": True}
     content["hyper_parameters"]["optimizer"] = {"class_path": "torch.optim.Adam", "init_args": arguments}
     content["hyper_parameters"]["lr_scheduler"] = {"class_path": "torch.optim.lr_scheduler.NotYetKnown"}
@@ -87,19 +88,19 @@ def test_an_optimizer_of_another_torch_does_not_keep_a_model_from_being_built(
     assert load(tmp_path / "model.ckpt", DDPM).schedule.T == 20
 
 
-def test_raw_weights_that_are_not_there_are_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_missing_raw_weights_are_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
     del content["current_model_state"]
     torch.save(content, tmp_path / "model.ckpt")
     load(tmp_path / "model.ckpt", DDPM)
-    with pytest.raises(UserError, match=r"no raw weights .* leave --raw out"):
+    with pytest.raises(UserError, match=r"no raw weights .* omit --raw"):
         load(tmp_path / "model.ckpt", DDPM, raw=True)
 
 
-def test_a_missing_file_is_an_error_that_names_those_that_are_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_that_names_the_checkpoints_in_its_folder(tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").touch()
-    assert f"there is {tmp_path / 'last.ckpt'}" in sentence(tmp_path / "lost.ckpt")
-    assert "there is no checkpoint" in sentence(tmp_path / "no folder" / "lost.ckpt")
-    assert "there is no checkpoint" in sentence(tmp_path)
+    assert f"there is {tmp_path / 'last.ckpt'}" in read_error(tmp_path / "lost.ckpt")
+    assert "there is no checkpoint" in read_error(tmp_path / "no folder" / "lost.ckpt")
+    assert "there is no checkpoint" in read_error(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.5, 0.9, 0.999])
@@ -108,14 +109,14 @@ def test_a_truncated_file_is_an_error(tmp_path: Path, content: dict[str, Any], s
     torch.save(content, path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    sentence(path)
+    read_error(path)
 
 
 @pytest.mark.parametrize("first", range(0, 256, 3))
 def test_any_other_file_is_an_error(tmp_path: Path, first: int) -> None:
     path = tmp_path / "text.ckpt"
     path.write_bytes(bytes([first]) + b"his is a text\nand no checkpoint at all.\n" * 3)
-    sentence(path)
+    read_error(path)
 
 
 @pytest.mark.parametrize(
@@ -132,21 +133,21 @@ def test_any_other_file_is_an_error(tmp_path: Path, first: int) -> None:
 )
 def test_a_checkpoint_of_another_program_is_an_error(tmp_path: Path, foreign: object) -> None:
     torch.save(foreign, tmp_path / "foreign.ckpt")
-    assert "does not say" in sentence(tmp_path / "foreign.ckpt")
+    assert re.search("of another program|does not describe its model", read_error(tmp_path / "foreign.ckpt"))
 
 
 @pytest.mark.parametrize("how", ["torch.save", "torch's old format", "pickle"])
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, content: dict[str, Any], how: str) -> None:
-    path, trace = tmp_path / "evil.ckpt", tmp_path / "it ran"
-    content["callbacks"] = Malice(trace)
+def test_code_in_a_checkpoint_is_refused_without_running_it(tmp_path: Path, content: dict[str, Any], how: str) -> None:
+    path, trace = tmp_path / "code.ckpt", tmp_path / "it ran"
+    content["callbacks"] = RunsCode(trace)
     if how == "pickle":
         path.write_bytes(pickle.dumps(content["callbacks"], protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch.save")
-    assert "is refused" in sentence(path)
+    assert "is refused" in read_error(path)
     assert not trace.exists()
     torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())  # noqa: S301
-    assert trace.exists(), "the file holds no code: this test proves nothing"
+    assert trace.exists(), "the file holds no code, so that this test proves nothing"
 
 
 def test_a_checkpoint_that_is_not_the_published_one_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
@@ -155,7 +156,7 @@ def test_a_checkpoint_that_is_not_the_published_one_is_refused(tmp_path: Path, c
     load(published, DDPM)
     shutil.copy(published.parent / "SHA256SUMS", tmp_path)
     torch.save(content, tmp_path / "digits.ckpt")
-    assert "its SHA-256 is " in sentence(tmp_path / "digits.ckpt")
+    assert "its SHA-256 is " in read_error(tmp_path / "digits.ckpt")
     torch.save(content, tmp_path / "another.ckpt")
     load(tmp_path / "another.ckpt", DDPM)
 
@@ -169,14 +170,14 @@ os.mkdir("it ran")
 class Net(UNet):
     pass
 
-def fall(time):
+def alpha_bar(time):
     os.mkdir("it ran")
 """
 
 
 @pytest.fixture
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module of somebody's, in the folder where the program is started and the checkpoint lies."""
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the working folder, which holds the checkpoint and a module that is not trusted."""
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "network.yaml").write_text("class_path: mine.Net")
     monkeypatch.syspath_prepend(tmp_path)
@@ -185,16 +186,16 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def network(named: object) -> dict[str, Any]:
+def change_network(named: object) -> dict[str, Any]:
     return {"network": named}
 
 
-def function_of_time(named: object) -> dict[str, Any]:
+def change_alpha_bar(named: object) -> dict[str, Any]:
     arguments = {"alpha_bar": named, "steps": 20}
     return {"schedule": {"class_path": "lightning_ddpm.diffusion.AlphaBarFunction", "init_args": arguments}}
 
 
-def spacing(named: object) -> dict[str, Any]:
+def change_spacing(named: object) -> dict[str, Any]:
     arguments = {"steps": 3, "spacing": named}
     return {"sampler": {"class_path": "lightning_ddpm.diffusion.DDIM", "init_args": arguments}}
 
@@ -206,50 +207,52 @@ MKDIR = {"class_path": "subprocess.Popen", "init_args": {"args": ["mkdir", "it r
     ("change", "named"),
     [
         ({"_class_path": "mine.Net"}, "mine.Net"),
-        (network({"class_path": "mine.Net"}), "mine.Net"),
-        (network("mine.Net"), "mine.Net"),
-        (network('{"class_path": "mine.Net"}'), "mine.Net"),
-        (network({"class_path": "torch.hub.load"}), "torch.hub.load"),
-        (function_of_time("mine.fall"), "mine.fall"),
-        (function_of_time("os.system"), "os.system"),
-        (function_of_time("lightning_ddpm.utils.files.os.system"), "posix.system"),
-        (function_of_time(MKDIR), "subprocess.Popen"),
-        (spacing("builtins.exec"), "builtins.exec"),
-        (spacing(MKDIR), "subprocess.Popen"),
+        (change_network({"class_path": "mine.Net"}), "mine.Net"),
+        (change_network("mine.Net"), "mine.Net"),
+        (change_network('{"class_path": "mine.Net"}'), "mine.Net"),
+        (change_network({"class_path": "torch.hub.load"}), "torch.hub.load"),
+        (change_alpha_bar("mine.alpha_bar"), "mine.alpha_bar"),
+        (change_alpha_bar("os.system"), "os.system"),
+        (change_alpha_bar("lightning_ddpm.utils.files.os.system"), "posix.system"),
+        (change_alpha_bar(MKDIR), "subprocess.Popen"),
+        (change_spacing("builtins.exec"), "builtins.exec"),
+        (change_spacing(MKDIR), "subprocess.Popen"),
     ],
 )
-def test_a_checkpoint_has_only_known_classes_built(
-    change: dict[str, Any], named: str, beside: Path, content: dict[str, Any]
+def test_a_checkpoint_imports_trusted_code_only(
+    change: dict[str, Any], named: str, working_folder: Path, content: dict[str, Any]
 ) -> None:
     content["hyper_parameters"].update(change)
     torch.save(content, "model.ckpt")
     with pytest.raises(UserError) as error:
         load("model.ckpt", DDPM)
-    assert str(error.value).startswith(f"model.ckpt is refused: it names {named}, which is not of lightning_ddpm, ")
+    assert str(error.value).startswith(
+        f"model.ckpt is refused: it names {named}, which is not part of lightning_ddpm, "
+    )
     assert str(error.value).endswith(f"set LIGHTNING_DDPM_TRUST={named.split('.')[0]}")
-    assert not (beside / "it ran").exists()
+    assert not (working_folder / "it ran").exists()
     assert "mine" not in sys.modules
 
 
-def test_a_checkpoint_brings_no_other_file_in(beside: Path, content: dict[str, Any]) -> None:
-    content["hyper_parameters"].update(network("network.yaml"))
+def test_a_checkpoint_includes_no_other_file(working_folder: Path, content: dict[str, Any]) -> None:
+    content["hyper_parameters"].update(change_network("network.yaml"))
     torch.save(content, "model.ckpt")
     with pytest.raises(UserError, match="cannot be built"):
         load("model.ckpt", DDPM)
-    assert not (beside / "it ran").exists()
+    assert not (working_folder / "it ran").exists()
 
 
-def test_trusted_modules_are_built_and_what_is_read_later_is_not_restricted(
-    beside: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_modules_that_the_user_trusts_are_imported_and_later_parsers_are_not_restricted(
+    working_folder: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = content["hyper_parameters"]["network"]["init_args"]
-    content["hyper_parameters"].update(network({"class_path": "mine.Net", "init_args": arguments}))
+    content["hyper_parameters"].update(change_network({"class_path": "mine.Net", "init_args": arguments}))
     torch.save(content, "model.ckpt")
     with pytest.raises(UserError, match="is refused"):
         load("model.ckpt", DDPM)
     monkeypatch.setenv("LIGHTNING_DDPM_TRUST", "other, mine")
     assert type(load("model.ckpt", DDPM).network).__name__ == "Net"
-    assert (beside / "it ran").exists(), "the module does nothing: the tests above prove nothing"
+    assert (working_folder / "it ran").exists(), "the module was not run, so that the tests above prove nothing"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--call", type=Callable)
     assert parser.parse_object({"call": "shutil.copyfileobj"}).call is shutil.copyfileobj
@@ -261,11 +264,40 @@ def test_a_model_of_another_kind_is_an_error(tmp_path: Path, content: dict[str, 
         load(tmp_path / "model.ckpt", ImageClassifier)
 
 
-def test_a_class_that_is_not_there_is_an_error(tmp_path: Path, content: dict[str, Any]) -> None:
-    content["hyper_parameters"]["_class_path"] = "lightning_ddpm.models.ddpm.NoSuchModel"
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"_class_path": "lightning_ddpm.module.DDPM"}, "lightning_ddpm.module.DDPM"),
+        ({"_class_path": "lightning_ddpm.models.ddpm.NoSuchModel"}, "lightning_ddpm.models.ddpm.NoSuchModel"),
+        (change_network({"class_path": "lightning_ddpm.networks.HalfUNet"}), "lightning_ddpm.networks.HalfUNet"),
+        (change_spacing("lightning_ddpm.diffusion.uniform"), "lightning_ddpm.diffusion.uniform"),
+    ],
+)
+def test_a_name_of_an_older_version_is_an_error_that_leads_to_the_renames(
+    change: dict[str, Any], named: str, tmp_path: Path, content: dict[str, Any]
+) -> None:
+    content["hyper_parameters"].update(change)
     torch.save(content, tmp_path / "model.ckpt")
-    with pytest.raises(UserError, match="NoSuchModel, which cannot be built"):
+    with pytest.raises(UserError) as error:
         load(tmp_path / "model.ckpt", DDPM)
+    assert str(error.value) == (
+        f"{tmp_path / 'model.ckpt'} was written by an older version of lightning_ddpm: it names {named}, which this "
+        "version does not have; see the table of renames in CHANGELOG.md"
+    )
+
+
+def test_other_text_with_dots_is_not_taken_for_code(tmp_path: Path, content: dict[str, Any]) -> None:
+    """Neither where a model can be built, nor where it fails for another reason."""
+    content["hyper_parameters"]["class_names"] = ["os.system", "mr.cat"]
+    content["hyper_parameters"]["network"]["init_args"]["classes"] = 2
+    model = DDPM(UNet(**content["hyper_parameters"]["network"]["init_args"]), Cosine(steps=20), DDIM(steps=3))
+    torch.save(content | {"state_dict": model.state_dict()}, tmp_path / "model.ckpt")
+    assert load(tmp_path / "model.ckpt").class_names == ["os.system", "mr.cat"]
+    content["hyper_parameters"]["class_names"] = ["st.bernard", "mr.cat"]
+    content["hyper_parameters"]["network"]["init_args"]["width"] = "wide"
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(UserError, match=r"which cannot be built as DDPM: [^$]*wide"):
+        load(tmp_path / "model.ckpt")
 
 
 def test_weights_that_do_not_fit_the_model_are_an_error(tmp_path: Path, content: dict[str, Any]) -> None:

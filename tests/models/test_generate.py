@@ -1,4 +1,4 @@
-"""The same images on any number of ranks and, up to rounding, for any batch size."""
+"""Generated images are the same on any number of ranks and, up to rounding, for any batch size."""
 
 import pytest
 import torch
@@ -16,11 +16,13 @@ from lightning_ddpm.utils.distributed import Ranks
 SAMPLERS = [DDIM(steps=3), DDIM(steps=3, eta=1.0), Ancestral(FixedSmall(), steps=5)]
 
 
-def collect(model: DDPM, n: int, batch_size: int, world: int = 1, seed: int = 0) -> dict[int, Tensor]:
-    """All ranks' images by index; fails if one is made twice."""
+def collect(model: DDPM, n: int, batch_size: int, world_size: int = 1, seed: int = 0) -> dict[int, Tensor]:
+    """Return the images of all ranks by index; fail if one is generated twice."""
     images: dict[int, Tensor] = {}
-    for rank in range(world):
-        for (_, start, stop), pixels in generate_batches(model, SampleRequest(n, seed, batch_size), Ranks(rank, world)):
+    for rank in range(world_size):
+        for (_, start, stop), pixels in generate_batches(
+            model, SampleRequest(n, seed, batch_size), Ranks(rank, world_size)
+        ):
             assert pixels.dtype == torch.uint8
             assert len(pixels) == stop - start
             for index, image in enumerate(pixels, start):
@@ -30,51 +32,51 @@ def collect(model: DDPM, n: int, batch_size: int, world: int = 1, seed: int = 0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
-@pytest.mark.parametrize("world", [2, 3])
-def test_any_number_of_ranks_makes_the_same_images_byte_for_byte(sampler: Sampler, world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_any_number_of_ranks_generates_identical_images(sampler: Sampler, world_size: int) -> None:
     model = tiny_model(sampler=sampler)
-    alone, together = collect(model, 37, 5), collect(model, 37, 5, world)
+    alone, together = collect(model, 37, 5), collect(model, 37, 5, world_size)
     assert sorted(together) == list(range(37))
     assert torch.equal(stacked(alone), stacked(together))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
-def test_batch_sizes_change_an_image_by_one_grey_level_at_most(sampler: Sampler) -> None:
+def test_the_batch_size_changes_an_image_by_one_gray_level_at_most(sampler: Sampler) -> None:
     model = tiny_model(sampler=sampler)
     small, large = stacked(collect(model, 70, 7)), stacked(collect(model, 70, 64))
     assert (small.int() - large.int()).abs().max() <= 1
     assert len(large.flatten(1).unique(dim=0)) == 70
 
 
-def test_the_first_images_of_a_set_do_not_depend_on_how_many_there_are() -> None:
+def test_an_image_does_not_depend_on_the_number_of_images() -> None:
     model = tiny_model(sampler=SAMPLERS[1])
     few, many = stacked(collect(model, 9, 16)), stacked(collect(model, 32, 16))
     assert (few.int() - many[:9].int()).abs().max() <= 1
 
 
-def test_the_seed_names_the_set() -> None:
+def test_the_seed_determines_the_images() -> None:
     model = tiny_model()
     first, again, other = (stacked(collect(model, 8, 8, seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert all(not torch.equal(a, b) for a in first for b in other)
 
 
-def test_the_given_sampler_goes_before_the_model_s_own() -> None:
+def test_a_requested_sampler_replaces_the_model_s_own() -> None:
     model = tiny_model(sampler=DDIM(steps=2))
-    given = torch.cat([pixels for _, pixels in generate_batches(model, SampleRequest(8, sampler=DDIM(steps=7)))])
+    requested = torch.cat([pixels for _, pixels in generate_batches(model, SampleRequest(8, sampler=DDIM(steps=7)))])
     own = torch.cat([pixels for _, pixels in generate_batches(tiny_model(sampler=DDIM(steps=7)), SampleRequest(8))])
-    assert torch.equal(given, own)
-    assert not torch.equal(given, stacked(collect(model, 8, 64)))
+    assert torch.equal(requested, own)
+    assert not torch.equal(requested, stacked(collect(model, 8, 64)))
 
 
-@pytest.mark.parametrize(("n", "batch_size", "world"), [(1, 7, 3), (7, 7, 2), (50, 7, 3), (64, 1, 5)])
-def test_the_ranks_shares_hold_every_index_once(n: int, batch_size: int, world: int) -> None:
-    dealt = [each for rank in range(world) for each in split_ranges(n, 9, batch_size, rank, world)]
-    assert sorted(index for _, start, stop in dealt for index in range(start, stop)) == list(range(n))
-    assert {seed for seed, _, _ in dealt} == {9}
+@pytest.mark.parametrize(("n", "batch_size", "world_size"), [(1, 7, 3), (7, 7, 2), (50, 7, 3), (64, 1, 5)])
+def test_every_index_belongs_to_one_rank(n: int, batch_size: int, world_size: int) -> None:
+    ranges = [each for rank in range(world_size) for each in split_ranges(n, 9, batch_size, rank, world_size)]
+    assert sorted(index for _, start, stop in ranges for index in range(start, stop)) == list(range(n))
+    assert {seed for seed, _, _ in ranges} == {9}
 
 
-def test_generating_is_without_dropout_and_gradients_and_leaves_the_mode_as_it_was() -> None:
+def test_generation_uses_neither_dropout_nor_gradients_and_restores_the_mode() -> None:
     model = tiny_model()
     model.train()
     training = stacked(collect(model, 8, 8))
@@ -85,18 +87,18 @@ def test_generating_is_without_dropout_and_gradients_and_leaves_the_mode_as_it_w
     assert not model.training
 
 
-def test_an_exception_leaves_the_mode_as_it_was() -> None:
+def test_the_mode_is_restored_after_an_exception() -> None:
     model = tiny_model().train()
     with pytest.raises(ValueError, match="sampling steps"):
-        list(generate_batches(model, SampleRequest(4, sampler=DDIM(steps=21))))  # of a schedule of 20 steps
+        list(generate_batches(model, SampleRequest(4, sampler=DDIM(steps=21))))  # the schedule has 20
     assert model.training
     assert torch.is_grad_enabled()
 
 
 def test_each_batch_runs_in_the_given_context() -> None:
-    seen: list[bool] = []
+    autocast: list[bool] = []
     model = tiny_model()
-    model.network.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    model.network.register_forward_pre_hook(lambda *_: autocast.append(torch.is_autocast_enabled("cpu")))
     list(generate_batches(model, SampleRequest(4), context=lambda: torch.autocast("cpu", torch.bfloat16)))
-    assert seen == [True, True]
+    assert autocast == [True, True]
     assert not torch.is_autocast_enabled("cpu")
