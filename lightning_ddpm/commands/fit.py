@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -24,6 +25,7 @@ from lightning_ddpm.callbacks import (
     StopAllRanks,
     Throughput,
 )
+from lightning_ddpm.commands.option_errors import explain, instantiate
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.checkpoint import build_hyper_parameters, read_checkpoint, read_newest_checkpoint
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
@@ -32,7 +34,7 @@ from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable
 
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, None)
-"""Of Lightning's, those that keep the weights in float32."""
+"""The precisions of Lightning that keep the weights in float32."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -46,14 +48,33 @@ class SaveConfig(SaveConfigCallback):
 class DDPMCLI(LightningCLI):
     """LightningCLI for this project."""
 
-    _step = 0  # of the checkpoint that a fit goes on from
-    _before: dict[str, Any] | None = None  # its config
+    _ckpt_path: str | None = None
+    _resumed_step = 0
+    _resumed_config: dict[str, Any] | None = None
+    _parsers: tuple[LightningArgumentParser, ...] = ()
 
-    def _parse_ckpt_path(self) -> None:
-        """Leave the configuration alone: Lightning would let the checkpoint's hyper-parameters overrule it."""
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
+        self._parsers = (*self._parsers, parser)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        try:
+            super().parse_arguments(parser, args)
+        except Exception as error:
+            parsers = dict(zip(self.subcommands(), self._parsers[1:], strict=True))
+            failure = explain(error, parsers[args[0]], args[1:], args[0])
+        else:
+            # LightningCLI would let the hyperparameters of a checkpoint that stands here overrule the configuration
+            config = self.config[args[0]]
+            self._ckpt_path, config.ckpt_path = config.ckpt_path, None
+            return
+        raise failure
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        config.ckpt_path = self._ckpt_path
         self._resolve_checkpoint(config)
         if config.get("model.init_args.network.init_args") is not None:
             _fill_shape(config.model.init_args, config.data)
@@ -61,48 +82,60 @@ class DDPMCLI(LightningCLI):
     def _resolve_checkpoint(self, config: Namespace) -> None:
         folder = Path(config.trainer.default_root_dir or ".")
         config.weights_only = True
-        begins, checkpoint = self.subcommand == "fit", None
+        starts, checkpoint = self.subcommand == "fit", None
         if config.get("ckpt_path") in ("last", "best"):
-            asked = folder / f"{config.ckpt_path}.ckpt"
-            checkpoint, found = read_newest_checkpoint(asked)
-            if found != asked:
-                rank_zero_only(report)(f"{asked} is lost or damaged; taking the one before it, {found}")
+            requested = folder / f"{config.ckpt_path}.ckpt"
+            checkpoint, found = read_newest_checkpoint(requested)
+            if found != requested:
+                rank_zero_only(report)(f"{requested} is missing or damaged; using the previous one, {found}")
             config.ckpt_path = str(found)
         elif config.get("ckpt_path"):
             checkpoint = read_checkpoint(config.ckpt_path)
         elif self.subcommand != "fit":
             raise UserError(f"{self.subcommand} needs trained weights: give --ckpt_path RUN/last.ckpt")
-        if begins and checkpoint and checkpoint.get("optimizer_states") != []:  # else an imported model, to fine-tune
-            begins, self._step = False, checkpoint["global_step"]
-            self._before = checkpoint.get("callbacks", {}).get("Resume", {}).get("config")
-            rank_zero_only(report)(f"going on after step {self._step}, from {config.ckpt_path}")
-        if begins and (folder / "last.ckpt").exists():
+        if starts and checkpoint and checkpoint.get("optimizer_states") != []:  # else an imported model, to fine-tune
+            starts, self._resumed_step = False, checkpoint["global_step"]
+            self._resumed_config = checkpoint.get("callbacks", {}).get("Resume", {}).get("config")
+            rank_zero_only(report)(f"resuming after step {self._resumed_step} from {config.ckpt_path}")
+        if starts and (folder / "last.ckpt").exists():
             raise UserError(
-                f"{folder} already holds a run; go on with it by --ckpt_path last, start another with "
+                f"{folder} already holds a run; resume it with --ckpt_path last, start another one with "
                 "--trainer.default_root_dir FOLDER, or delete it"
             )
 
+    def instantiate_classes(self) -> None:
+        self.config_dump = self._dump_complete_config()
+        self.config_init = instantiate(self.parser, self.config)
+        config = self.config_init[self.subcommand]
+        self.datamodule, self.model = config.data, config.model
+        self.trainer = self.instantiate_trainer()
+
+    def _dump_complete_config(self) -> dict[str, Any]:
+        """Return the configuration as plain data."""
+        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
+        config: dict[str, Any] = yaml.safe_load(text)[self.subcommand]
+        return config
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = self._get(self.config_init, "trainer")
+        config = self.config_init[self.subcommand].trainer
         if config.precision not in PRECISIONS:
             raise UserError(
-                f"trainer.precision {config.precision} does not keep the weights in float32, as their average needs; "
-                "take bf16-mixed or 16-mixed, whose network computes in half, or 32-true"
+                f"trainer.precision {config.precision} does not keep the weights in float32, as EMA requires; "
+                "use bf16-mixed or 16-mixed, whose network computes in half precision, or 32-true"
             )
         folder = Path(config.default_root_dir or "checkpoints/run")
         if not config.fast_dev_run:
             check_writable(folder)
         kwargs["default_root_dir"] = str(folder)
-        self._dump_config()
         callbacks = [Throughput(), RunSummary(), *(config.callbacks or []), PredictionWriter(), StopAllRanks()]
         if not any(isinstance(each, NonFinite) for each in callbacks):
             callbacks.append(NonFinite())
-        kwargs["callbacks"] = [Resume(self.config_dump, self._before), *callbacks]
+        kwargs["callbacks"] = [Resume(self.config_dump, self._resumed_config), *callbacks]
         plugins = config.plugins if isinstance(config.plugins, list) else [each for each in [config.plugins] if each]
         if not any(isinstance(each, CheckpointIO) for each in plugins):
             kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         if config.logger is None or config.logger is True:
-            kwargs["logger"] = RunLogger(folder, self._step)
+            kwargs["logger"] = RunLogger(folder, self._resumed_step)
         if config.logger is not False and not config.fast_dev_run:
             kwargs["callbacks"].append(LearningRate())
         if config.enable_progress_bar is not False:
@@ -110,30 +143,32 @@ class DDPMCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        self._dump_config()
         self.model.save_hyperparameters(build_hyper_parameters(self.config_dump["model"]), logger=False)
 
 
 def _fill_shape(model: Namespace, data: Namespace) -> None:
-    """Tell the network its images' channels, size and classes, and the model what these are called, or refuse what
-    they say of them themselves."""
+    """Set the network's channels, size and number of classes, and the model's class names, to those of the data.
+
+    Raises:
+        UserError: the network is configured for other data.
+    """
     arguments = model.network.init_args
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False)
-    module = parser.instantiate(Namespace(data=data.clone())).data  # type: ignore[no-untyped-call]
+    module = instantiate(parser, Namespace(data=data.clone())).data  # type: ignore[no-untyped-call]
     shape = {"channels": module.channels, "size": module.size}
-    if arguments.get("classes", 0) != 0:  # asked for, by number or as the data has
+    if arguments.get("classes", 0) != 0:  # conditioned on the class: null takes the number of classes from the data
         names = module.class_names()
         shape["classes"] = len(names)
         if names and "class_names" in model and model.class_names is None:
             model.class_names = names
     for name, given in shape.items():
         if arguments.get(name, given) is None:
-            arguments[name] = given or None  # no labels: the network says that it needs them
+            arguments[name] = given or None  # without labels the network raises the error that it needs them
         elif name in arguments and arguments[name] != given:
             raise UserError(
-                f"the data has {name}={given} and the network is told {name}={arguments[name]}; let "
-                f"model.network.{name} be null to take the data's, or change the data"
+                f"the data has {name}={given} and the network has {name}={arguments[name]}; set model.network.{name} "
+                "to null to take the value of the data, or change the data"
             )
 
 
@@ -143,7 +178,7 @@ def run(arguments: Sequence[str]) -> None:
     Args:
         arguments: the command and its options.
     """
-    _quiet()
+    _silence_lightning()
     DDPMCLI(
         LightningModule,
         ImageDataModule,
@@ -159,17 +194,16 @@ def run(arguments: Sequence[str]) -> None:
     )
 
 
-def _quiet() -> None:
-    """Leave out what Lightning says to everybody and helps nobody here."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(f"{name}.utilities.rank_zero").addFilter(
-            lambda record: "litlogger" not in record.getMessage()
-        )
+def _silence_lightning() -> None:
+    """Hide hints of Lightning that do not apply here."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
+    logging.getLogger("lightning_fabric.utilities.seed").addFilter(lambda record: "Seed set" not in record.getMessage())
     for message in (
         ".*does not have many workers.*",
         ".*exists and is not empty.*",
         ".*LeafSpec.*",
         ".*infer the batch indices.*",
+        ".*args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")

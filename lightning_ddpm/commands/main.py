@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from lightning_ddpm.utils.console import silence_pillow
 from lightning_ddpm.utils.errors import UserError
 
 USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightning_ddpm COMMAND [options])
@@ -37,8 +36,14 @@ COMMANDS = TRAINER | {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 where check-data finds a fault, or 2 for bad input, said in a
-    sentence."""
+    """Run one command.
+
+    Returns:
+        the exit status: 0; 1 where check-data finds a fault; 2 for bad input, which is reported in a sentence.
+
+    Raises:
+        Exception: a bug, of this package or in code of the user's; the first line printed is then the user's own.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
@@ -46,22 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command not in COMMANDS:
-            raise UserError(f"there is no command {command!r}; try --help")
-        silence_pillow()
+            nearest = import_module("difflib").get_close_matches(command, COMMANDS, n=1)
+            fix = f"did you mean {nearest[0]}?" if nearest else "--help lists the commands"
+            raise UserError(f"there is no command {command}; {fix}")
         return _load_command(command)(arguments if command in TRAINER else arguments[1:]) or 0
     except Exception as error:
-        mistake = _find_user_error(error)
-        if mistake is None:
-            raise
-        # from a data loader's worker it comes with that process's traceback before it
-        sentence = str(mistake).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
-        print(f"error: {sentence}", file=sys.stderr)
-        return 2
+        failure = error
+    return _report(failure)
 
 
 def _load_command(command: str) -> Callable[[Sequence[str]], int | None]:
-    """What runs the command. Its imports make half a million objects that stay: meanwhile nothing looks for garbage,
-    a tenth of their time, and afterwards nobody looks among them again, some 0.4 s each time."""
+    """Return the function that runs the command.
+
+    Its imports create half a million objects that stay. The garbage collector is off meanwhile, which saves a tenth of
+    the time, and does not search them afterwards, which would take some 0.4 s each time.
+    """
     module, _, name = COMMANDS[command].partition(".")
     module = f"{__package__}.{module}"
     if module not in sys.modules:
@@ -71,15 +75,22 @@ def _load_command(command: str) -> Callable[[Sequence[str]], int | None]:
         finally:
             gc.enable()
         gc.freeze()
-        atexit.register(gc.unfreeze)  # Python's own farewell looks among them
+        atexit.register(gc.unfreeze)  # Python collects these objects when it ends
     function: Callable[[Sequence[str]], int | None] = getattr(sys.modules[module], name)
+    import_module("lightning_ddpm.utils.console").silence_pillow()
     return function
 
 
-def _find_user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind an exception, if that is what it comes from."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
+def _report(failure: Exception) -> int:
+    """Print the user's mistake and return 2, or raise the exception that is none, after the user's line in it."""
+    causes = import_module(f"{__package__}.causes")
+    mistake = causes.find_user_error(failure)
+    if mistake is None:
+        raised, line = causes.find_user_code(failure) or (failure, None)
+        if line:
+            print(f"error: {line}", file=sys.stderr)
+        raise raised
+    # from a data loader's worker it comes with that process's traceback before it
+    sentence = str(mistake).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2

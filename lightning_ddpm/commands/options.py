@@ -1,11 +1,7 @@
 """What commands that draw from a checkpoint have in common: its options, the sampler by name, the devices."""
 
-import re
-from argparse import ArgumentError
-from collections.abc import Iterable, Mapping, Sequence
-from inspect import isabstract, signature
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -14,6 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from lightning_ddpm.commands.option_errors import instantiate, parse
 from lightning_ddpm.data.class_labels import parse_labels
 from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, Sampler
 from lightning_ddpm.models.checkpoint import load
@@ -84,13 +81,7 @@ def add_device_options(parser: ArgumentParser) -> None:
     add("--compile", action="store_true", help="the network by torch.compile: for many images, as it takes a minute")
 
 
-def parse_options(
-    parser: ArgumentParser,
-    arguments: Sequence[str],
-    command: str,
-    positive: Iterable[str],
-    classes: Mapping[str, type] = MappingProxyType({}),
-) -> Namespace:
+def parse_options(parser: ArgumentParser, arguments: Sequence[str], command: str, positive: Iterable[str]) -> Namespace:
     """The options, or a sentence on what is wrong with them.
 
     Args:
@@ -98,12 +89,8 @@ def parse_options(
         arguments: the command line.
         command: its name.
         positive: options that must be at least 1, where they are given.
-        classes: what kind of class the command's other options name.
     """
-    try:
-        options = parser.parse_args(list(arguments))
-    except ArgumentError as error:
-        raise UserError(_explain(str(error), command, {"sampler": Sampler, **classes})) from error
+    options = parse(parser, arguments, command)
     for name in (*positive, "batch_size", "devices", "num_nodes", "steps"):
         if options[name] is not None and options[name] < 1:
             raise UserError(f"--{name} must be at least 1, got {options[name]}")
@@ -114,37 +101,12 @@ def parse_options(
     return options
 
 
-def _explain(message: str, command: str, classes: Mapping[str, type]) -> str:
-    """What the parser found wrong, in a sentence; of a class it tells every way of reading it that failed."""
-    for name, kind in classes.items():
-        if f'key "{name}' in message:
-            missing = re.search(r"arguments are required: (\w+)", message)
-            if missing:
-                return f"the {name} needs --{name}.{missing[1]}; {command} --{name}.help NAME lists its options"
-            what = f"there is no such {name.removesuffix('s')}, or it has no such option"
-            return f"{what}; there are {list_classes(kind)}; {command} --help says more"
-    return f"{message}; {command} --help lists the options"
-
-
-def list_classes(kind: type) -> str:
-    """The names of this package's classes of this kind that options can build, sorted: none that takes images."""
-    found: set[type] = set()
-    unseen = [kind]
-    while unseen:
-        children: list[type] = unseen.pop().__subclasses__()
-        found.update(children)
-        unseen.extend(children)
-    ours = (each for each in found if each.__module__.startswith("lightning_ddpm.") and not isabstract(each))
-    built = (each for each in ours if all(of.annotation is not Tensor for of in signature(each).parameters.values()))
-    return ", ".join(sorted(each.__name__ for each in built))
-
-
 def load_model(parser: ArgumentParser, options: Namespace) -> DDPM:
     """The checkpoint's model with the weights and the sampler asked for."""
     model = load(options.ckpt, DDPM, raw=options.raw)
     T = model.schedule.T
     if options.sampler:
-        model.sampler = parser.instantiate(Namespace(sampler=options.sampler)).sampler  # type: ignore[no-untyped-call]
+        model.sampler = instantiate(parser, Namespace(sampler=options.sampler)).sampler  # type: ignore[no-untyped-call]
     elif options.steps is not None and options.steps != model.sampler.nfe(T):
         model.sampler = DDIM(options.steps)
     model.sampler.nfe(T)  # refuses more steps than there are

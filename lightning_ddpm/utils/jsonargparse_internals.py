@@ -1,10 +1,10 @@
-"""Every use of jsonargparse's private API stands here, with the reason; tests fail in words when a release changes one."""
+"""Every use of jsonargparse's private API, with the reason; tests fail in words when a release changes one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from jsonargparse._common import parsing_settings
 
 

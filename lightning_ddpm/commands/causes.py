@@ -1,0 +1,44 @@
+"""Find what an exception comes from: the user's mistake, or a line of the user's own code."""
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning_ddpm.utils.errors import UserError, first_line
+
+NOT_THEIRS = tuple(
+    str(Path(folder))
+    for folder in {
+        str(Path(__file__).parents[1]),
+        *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    }
+)
+"""The folders of this package, of Python and of the libraries."""
+
+
+def list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, the one that it was raised from, and so on."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def find_user_error(error: BaseException) -> UserError | None:
+    """Return the user's mistake that an exception comes from, if there is one."""
+    return next((each for each in list_causes(error) if isinstance(each, UserError)), None)
+
+
+def find_user_code(error: BaseException) -> tuple[BaseException, str] | None:
+    """Return the exception that the user's own code raised, or let pass, and its ``FILE:LINE: TypeError: message``."""
+    for each in list_causes(error):
+        lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(each.__traceback__)]
+        if isinstance(each, SyntaxError) and each.filename:
+            lines.append((each.filename, each.lineno))
+        theirs = [(name, line) for name, line in lines if not name.startswith(("<", *NOT_THEIRS))]
+        if theirs:
+            name, line = theirs[-1]
+            return each, f"{name}:{line}: {type(each).__name__}: {first_line(each)}"
+    return None
