@@ -101,7 +101,7 @@ def test_a_missing_compiler_is_reported(tmp_path: Path) -> None:
     ended = ddpm("sample", "--ckpt", CKPT, *options, CXX=tmp_path / "g++", TORCHINDUCTOR_CACHE_DIR=tmp_path / "cache")
     assert ended.returncode == 2
     assert "error: torch.compile cannot compile the network here: No working C++ compiler found" in ended.stderr
-    assert "or go without" in ended.stderr
+    assert "or train without compilation" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -1,4 +1,4 @@
-"""What tests need to drive the command line: tiny configs, and processes that cannot outlive their test."""
+"""Helpers for the command line: tiny configs, and processes that cannot outlive their test."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 
 
 def run(*command: object, seconds: float = 240, **environment: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in the repository until it and all its children have ended; too late, and all are killed."""
+    """Run a command in the repository until it and all its children have ended; kill all of them at the timeout."""
     variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
-    variables.pop("PL_GLOBAL_SEED", None)  # a test that trained in this process would leave it
+    variables.pop("PL_GLOBAL_SEED", None)  # a test that trained in this process may have set it
     process = subprocess.Popen(
         [str(word) for word in command],
         cwd=REPOSITORY,
@@ -37,29 +37,29 @@ def run(*command: object, seconds: float = 240, **environment: object) -> subpro
 
 
 def ddpm(*arguments: object, seconds: float = 240, **environment: object) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m lightning_ddpm`` in a process of its own."""
+    """Run ``python -m lightning_ddpm`` in another process."""
     return run(sys.executable, "-m", "lightning_ddpm", *arguments, seconds=seconds, **environment)
 
 
 def read_yaml(path: Path) -> Any:
-    """A config as plain data."""
+    """Read a config as plain data."""
     return yaml.safe_load(path.read_text())
 
 
 def write_yaml(path: Path, config: Any) -> Path:
-    """Plain data as a config."""
+    """Write plain data as a config."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
 
 
 def callback(config: Any, name: str) -> Any:
-    """The arguments of one of the config's callbacks."""
+    """Return the arguments of one of the config's callbacks."""
     return next(each["init_args"] for each in config["trainer"]["callbacks"] if each["class_path"].endswith(f".{name}"))
 
 
 def tiny_digits(folder: Path) -> Any:
-    """configs/digits.yaml, complete with its callbacks, shrunk to four steps on the CPU; its run goes to ``folder``."""
+    """Return configs/digits.yaml with its callbacks, reduced to four steps on the CPU, for a run in ``folder``."""
     config = read_yaml(REPOSITORY / "configs" / "digits.yaml")
     config["trainer"].update(
         default_root_dir=str(folder), accelerator="cpu", max_steps=4, val_check_interval=2, log_every_n_steps=1

@@ -1,4 +1,4 @@
-"""What each rank of a distributed test writes down about itself; the tests' configs name it by class_path."""
+"""Callbacks and data that record each rank of a distributed run; the tests' configs name them by class_path."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from lightning_ddpm.diffusion import x_0_to_eps
 
 
 def digest(tensors):
-    """Names the very values of named tensors."""
+    """Return a hash of the values of named tensors."""
     state = hashlib.sha256()
     for name in sorted(tensors):
         state.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
@@ -23,7 +23,7 @@ def digest(tensors):
 
 
 class RankSpy(Callback):
-    """Writes rank-0.json, rank-1.json, ... into a folder: first images, t and noise, last weights, logged figures."""
+    """Writes rank-0.json, rank-1.json, ... into a folder: first images, t and noise, last weights, metrics."""
 
     def __init__(self, folder: str) -> None:
         self.folder, self.seen, self.batch = Path(folder), {}, None
@@ -49,7 +49,7 @@ class RankSpy(Callback):
                 self.seen["ema"] = digest(dict(pl_module.named_parameters()))
 
     def teardown(self, trainer, pl_module, stage):
-        self.seen["figures"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.seen["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
         measured = (each.likelihoods for each in trainer.callbacks if isinstance(each, BitsPerDim))
         for name, each in (item for likelihoods in measured for item in likelihoods.items()):
             self.seen[name] = [each.n, each.mean, each.standard_error, each.prior, *each.terms.tolist()]
@@ -61,7 +61,7 @@ class RankSpy(Callback):
 
 
 class WatchedDigits(Digits):
-    """The digits; leaves a file ``prepare-<process>`` or ``open-<process>`` in a folder when it is asked for them."""
+    """The digits; creates a file ``prepare-<process>`` or ``open-<process>`` when they are prepared or opened."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -71,7 +71,7 @@ class WatchedDigits(Digits):
         (self.folder / f"{what}-{os.getpid()}").touch()
 
     def prepare(self, root: Path) -> None:
-        assert not list(self.folder.glob("open-*")), "opened by some rank before it was prepared"
+        assert not list(self.folder.glob("open-*")), "a rank opened it before it was prepared"
         self._note("prepare")
 
     def open(self, root, split):
@@ -80,13 +80,13 @@ class WatchedDigits(Digits):
 
 
 def weights(path):
-    """The digests of a checkpoint's averaged and raw weights, as :class:`RankSpy` forms them."""
+    """Return the hashes of a checkpoint's averaged and raw weights, as :class:`RankSpy` records them."""
     checkpoint = torch.load(path, weights_only=True)
     return {"ema": digest(checkpoint["state_dict"]), "raw": digest(checkpoint["current_model_state"])}
 
 
 class RankClock(Callback):
-    """Makes the ranks' clocks disagree: the second's alone forbids evaluations up to step 3, the first's the next."""
+    """Makes the ranks' clocks disagree: only the second forbids evaluations up to step 3, only the first the next."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         late = trainer.global_step == 3

@@ -1,4 +1,4 @@
-"""What tests of interrupted runs write down; their configs name it by class_path."""
+"""Callbacks and data that record interrupted runs; the tests' configs name them by class_path."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset
 
 
 class NumberedDigits(Digits):
-    """The digits, the first ``n`` of them; a training image's label is its number."""
+    """The first ``n`` digits; the label of a training image is its index."""
 
     def __init__(self, n: int = 40) -> None:
         self.n = n
@@ -27,13 +27,13 @@ class NumberedDigits(Digits):
 
 
 class Diary(Callback):
-    """Writes a line for each thing that training does into ``rank-0.jsonl``, ..., at once, whatever comes after it.
+    """Writes a line for each event of training into ``rank-0.jsonl`` and so on, immediately.
 
     Args:
-        folder: where.
-        kill_at: after the optimizer step of this number, ...
-        signal_name: ... this signal comes, ...
-        rank: ... to this rank.
+        folder: folder of the files.
+        kill_at: number of the optimizer step after which the signal is sent.
+        signal_name: the signal.
+        rank: the rank that receives it.
     """
 
     def __init__(self, folder: str, kill_at: int | None = None, signal_name: str = "SIGKILL", rank: int = 0) -> None:
@@ -66,12 +66,12 @@ class Diary(Callback):
 
 
 def diary(folder: Path, rank: int = 0) -> list[list[Any]]:
-    """What a rank wrote: [step, what, value]."""
+    """Return the events that a rank wrote: [step, what, value]."""
     return [json.loads(line) for line in (folder / f"rank-{rank}.jsonl").read_text().splitlines()]
 
 
 class Fails(Callback):
-    """Raises after a step on one rank, and writes down when."""
+    """Raises an exception after a step on one rank, and records the time."""
 
     def __init__(self, step: int, rank: int, folder: str) -> None:
         self.step, self.rank, self.folder = step, rank, Path(folder)

@@ -1,4 +1,4 @@
-"""Tiny models and quiet trainers for tests, and the real data that may be there."""
+"""Tiny models and quiet trainers for tests, and access to optional real data."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ TINY: dict[str, Any] = {
 
 
 def tiny_network(**more: Any) -> UNet:
-    """A U-Net for 8x8 digits; every call gives the same weights, none of them near zero."""
+    """Return a U-Net for 8x8 digits, always with the same weights, none of them near zero."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = UNet(**TINY, **more)
@@ -35,7 +35,7 @@ def tiny_network(**more: Any) -> UNet:
 
 
 def tiny_model(**arguments: Any) -> DDPM:
-    """A DDPM of the tiny network, 20 steps, and a learning rate at which every step shows."""
+    """Return a DDPM of the tiny network, with 20 steps and a learning rate at which every step has an effect."""
     defaults: dict[str, Any] = {
         "network": tiny_network(),
         "schedule": Cosine(steps=20),
@@ -47,7 +47,7 @@ def tiny_model(**arguments: Any) -> DDPM:
 
 
 def quiet_trainer(folder: Path, **arguments: Any) -> Trainer:
-    """A Trainer on the CPU that neither validates nor keeps anything, unless told to."""
+    """Return a Trainer on the CPU that by default neither validates nor saves anything."""
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -65,20 +65,20 @@ def quiet_trainer(folder: Path, **arguments: Any) -> Trainer:
 
 
 def real_data(name: str) -> Path:
-    """A file or folder of real data in the folder that LIGHTNING_DDPM_TEST_DATA names; skips where it is not there."""
+    """Return a file or folder of real data under $LIGHTNING_DDPM_TEST_DATA; skip the test if it is missing."""
     root = os.environ.get("LIGHTNING_DDPM_TEST_DATA")
     if not root:
-        pytest.skip("LIGHTNING_DDPM_TEST_DATA does not say where real data is")
+        pytest.skip("LIGHTNING_DDPM_TEST_DATA is not set, so that there is no real data")
     if not (Path(root) / name).exists():
-        pytest.skip(f"there is no {name} in the folder that LIGHTNING_DDPM_TEST_DATA names")
+        pytest.skip(f"there is no {name} in $LIGHTNING_DDPM_TEST_DATA")
     return Path(root) / name
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the parameters."""
+    """Return a copy of the parameters."""
     return {name: value.detach().clone() for name, value in module.named_parameters()}
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    """Whether two sets of weights are equal bit by bit."""
+    """Return whether two sets of weights are equal bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())

@@ -1,4 +1,4 @@
-"""Two real processes on the CPU train, evaluate and sample as one does."""
+"""Two processes on the CPU train, evaluate and sample as one process does."""
 
 import io
 import json
@@ -12,12 +12,12 @@ from helpers.rank_spies import weights
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-FIGURES = ("fd_digits", "kd_digits", "precision_digits", "recall_digits", "classifier_score_digits")
+METRICS = ("fd_digits", "kd_digits", "precision_digits", "recall_digits", "classifier_score_digits")
 TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 def watched(folder):
-    """The tiny run, with spies that write into ``folder``."""
+    """Return the config of the tiny run, with spies that write into ``folder``."""
     config = tiny_digits(folder / "run")
     config["trainer"]["callbacks"].append(
         {"class_path": "helpers.rank_spies.RankSpy", "init_args": {"folder": str(folder)}}
@@ -33,7 +33,7 @@ def seen(folder, rank):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a run of four steps on two ranks."""
+    """Train four steps on two ranks; return the folder."""
     folder = tmp_path_factory.mktemp("two-ranks")
     config = write_yaml(folder / "config.yaml", watched(folder))
     ended = ddpm("fit", "--config", config, *TWO, PYTHONPATH=REPOSITORY / "tests")
@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_weights_and_their_average_are_equal_on_both_ranks_and_in_the_checkpoint(trained):
+def test_weights_and_average_are_equal_on_both_ranks_and_in_the_checkpoint(trained):
     first, second = seen(trained, 0), seen(trained, 1)
     assert first["process"] != second["process"]
     assert first["raw"] == second["raw"]
@@ -57,7 +57,7 @@ def test_images_steps_and_noise_differ_between_the_ranks(trained):
     assert first["t"] != second["t"]
     assert abs(correlation(first["eps"], second["eps"])) < 0.6  # of 32 pairs of independent numbers, 3.4 sigma
     for each in (first, second):
-        assert 0.5 < sum(eps**2 for eps in each["eps"]) / 32 < 1.9  # it is the noise that was looked at
+        assert 0.5 < sum(eps**2 for eps in each["eps"]) / 32 < 1.9  # the recorded values are the noise
 
 
 def correlation(a, b):
@@ -65,41 +65,41 @@ def correlation(a, b):
     return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
-def test_data_are_fetched_by_the_first_rank_alone_and_opened_by_both(trained):
+def test_data_is_fetched_by_the_first_rank_only_and_opened_by_both(trained):
     prepared = [path.name for path in (trained / "source").glob("prepare-*")]
     assert prepared == [f"prepare-{seen(trained, 0)['process']}"]
     opened = {path.name for path in (trained / "source").glob("open-*")}
     assert opened == {f"open-{seen(trained, rank)['process']}" for rank in (0, 1)}
 
 
-def test_the_run_is_said_once_with_its_global_batch(trained):
+def test_the_summary_is_printed_once_with_the_global_batch_size(trained):
     out = (trained / "out.txt").read_text()
     assert out.count("device: 2 x cpu") == 1
     assert out.count("4 steps of 16 images, 102 steps per epoch") == 1
     assert out.count("step 4: val/fd_digits") == 1
-    assert seen(trained, 0)["figures"]["val/fd_digits"] == seen(trained, 1)["figures"]["val/fd_digits"]
+    assert seen(trained, 0)["metrics"]["val/fd_digits"] == seen(trained, 1)["metrics"]["val/fd_digits"]
 
 
-def test_an_evaluation_on_two_ranks_is_that_of_one_process(trained, command, tmp_path, monkeypatch):
-    figures = {}
-    for world in (1, 2):
-        folder = tmp_path / str(world)
+def test_an_evaluation_on_two_ranks_equals_that_of_one_process(trained, command, tmp_path, monkeypatch):
+    values = {}
+    for world_size in (1, 2):
+        folder = tmp_path / str(world_size)
         config = watched(folder)
         callback(config, "Evaluation").update(n=101, batch_size=16)
         arguments = ("validate", "--config", write_yaml(folder / "config.yaml", config))
         arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
-        monkeypatch.setenv("LIGHTNING_DDPM_CACHE", str(folder / "cache"))  # each computes the reference statistics too
-        status, err = alone(command, *arguments) if world == 1 else together(*arguments, *TWO)
+        monkeypatch.setenv("LIGHTNING_DDPM_CACHE", str(folder / "cache"))  # each computes the reference statistics
+        status, err = alone(command, *arguments) if world_size == 1 else together(*arguments, *TWO)
         assert status == 0, err
         assert len(list((folder / "cache").rglob("fd_digits-*.npz"))) == 1
-        for rank in range(world):
-            figures[world, rank] = seen(folder, rank)["figures"]["val/fd_digits"]
-    assert figures[2, 0] == figures[2, 1]
-    assert figures[2, 0] == pytest.approx(figures[1, 0], rel=1e-6)
+        for rank in range(world_size):
+            values[world_size, rank] = seen(folder, rank)["metrics"]["val/fd_digits"]
+    assert values[2, 0] == values[2, 1]
+    assert values[2, 0] == pytest.approx(values[1, 0], rel=1e-6)
 
 
 @pytest.mark.slow
-def test_all_ranks_leave_out_an_evaluation_when_the_first_does_and_make_it_when_it_does(tmp_path):
+def test_all_ranks_skip_or_run_an_evaluation_as_the_first_rank_decides(tmp_path):
     config = watched(tmp_path)
     config["model"]["init_args"]["optimizer"]["init_args"].update(lr=0.0)
     full = callback(config, "Evaluation")
@@ -114,87 +114,87 @@ def test_all_ranks_leave_out_an_evaluation_when_the_first_does_and_make_it_when_
     assert [int(step) for step in re.findall(r"step (\d): evaluation skipped", ended.stdout)] == [4]
     assert ended.stdout.count("step 4: final/fd_digits") == 1
     events = EventAccumulator(str(tmp_path / "run")).Reload()
-    first, second = (seen(tmp_path, rank)["figures"] for rank in (0, 1))
-    for name in FIGURES:
+    first, second = (seen(tmp_path, rank)["metrics"] for rank in (0, 1))
+    for name in METRICS:
         logged = [(event.step, event.value) for event in events.Scalars(f"val/{name}")]
-        standing = pytest.approx(logged[0][1], rel=1e-6)  # as the weights do
-        assert logged == [(step, standing) for step in (1, 2, 3)]
+        constant = pytest.approx(logged[0][1], rel=1e-6)  # as the weights are
+        assert logged == [(step, constant) for step in (1, 2, 3)]
         assert first[f"val/{name}"] == second[f"val/{name}"] == logged[-1][1]
     assert first["final/fd_digits"] == second["final/fd_digits"] == pytest.approx(first["val/fd_digits"], rel=1e-6)
 
 
-def test_bits_per_dim_and_nearest_training_images_on_two_ranks_are_those_of_one_process(trained, command, tmp_path):
-    said, drawn = {}, {}
-    for world in (1, 2):
-        folder = tmp_path / str(world)
+def test_bits_per_dim_and_nearest_images_on_two_ranks_equal_those_of_one_process(trained, command, tmp_path):
+    records, files = {}, {}
+    for world_size in (1, 2):
+        folder = tmp_path / str(world_size)
         config = watched(folder)
         settings = {"n": 101, "batch_size": 16}  # seven batches: one rank has four, the other three
         config["trainer"]["callbacks"].append(
             {"class_path": "lightning_ddpm.callbacks.BitsPerDim", "init_args": settings}
         )
-        callback(config, "Memorisation").update(n=101, shown=20)  # of batches of 16: both ranks have some to show
+        callback(config, "Memorisation").update(n=101, shown=20)  # in batches of 16: both ranks have some to show
         arguments = ("test", "--config", write_yaml(folder / "config.yaml", config))
         arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
-        status, err = alone(command, *arguments) if world == 1 else together(*arguments, *TWO)
+        status, err = alone(command, *arguments) if world_size == 1 else together(*arguments, *TWO)
         assert status == 0, err
-        said[world] = [seen(folder, rank) for rank in range(world)]
-        drawn[world] = {path.name: path.read_bytes() for path in (folder / "run" / "samples").iterdir()}
-    one, (first, second) = said[1][0], said[2]
+        records[world_size] = [seen(folder, rank) for rank in range(world_size)]
+        files[world_size] = {path.name: path.read_bytes() for path in (folder / "run" / "samples").iterdir()}
+    one, (first, second) = records[1][0], records[2]
     for name in ("bits_per_dim", "bits_per_dim_unclipped"):
         assert one[name][0] == 101
         assert len(one[name]) == 4 + 20
         assert first[name] == second[name] == pytest.approx(one[name], rel=1e-9)
     assert len(one["proximity"][0]) == len(one["proximity"][2]) == 101
     assert first["proximity"] == second["proximity"] == one["proximity"]
-    shares = [each["figures"]["test/memorisation_digits"] for each in (one, first, second)]
+    shares = [each["metrics"]["test/memorisation_digits"] for each in (one, first, second)]
     assert shares[0] == shares[1] == shares[2]
-    assert set(drawn[1]) == {"memorisation-test.png", "memorisation-test-distances.png"}
-    assert drawn[1] == drawn[2]
+    assert set(files[1]) == {"memorisation-test.png", "memorisation-test-distances.png"}
+    assert files[1] == files[2]
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """1,001 digits of the shipped model, drawn by one process: contents by name."""
-    return draw(tmp_path_factory.mktemp("drawn"), 1)
+def sampled(tmp_path_factory):
+    """Sample 1,001 digits of the shipped model in one process; return the files' contents by name."""
+    return sample_digits(tmp_path_factory.mktemp("sampled"), 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_sample_the_very_images_of_one(world, drawn, tmp_path):
-    assert len(drawn) == 1001 + len({"grid.png", "set.json"})
-    assert draw(tmp_path, world) == drawn
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_several_ranks_sample_the_images_of_one(world_size, sampled, tmp_path):
+    assert len(sampled) == 1001 + len({"grid.png", "set.json"})
+    assert sample_digits(tmp_path, world_size) == sampled
 
 
 @pytest.mark.slow
-def test_batch_sizes_change_a_sampled_image_by_one_grey_level_at_most(drawn, tmp_path):
-    small = draw(tmp_path, 1, batch_size=7)
-    numbered = [name for name in drawn if name[0] == "0"]
+def test_the_batch_size_changes_a_sampled_image_by_at_most_one_gray_level(sampled, tmp_path):
+    small = sample_digits(tmp_path, 1, batch_size=7)
+    numbered = [name for name in sampled if name[0] == "0"]
     one, other = (
-        np.stack([np.asarray(Image.open(io.BytesIO(each[name]))) for name in numbered]) for each in (drawn, small)
+        np.stack([np.asarray(Image.open(io.BytesIO(each[name]))) for name in numbered]) for each in (sampled, small)
     )
     assert one.shape == (1001, 8, 8)
     assert np.abs(one.astype(int) - other).max() <= 1
 
 
-def draw(folder, world, batch_size=64):
-    """The shipped model's images by ``sample`` on so many ranks: contents by name.
+def sample_digits(folder, world_size, batch_size=64):
+    """Sample the shipped model's images on some ranks; return the files' contents by name.
 
-    By ten steps: two would magnify rounding, in one pixel of 64,064 to two grey levels.
+    Ten steps are taken, because two would magnify rounding errors to two gray levels in one pixel of 64,064.
     """
     options = ("--n", 1001, "--steps", 10, "--seed", 7, "--batch_size", batch_size, "--accelerator", "cpu")
     ckpt = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
-    status, err = together("sample", "--ckpt", ckpt, *options, "--devices", world, "--out", folder / "images")
+    status, err = together("sample", "--ckpt", ckpt, *options, "--devices", world_size, "--out", folder / "images")
     assert status == 0, err
     return {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
 
 
 def alone(command, *arguments):
-    """Run in this process: its status and errors."""
+    """Run a command in this process; return its status and errors."""
     status, _, err = command(*arguments)
     return status, err
 
 
 def together(*arguments):
-    """Run in processes of their own: their status and errors."""
+    """Run a command in other processes; return their status and errors."""
     ended = ddpm(*arguments, PYTHONPATH=REPOSITORY / "tests")
     return ended.returncode, ended.stderr

@@ -1,4 +1,4 @@
-"""Two hosts, as two network namespaces of this machine: one is cut off, and the other does not wait for ever."""
+"""Two hosts, as two network namespaces of this machine: if one is cut off, the other does not wait for ever."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ def ip(*words):
 
 @pytest.fixture
 def hosts():
-    """Two namespaces with a cable between them."""
+    """Create two namespaces with a virtual cable between them."""
     if shutil.which("ip") is None:
         pytest.skip("no network namespaces without the command ip")
     for name in HOSTS:
@@ -46,10 +46,10 @@ def hosts():
 
 
 def start(host, config, folder):
-    """One host's part of a run on two, by torchrun as scripts/train_nodes.sh has it."""
+    """Start one host's part of a run on two, with torchrun as in scripts/train_nodes.sh."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{HOSTS['ddpm-a']}:29400", "--local_addr", HOSTS[host]]
-    meeting += ["--rdzv_conf", f"is_host={host == 'ddpm-a'}"]  # both have this machine's name
+    meeting += ["--rdzv_conf", f"is_host={host == 'ddpm-a'}"]  # both hosts have this machine's name
     ours = ["-m", "lightning_ddpm", "fit", "--config", str(config), "--trainer.num_nodes", "2"]
     ours += ["--trainer.devices", "1", "--trainer.accelerator", "cpu"]
     ours += ["--trainer.strategy", "pytorch_lightning.strategies.DDPStrategy"]
@@ -71,16 +71,16 @@ def test_a_host_that_is_cut_off_ends_the_other_with_a_message(hosts, tmp_path):
     path = write_yaml(tmp_path / "config.yaml", config)
     processes = [start(host, path, tmp_path) for host in hosts]
     try:
-        said = tmp_path / "ddpm-a.out"
+        log = tmp_path / "ddpm-a.out"
         deadline = time.monotonic() + 300
-        while "train/loss" not in said.read_text() and time.monotonic() < deadline:
+        while "train/loss" not in log.read_text() and time.monotonic() < deadline:
             time.sleep(0.5)
-            assert all(process.poll() is None for process in processes), said.read_text()
-        assert "train/loss" in said.read_text()
+            assert all(process.poll() is None for process in processes), log.read_text()
+        assert "train/loss" in log.read_text()
         assert ip("-n", hosts[1], "link", "set", "cable-b", "down").returncode == 0
-        assert processes[0].wait(300) != 0  # 48 s were seen: the time-out, and torchrun's own clearing up
-        assert "rank 0 lost the connection to another rank after step" in said.read_text()
-        assert "resume with --ckpt_path last" in said.read_text()
+        assert processes[0].wait(300) != 0  # 48 s were measured: the timeout, and torchrun's own shutdown
+        assert "rank 0 lost the connection to another rank after step" in log.read_text()
+        assert "resume with --ckpt_path last" in log.read_text()
     finally:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):

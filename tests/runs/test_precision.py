@@ -1,4 +1,4 @@
-"""Half precision runs the network and nothing else."""
+"""Half precision applies to the network only."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from lightning_ddpm.networks import UNet
 
 
 class Dtypes(Callback):
-    """Notes the precision of what passes by, in training and in evaluation."""
+    """Records the dtypes of tensors in training and in evaluation."""
 
     def __init__(self, extractor):
         self.extractor, self.loss, self.features = extractor, [], []
@@ -63,14 +63,14 @@ def train(precision, accelerator, folder, steps=1):
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """One step in bf16-mixed on the CPU, with an evaluation: the model, the types seen, and the trainer."""
+    """Train one step in bf16-mixed on the CPU, with an evaluation; return model, recorded dtypes and trainer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")
         with pytest.warns(UserWarning, match="too few for the covariance"):
             return train("bf16-mixed", "cpu", tmp_path_factory.mktemp("half"))
 
 
-def everything_but_the_network_is_exact(model, dtypes, half_type):
+def check_only_the_network_is_in_half(model, dtypes, half_type):
     assert set(dtypes.layer[True]) == {half_type}  # in training
     assert set(dtypes.layer[False]) == {half_type}  # in evaluation: the hooks of callbacks run outside autocast
     assert set(dtypes.noisy) == {torch.float32}
@@ -85,12 +85,12 @@ def everything_but_the_network_is_exact(model, dtypes, half_type):
         assert torch.equal(table.cpu(), getattr(exact, name))
 
 
-def test_bf16_mixed_runs_the_network_alone_in_bf16(half):
+def test_bf16_mixed_runs_only_the_network_in_bf16(half):
     model, dtypes, _ = half
-    everything_but_the_network_is_exact(model, dtypes, torch.bfloat16)
+    check_only_the_network_is_in_half(model, dtypes, torch.bfloat16)
 
 
-def test_the_distance_of_a_half_precision_run_is_finite_and_its_weights_moved(half):
+def test_a_half_precision_run_has_a_finite_distance_and_changed_weights(half):
     model, _, trainer = half
     assert trainer.callback_metrics["val/fd_digits"].isfinite()
     torch.manual_seed(0)
@@ -99,7 +99,7 @@ def test_the_distance_of_a_half_precision_run_is_finite_and_its_weights_moved(ha
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
-def test_a_module_cast_whole_keeps_its_schedule_exact(precision):
+def test_casting_the_whole_module_keeps_the_schedule_exact(precision):
     model = DDPM(UNet(channels=1, size=8, width=8, multipliers=(1,), attention=(), groups=4), Linear(1000), DDIM())
     model.to({"bf16-true": torch.bfloat16, "16-true": torch.float16}[precision])
     assert {parameter.dtype for parameter in model.parameters()} != {torch.float32}
@@ -110,7 +110,7 @@ def test_a_module_cast_whole_keeps_its_schedule_exact(precision):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:.*too few for the covariance")
 @pytest.mark.parametrize(("precision", "half_type"), [("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)])
-def test_mixed_precision_on_a_gpu_runs_the_network_alone_in_half(precision, half_type, tmp_path):
+def test_mixed_precision_on_a_gpu_runs_only_the_network_in_half(precision, half_type, tmp_path):
     model, dtypes, trainer = train(precision, "gpu", tmp_path)
-    everything_but_the_network_is_exact(model, dtypes, half_type)
+    check_only_the_network_is_in_half(model, dtypes, half_type)
     assert trainer.callback_metrics["val/fd_digits"].isfinite()

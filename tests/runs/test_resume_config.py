@@ -1,4 +1,4 @@
-"""Going on under another config: what follows it, what is refused, and which checkpoint is taken."""
+"""Resuming under a changed config: what follows it, what is refused, and which checkpoint is used."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from lightning_ddpm.models.optimizer import normalize_optimizer_state
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of three steps: the checkpoints of steps 3 and 2."""
+    """Train three steps; return the folder, with the checkpoints of steps 3 and 2."""
     from lightning_ddpm.commands.main import main
 
     folder = tmp_path_factory.mktemp("trained")
@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folder: Path) -> Any:
-    """A tiny run over 40 images that keeps a diary and a checkpoint of every step."""
+    """Return the config of a tiny run over 40 images with a diary and a checkpoint of every step."""
     made = tiny_digits(folder / "run")
     made["trainer"].update(max_steps=3, limit_val_batches=0)
     made["trainer"]["callbacks"] = [
@@ -40,8 +40,8 @@ def config(folder: Path) -> Any:
 
 
 @pytest.fixture
-def go_on(trained: Path, tmp_path: Path, command: Any) -> Any:
-    """Goes on to step 7 in a copy of the run with these options: (status, stdout, stderr, folder)."""
+def resume(trained: Path, tmp_path: Path, command: Any) -> Any:
+    """Resume a copy of the run until step 7 with given options; return (status, stdout, stderr, folder)."""
 
     def call(*options: object, change: Any = None) -> tuple[int, str, str, Path]:
         shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
@@ -55,8 +55,8 @@ def go_on(trained: Path, tmp_path: Path, command: Any) -> Any:
     return call
 
 
-def test_a_run_goes_on_with_an_optimizer_that_is_not_fused_any_more(go_on: Any) -> None:
-    status, out, err, folder = go_on("--model.optimizer.fused", "false")
+def test_a_run_resumes_with_an_optimizer_that_is_no_longer_fused(resume: Any) -> None:
+    status, out, err, folder = resume("--model.optimizer.fused", "false")
     assert status == 0, err
     assert "changed: model.init_args.optimizer.init_args.fused was True, is False" in out
     (optimizer,) = torch.load(folder / "run" / "last.ckpt", weights_only=True)["optimizer_states"]
@@ -64,7 +64,7 @@ def test_a_run_goes_on_with_an_optimizer_that_is_not_fused_any_more(go_on: Any) 
     assert {int(state["step"]) for state in optimizer["state"].values()} == {7}
 
 
-def test_counters_go_to_the_weights_device_where_an_optimizer_is_fused_now() -> None:
+def test_step_counters_move_to_the_weights_device_for_a_fused_optimizer() -> None:
     weight = torch.nn.Parameter(torch.zeros(2, device="meta"))
     optimizer = torch.optim.Adam([weight], lr=1e-3)
     optimizer.state[weight] = {"step": torch.tensor(3.0)}
@@ -76,25 +76,25 @@ def test_counters_go_to_the_weights_device_where_an_optimizer_is_fused_now() -> 
     assert optimizer.state[weight]["step"].device.type == "meta"
 
 
-def test_nothing_is_said_to_have_changed_where_nothing_has(go_on: Any) -> None:
-    status, out, err, folder = go_on("--trainer.max_steps", "3")
+def test_without_changes_none_are_reported(resume: Any) -> None:
+    status, out, err, folder = resume("--trainer.max_steps", "3")
     assert status == 0, err
-    assert f"going on after step 3, from {folder / 'run' / 'last.ckpt'}" in out
+    assert f"resuming after step 3 from {folder / 'run' / 'last.ckpt'}" in out
     assert [line for line in out.splitlines() if line.startswith("changed:")] == [
         f"changed: trainer.{name} was {old}, is {new}" for name, old, new in paths_changed(out)
     ]
 
 
 def paths_changed(out: str) -> list[tuple[str, str, str]]:
-    """The folders alone, which are those of the copy."""
+    """Return the reported changes, which must be the copy's folders only."""
     changed = [line.removeprefix("changed: trainer.") for line in out.splitlines() if line.startswith("changed: ")]
     split = [(line.split(" was ")[0], *line.split(" was ")[1].split(", is ")) for line in changed]
     assert {name for name, _, _ in split} == {"default_root_dir", "callbacks[2].init_args.folder"}
     return split
 
 
-def test_the_learning_rate_follows_the_config_of_now_and_its_schedule(go_on: Any) -> None:
-    status, out, err, folder = go_on(
+def test_the_learning_rate_follows_the_current_config_and_its_schedule(resume: Any) -> None:
+    status, out, err, folder = resume(
         "--model.optimizer.init_args.lr", "0.002", "--model.optimizer.init_args.eps", "1e-7"
     )
     assert status == 0, err
@@ -108,15 +108,15 @@ def test_the_learning_rate_follows_the_config_of_now_and_its_schedule(go_on: Any
     } == {7}
 
 
-def test_without_a_change_the_learning_rate_goes_on_as_it_was(go_on: Any) -> None:
-    status, _, err, folder = go_on()
+def test_without_a_change_the_learning_rate_continues(resume: Any) -> None:
+    status, _, err, folder = resume()
     assert status == 0, err
     (group,) = read_checkpoint(folder / "run" / "last.ckpt")["optimizer_states"][0]["param_groups"]
     assert group["lr"] == pytest.approx(0.01 * (0.1 + 0.9 * 7 / 10))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--model.network.init_args.width", "16"), "network.init_args.width is 16, but the checkpoint's run has 8"),
         (("--model.schedule.init_args.steps", "30"), "schedule.init_args.steps is 30, but the checkpoint's run has 20"),
@@ -125,17 +125,17 @@ def test_without_a_change_the_learning_rate_goes_on_as_it_was(go_on: Any) -> Non
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_what_a_run_cannot_go_on_with_is_refused(options: tuple[str, str], said: str, go_on: Any) -> None:
-    status, _, err, folder = go_on(*options)
+def test_changes_that_forbid_resuming_are_refused(options: tuple[str, str], message: str, resume: Any) -> None:
+    status, _, err, folder = resume(*options)
     assert status == 2, err
-    assert said in err
+    assert message in err
     assert "a run cannot be resumed with another" in err
     assert read_checkpoint(folder / "run" / "last.ckpt")["global_step"] == 3
 
 
 @pytest.mark.parametrize("size", [4, 7, 16])
-def test_another_batch_size_goes_on_at_the_next_image_of_the_order(size: int, go_on: Any, trained: Path) -> None:
-    status, out, err, folder = go_on("--data.batch_size", str(size), "--trainer.max_steps", "6")
+def test_another_batch_size_resumes_at_the_next_image_of_the_order(size: int, resume: Any, trained: Path) -> None:
+    status, out, err, folder = resume("--data.batch_size", str(size), "--trainer.max_steps", "6")
     assert status == 0, err
     assert f"changed: data.batch_size was 8, is {size}" in out
     entries = diary(folder)[len(diary(trained)) :]
@@ -143,19 +143,19 @@ def test_another_batch_size_goes_on_at_the_next_image_of_the_order(size: int, go
     later = [(value[0], value[2:]) for _, what, value in entries if what == "batch"]
     rest = [number for epoch, numbers in later if epoch == 0 for number in numbers]
     whole = sorted([*order, *rest])
-    assert whole == sorted(set(whole)), "none twice"
+    assert whole == sorted(set(whole)), "an image was used twice"
     if len(later) > -(-16 // size):
-        assert whole == list(range(40)), "none left out"
+        assert whole == list(range(40)), "an image was skipped"
         assert later[-(-16 // size)][0] == 1
 
 
-def test_other_images_are_refused(go_on: Any) -> None:
-    status, _, err, _ = go_on("--data.source.n", "39")
+def test_other_images_are_refused(resume: Any) -> None:
+    status, _, err, _ = resume("--data.source.n", "39")
     assert status == 2
-    assert "trained on 40 images, and there are 39 now" in err
+    assert "trained on 40 images and there are 39 now" in err
 
 
-def test_a_run_that_is_not_there_cannot_go_on(command: Any, tmp_path: Path) -> None:
+def test_a_missing_run_cannot_be_resumed(command: Any, tmp_path: Path) -> None:
     status, _, err = command(
         "fit", "--config", write_yaml(tmp_path / "c.yaml", config(tmp_path)), "--ckpt_path", "last"
     )
@@ -163,20 +163,20 @@ def test_a_run_that_is_not_there_cannot_go_on(command: Any, tmp_path: Path) -> N
     assert f"there is no checkpoint {tmp_path / 'run' / 'last.ckpt'}" in err
 
 
-def test_a_damaged_last_checkpoint_is_said_and_the_one_before_taken(go_on: Any, trained: Path) -> None:
+def test_a_damaged_last_checkpoint_is_reported_and_the_previous_one_used(resume: Any, trained: Path) -> None:
     last = trained / "run" / "last.ckpt"
     whole = last.read_bytes()
     try:
         last.write_bytes(whole[: len(whole) // 2])
-        status, out, err, folder = go_on()
+        status, out, err, folder = resume()
     finally:
         last.write_bytes(whole)
     assert status == 0, err
     run = folder / "run"
     assert (
-        f"{run / 'last.ckpt'} is lost or damaged; taking the one before it, {previous_path(run / 'last.ckpt')}" in out
+        f"{run / 'last.ckpt'} is missing or damaged; using the previous one, {previous_path(run / 'last.ckpt')}" in out
     )
-    assert "going on after step 2" in out
+    assert "resuming after step 2" in out
     assert [read_checkpoint(path)["global_step"] for path in (run / "last.ckpt", previous_path(run / "last.ckpt"))] == [
         7,
         6,

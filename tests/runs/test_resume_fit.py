@@ -1,4 +1,4 @@
-"""A run that was killed and goes on ends as the run that was not: bit by bit, every image once an epoch."""
+"""A run that is killed and resumed ends bit for bit as an uninterrupted one, with every image once per epoch."""
 
 import os
 import random
@@ -22,7 +22,7 @@ KILLED = -signal.SIGKILL
 
 
 def config(folder: Path, two: bool = False, **spy: Any) -> Any:
-    """Twelve steps over 40 images, dropout and flips on, with evaluations, validations and checkpoints in between."""
+    """Configure twelve steps over 40 images, with dropout, flips, evaluations, validations and checkpoints."""
     made = tiny_digits(folder / "run")
     made["trainer"].update(max_steps=STEPS, val_check_interval=5, limit_val_batches=1)
     callback(made, "Evaluation").update(n=8, every_n_steps=4)
@@ -40,7 +40,7 @@ def config(folder: Path, two: bool = False, **spy: Any) -> Any:
 
 
 def fit(folder: Path, *options: object, two: bool = False, spy: Any = None, every: int = 3, **arguments: Any) -> Any:
-    """Run ``fit`` in processes of its own, with a checkpoint every so many steps."""
+    """Run ``fit`` in other processes, with a checkpoint at an interval of steps."""
     made = config(folder, two, **(spy or {}))
     callback(made, "Checkpoints").update(every_n_steps=every)
     file = write_yaml(folder / "config.yaml", made)
@@ -49,7 +49,7 @@ def fit(folder: Path, *options: object, two: bool = False, spy: Any = None, ever
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested dicts and lists as one dict of dotted names."""
+    """Flatten nested dicts and lists to one dict of dotted names."""
     if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return {key: each for k, v in items for key, each in flat(v, f"{name}.{k}").items()}
@@ -57,7 +57,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def trained(run: Path) -> dict[str, Any]:
-    """All that training made: both weight sets, the average's counter, optimizer, schedule, place in the data."""
+    """Return the state of training: both weight sets, EMA's counter, optimizer, schedule and place in the data."""
     checkpoint = torch.load(run / "last.ckpt", weights_only=True)
     parts = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
     return flat({name: checkpoint[name] for name in (*parts, "global_step", "ImageDataModule")})
@@ -74,12 +74,12 @@ def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def steps(folder: Path, rank: int = 0) -> dict[int, list[Any]]:
-    """What training did at each step, as the last process that did it wrote it down: batches and validations."""
+    """Return the batches and validations of each step, as the last process that did the step recorded them."""
     done: dict[int, list[Any]] = {}
     for step, what, value in diary(folder, rank):
         if what == "start":
             done = {each: happened for each, happened in done.items() if each < step} | {step: done.get(step, [])}
-            # What came after the checkpoint of this step is done again; its validation came before.
+            # What followed this step's checkpoint is repeated; the step's validation came before it.
             done[step] = [each for each in done[step] if each[0] == "validation"]
         else:
             done.setdefault(step, []).append((what, value))
@@ -87,16 +87,16 @@ def steps(folder: Path, rank: int = 0) -> dict[int, list[Any]]:
 
 
 def first_epoch(*ranks: dict[int, list[Any]]) -> list[int]:
-    """The numbers of the images that these saw in the first epoch, sorted."""
+    """Return the sorted indices of the images that the ranks saw in the first epoch."""
     batches = [value for done in ranks for happened in done.values() for what, value in happened if what == "batch"]
     return sorted(number for epoch, _, *numbers in batches if epoch == 0 for number in numbers)
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every curve, as TensorBoard shows it, but the clock's; and those by quarter of t.
+    """Return all TensorBoard curves except speed and the losses by quarter of t.
 
-    Where no image of a batch has its t in a quarter, Lightning repeats the last value of the epoch, which a process
-    that begins in the middle of it does not know.
+    If no image of a batch has its t in a quarter, Lightning repeats the last value of the epoch, which a process
+    that starts in the middle of the epoch does not know.
     """
     events = EventAccumulator(str(run), {"scalars": 0}).Reload()
     tags = [tag for tag in events.Tags()["scalars"] if "quarter" not in tag and "per_second" not in tag]
@@ -104,7 +104,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def assert_same_run(one: Path, other: Path, ranks: int = 1, but: int | None = None) -> None:
-    """Weights, curves, and what was done at each step but one."""
+    """Compare weights, curves, and the batches and validations of each step except ``but``."""
     assert_equal(trained(one / "run"), trained(other / "run"))
     assert curves(one / "run") == curves(other / "run")
     for rank in range(ranks):
@@ -116,14 +116,14 @@ def assert_same_run(one: Path, other: Path, ranks: int = 1, but: int | None = No
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
+    """Train without interruption; return the folder."""
     folder = tmp_path_factory.mktemp("whole")
     ended = fit(folder)
     assert ended.returncode == 0, ended.stderr
     return folder
 
 
-def test_a_whole_run_sees_every_image_once_an_epoch_and_draws_every_step(whole: Path) -> None:
+def test_an_uninterrupted_run_sees_every_image_once_per_epoch_and_logs_every_step(whole: Path) -> None:
     batches = [value for happened in steps(whole).values() for what, value in happened if what == "batch"]
     for epoch in (0, 1):
         numbers = [number for each in batches if each[0] == epoch for number in each[2:]]
@@ -133,16 +133,16 @@ def test_a_whole_run_sees_every_image_once_an_epoch_and_draws_every_step(whole: 
 
 
 @pytest.mark.parametrize("kill_at", [4, pytest.param(11, marks=pytest.mark.slow)])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole: Path, tmp_path: Path, kill_at: int) -> None:
+def test_a_killed_run_resumes_to_the_same_end(whole: Path, tmp_path: Path, kill_at: int) -> None:
     killed = fit(tmp_path, spy={"kill_at": kill_at})
     assert killed.returncode == KILLED, killed.stderr
     resumed = fit(tmp_path, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
-    assert f"going on after step {kill_at // 3 * 3}, from {tmp_path / 'run' / 'last.ckpt'}" in resumed.stdout
+    assert f"resuming after step {kill_at // 3 * 3} from {tmp_path / 'run' / 'last.ckpt'}" in resumed.stdout
     assert_same_run(whole, tmp_path)
 
 
-def test_a_run_that_goes_on_at_its_end_measures_the_end_again_and_draws_it_once(whole: Path, tmp_path: Path) -> None:
+def test_a_run_resumed_at_its_end_repeats_the_last_evaluation_and_logs_it_once(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole / "run", tmp_path / "run")
     resumed = fit(tmp_path, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
@@ -152,22 +152,20 @@ def test_a_run_that_goes_on_at_its_end_measures_the_end_again_and_draws_it_once(
 
 
 @pytest.mark.slow
-def test_a_run_with_accumulated_gradients_and_workers_goes_on_likewise(tmp_path: Path) -> None:
+def test_a_run_with_accumulated_gradients_and_workers_resumes_to_the_same_end(tmp_path: Path) -> None:
     options = ("--trainer.accumulate_grad_batches", "2", "--data.num_workers", "2")
     for name in ("whole", "killed"):
         ended = fit(tmp_path / name, *options, spy={"kill_at": 10} if name == "killed" else None)
         assert ended.returncode == (KILLED if name == "killed" else 0), ended.stderr
     resumed = fit(tmp_path / "killed", *options, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on after step 9, " in resumed.stdout
+    assert "resuming after step 9 " in resumed.stdout
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "every"), [(0, 3), (1, 1)])
-def test_a_signal_to_one_of_two_ranks_stops_both_after_the_next_step_and_they_go_on(
-    tmp_path: Path, rank: int, every: int
-) -> None:
+def test_a_signal_to_one_of_two_ranks_stops_both_and_they_resume(tmp_path: Path, rank: int, every: int) -> None:
     whole = fit(tmp_path / "whole", two=True)
     assert whole.returncode == 0, whole.stderr
     name = ("SIGUSR1", "SIGTERM")[rank]
@@ -177,26 +175,26 @@ def test_a_signal_to_one_of_two_ranks_stops_both_after_the_next_step_and_they_go
     assert stopped.stdout.count("stopped after step") == 1
     resumed = fit(tmp_path / "stopped", "--ckpt_path", "last", two=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on after step 8, " in resumed.stdout
+    assert "resuming after step 8 " in resumed.stdout
     assert_same_run(tmp_path / "whole", tmp_path / "stopped", ranks=2)
     assert first_epoch(*(steps(tmp_path / "stopped", rank) for rank in (0, 1))) == list(range(40))
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_ranks_at_the_next_image_of_the_same_order(tmp_path: Path) -> None:
+def test_another_number_of_ranks_resumes_at_the_next_image_of_the_order(tmp_path: Path) -> None:
     for folder, before, after in ((tmp_path / "more", False, True), (tmp_path / "fewer", True, False)):
         killed = fit(folder, two=before, spy={"kill_at": 4})
         assert killed.returncode != 0
         resumed = fit(folder, "--ckpt_path", "last", two=after)
         assert resumed.returncode == 0, resumed.stderr
-        assert "going on after step 3, " in resumed.stdout
+        assert "resuming after step 3 " in resumed.stdout
         assert f"changed: data.batch_size was {4 if before else 8}, is {4 if after else 8}" in resumed.stdout
         second = {step: done for step, done in steps(folder, 1).items() if after or step < 3}
         assert first_epoch(steps(folder, 0), second) == list(range(40))
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_after_one_of_them_was_killed(tmp_path: Path) -> None:
+def test_two_ranks_resume_after_one_was_killed(tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole", two=True)
     assert whole.returncode == 0, whole.stderr
     killed = fit(tmp_path / "killed", two=True, spy={"kill_at": 8, "rank": 1})
@@ -207,7 +205,7 @@ def test_two_ranks_go_on_after_one_of_them_was_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_twenty_random_moments_ends_as_the_one_that_was_not(whole: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_twenty_random_moments_resumes_to_the_same_end(whole: Path, tmp_path: Path) -> None:
     moments = random.Random(0)
     file = write_yaml(tmp_path / "config.yaml", config(tmp_path))
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
@@ -225,5 +223,5 @@ def test_a_run_killed_at_twenty_random_moments_ends_as_the_one_that_was_not(whol
     saved = (tmp_path / "run" / "last.ckpt").exists()
     resumed = fit(tmp_path, *(("--ckpt_path", "last") if saved else ()))
     assert resumed.returncode == 0, resumed.stderr
-    # Killed between the last checkpoint and the end, a run does not come to the end of its last epoch again.
+    # A run that is killed between the last checkpoint and the end does not reach the end of its last epoch again.
     assert_same_run(whole, tmp_path, but=STEPS)

@@ -1,8 +1,8 @@
-"""What a step reads back from the device, where the program would wait for it.
+"""Steps read nothing back from the device, because the program would wait for it.
 
-In training it is counted on the CPU, by the operations that would wait on a GPU: a value taken to Python, a size that
-depends on values, a number that is copied to the device. All else runs on a GPU that is not there: its tensors have
-devices and shapes but no values, so that whoever asks for one, or mixes it with the host's, is found out.
+For training, the reads are counted on the CPU, as the operations that would wait on a GPU: a value converted to Python,
+a size that depends on values, a number copied to the device. All else runs on a fake GPU, whose tensors have devices
+and shapes but no values, so that reading one, or mixing it with the host's, is an error.
 """
 
 from collections.abc import Iterator
@@ -70,14 +70,14 @@ WAITS = {
 
 
 class Reads(TorchDispatchMode):
-    """Which tensors were read, by where they lie in memory."""
+    """Records the tensors that are read."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tensors: list[Tensor] = []
 
     def __enter__(self) -> "Reads":
-        self.to_list = Tensor.tolist  # what it does with a tensor of the CPU, no operation shows
+        self.to_list = Tensor.tolist  # with a tensor on the CPU it dispatches no operation
         reads = self.tensors
 
         def noted(tensor: Tensor) -> Any:
@@ -92,23 +92,23 @@ class Reads(TorchDispatchMode):
         super().__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        by_mask = func is torch.ops.aten.index.Tensor and any(
+        is_mask = func is torch.ops.aten.index.Tensor and any(
             each.dtype is torch.bool for each in args[1] if each is not None
         )
-        of_numbers = func is torch.ops.aten.lift_fresh.default and not args[0].ndim
-        if func in WAITS or by_mask or of_numbers:
+        is_number = func is torch.ops.aten.lift_fresh.default and not args[0].ndim
+        if func in WAITS or is_mask or is_number:
             self.tensors.append(args[0])
         return func(*args, **(kwargs or {}))
 
 
 class ReadsOfSteps(Callback):
-    """The reads of each step, but of what a GPU's run has on the host: the average's counter, and what was sent there
-    in the step before.
+    """Counts the reads of each step, except of what is on the host in a run on a GPU: EMA's counter, and what the
+    previous step sent there.
     """
 
     def __init__(self) -> None:
         self.found: list[int] = []
-        self.looked_back = 0
+        self.reads_of_previous = 0
         self.reads: Reads | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -126,7 +126,7 @@ class ReadsOfSteps(Callback):
         on_the_host = {each.data_ptr() for each in (*counters, *self.sent)}
         self.found.append(sum(each.data_ptr() not in on_the_host for each in self.reads.tensors))
         sent = {each.data_ptr() for each in self.sent}
-        self.looked_back += sum(each.data_ptr() in sent for each in self.reads.tensors)
+        self.reads_of_previous += sum(each.data_ptr() in sent for each in self.reads.tensors)
 
 
 VARIANCE = {"objective": Hybrid(), "timesteps": LossAwareTimesteps(history=1)}
@@ -137,7 +137,7 @@ VARIANCE = {"objective": Hybrid(), "timesteps": LossAwareTimesteps(history=1)}
     [({}, {}), ({"outputs": 2}, VARIANCE), ({"classes": 10}, {"objective": SimpleWeighted(MinSNR())})],
     ids=["Ho's", "learned variance", "classes"],
 )
-def test_a_training_step_reads_back_nothing_but_whether_the_one_before_was_finite(
+def test_a_training_step_reads_only_whether_the_previous_one_was_finite(
     network: dict[str, Any], more: dict[str, Any], tmp_path: Path
 ) -> None:
     reads = ReadsOfSteps()
@@ -154,13 +154,13 @@ def test_a_training_step_reads_back_nothing_but_whether_the_one_before_was_finit
     )
     reads.end(trainer)
     assert reads.found[1:5] == [0, 0, 0, 0]  # the first is logged, and the last saved
-    assert reads.looked_back == 5, "in every step but the first"
+    assert reads.reads_of_previous == 5, "in every step but the first"
 
 
-class OfTheHost(torch.Generator):
-    """A generator of a GPU that is not there; what it draws has no values anyway."""
+class HostGenerator(torch.Generator):
+    """A generator for the fake GPU, whose random tensors have no values anyway."""
 
-    def __new__(cls, device: object = "cpu") -> "OfTheHost":
+    def __new__(cls, device: object = "cpu") -> "HostGenerator":
         return super().__new__(cls, "cpu")
 
 
@@ -168,19 +168,19 @@ GPU = torch.device("cuda", 0)
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[None]:
-    """Inside there is a GPU; what is made outside has values, and moves there without them."""
+def fake_gpu() -> Iterator[None]:
+    """Provide a fake GPU inside the context; tensors from outside lose their values when they move there."""
     if torch.__version__ < (2, 11) and not torch.cuda.is_available():
-        pytest.skip("torch 2.6 asks for CUDA's driver even of tensors that have no values, 2.11 does not")
+        pytest.skip("torch 2.6 needs CUDA's driver even for tensors without values, 2.11 does not")
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
-        patch.setattr(torch, "Generator", OfTheHost)
+        patch.setattr(torch, "Generator", HostGenerator)
         patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
         yield
 
 
-def test_a_gpu_that_is_not_there_finds_waiting_and_mixing() -> None:
+def test_the_fake_gpu_detects_waiting_and_mixing() -> None:
     table = torch.arange(5.0)
-    with pretended_gpu():
+    with fake_gpu():
         there = torch.ones(3, dtype=torch.long, device=GPU)
         for broken in (lambda: there.sum().item(), lambda: table.to(GPU)[there[0]], lambda: there.bincount()):
             with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
@@ -196,17 +196,17 @@ SAMPLERS = [
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
-def test_drawing_waits_for_nothing(sampler: Sampler) -> None:
+def test_sampling_waits_for_nothing(sampler: Sampler) -> None:
     model = tiny_model(network=tiny_network(outputs=2))
-    with pretended_gpu():
-        drawn = model.to(GPU).generate(SampleRequest(7, sampler=sampler), 3, 7)
-    assert (drawn.shape, drawn.dtype, drawn.device) == ((4, 1, 8, 8), torch.uint8, GPU)
+    with fake_gpu():
+        images = model.to(GPU).generate(SampleRequest(7, sampler=sampler), 3, 7)
+    assert (images.shape, images.dtype, images.device) == ((4, 1, 8, 8), torch.uint8, GPU)
 
 
 @pytest.mark.parametrize("guidance", [None, ClassifierFree(0.0), ClassifierFree(2.0)], ids=repr)
-def test_drawing_a_class_waits_for_nothing(guidance: Guidance | None) -> None:
+def test_sampling_a_class_waits_for_nothing(guidance: Guidance | None) -> None:
     model = tiny_model(network=tiny_network(classes=10))
-    with pretended_gpu():
+    with fake_gpu():
         assert (
             model.to(GPU).generate(SampleRequest(7, sampler=DDIM(5), guidance=guidance, labels=[1, 2]), 3, 7).device
             == GPU
@@ -225,16 +225,16 @@ OBJECTIVES = [
 def test_a_loss_waits_for_nothing(objective: Objective, prediction: Parameterization) -> None:
     network = tiny_network(outputs=2, classes=10)
     model = tiny_model(network=network, objective=objective, parameterization=prediction)
-    with pretended_gpu():
+    with fake_gpu():
         x_0, t = torch.zeros(4, 1, 8, 8, device=GPU), torch.ones(4, dtype=torch.long, device=GPU)
         losses = model.to(GPU).loss(x_0, t, torch.zeros_like(x_0), t)
     assert (losses.shape, losses.dtype, losses.device) == ((4,), torch.float32, GPU)
 
 
 @pytest.mark.parametrize("variance", [FixedLarge(), FixedSmall(), LearnedRange()], ids=repr)
-def test_the_bound_and_its_sums_wait_for_nothing(variance: ReverseVariance) -> None:
+def test_the_elbo_and_its_sums_wait_for_nothing(variance: ReverseVariance) -> None:
     model = tiny_model(network=tiny_network(outputs=2), schedule=Cosine(steps=4))
-    with pretended_gpu():
+    with fake_gpu():
         sums, x_0 = ELBOSums(4, GPU), torch.zeros(4, 1, 8, 8, device=GPU)
         model.to(GPU)
         for bound in elbos([model.denoiser, model.denoiser.without_clipping()], variance, x_0):
@@ -243,27 +243,27 @@ def test_the_bound_and_its_sums_wait_for_nothing(variance: ReverseVariance) -> N
 
 
 def test_finding_the_nearest_images_waits_for_nothing() -> None:
-    with pretended_gpu():
+    with fake_gpu():
         nearest = NearestNeighbours(torch.zeros(3, 64, device=GPU), 2)
         for start in (0, 9):
             nearest.update(start, torch.zeros(9, 64, device=GPU))
     assert nearest.indices.device == GPU
 
 
-def test_what_is_changed_waits_for_nothing() -> None:
+def test_inversion_and_sdedit_wait_for_nothing() -> None:
     model = tiny_model()
-    with pretended_gpu():
+    with fake_gpu():
         denoise, x = model.to(GPU).denoiser, torch.zeros(4, 1, 8, 8, device=GPU)
         assert invert(denoise, x, 5).device == GPU
         assert SDEdit(DDIM(5), x, 0.5).sample(denoise, x).device == GPU
 
 
-@pytest.mark.parametrize("judge", [DigitsFeatures(), Inception()], ids=lambda judge: type(judge).__name__)
-def test_judging_waits_for_nothing(judge: FeatureExtractor) -> None:
-    if isinstance(judge, Inception):
-        judge = Inception(str(real_data("fid-inception-2015-12-05.pth")))
-    judge.load()
-    channels, size = (3, 32) if isinstance(judge, Inception) else (1, 8)
-    with pretended_gpu():
-        features = judge.to(GPU)(torch.zeros(6, channels, size, size, dtype=torch.uint8, device=GPU))
-    assert (features.shape, features.device) == ((6, judge.num_features), GPU)
+@pytest.mark.parametrize("extractor", [DigitsFeatures(), Inception()], ids=lambda extractor: type(extractor).__name__)
+def test_extracting_features_waits_for_nothing(extractor: FeatureExtractor) -> None:
+    if isinstance(extractor, Inception):
+        extractor = Inception(str(real_data("fid-inception-2015-12-05.pth")))
+    extractor.load()
+    channels, size = (3, 32) if isinstance(extractor, Inception) else (1, 8)
+    with fake_gpu():
+        features = extractor.to(GPU)(torch.zeros(6, channels, size, size, dtype=torch.uint8, device=GPU))
+    assert (features.shape, features.device) == ((6, extractor.num_features), GPU)
