@@ -40,7 +40,7 @@ TITLES = "given", "restored", "original"
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and restore the images."""
     parser = _build_parser()
-    options = parse_options(parser, arguments, "restore", ["passes", "jump"])
+    options = parse_options(parser, arguments, "restore", ["passes"])
     _check_task_options(options)
     model = load_model(parser, options)
     task, conditions = TASKS[options.task](options, model), read_conditions(options, model)
@@ -101,7 +101,6 @@ def _build_parser() -> ArgumentParser:
     add("--mask", type=Path, help="inpaint: an image, white where pixels are to be generated")
     add("--box", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="inpaint: a box instead of a mask")
     add("--passes", type=int, help="inpaint: number of times each step is made; default: 5")
-    add("--jump", type=int, help="inpaint: number of steps in a block that is repeated; default: 5")
     add("--factor", type=int, help="superres: ratio of the image sizes")
     add("--sigma", type=float, help="standard deviation of the noise in the images, where black is -1 and white 1")
     add("--strength", type=float, help="sdedit: from 0, the image itself, to 1, a new one")

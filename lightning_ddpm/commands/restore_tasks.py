@@ -66,7 +66,7 @@ class Task(ABC):
 class InpaintTask(Task):
     """Generates the pixels under a mask, given the others."""
 
-    option_names = "mask", "box", "passes", "jump", "degrade"
+    option_names = "mask", "box", "passes", "degrade"
 
     def __init__(self, options: Namespace, model: DDPM) -> None:
         super().__init__(options, model)
@@ -101,7 +101,7 @@ class InpaintTask(Task):
 
     def prepare(self, x: Tensor, noise: ImageNoise) -> tuple[Tensor, Sampler]:
         known = self.known.to(x.device)
-        sampler = RePaint(self.sampler, x, known, self.options.passes or 5, self.options.jump or 5)
+        sampler = RePaint(self.sampler, x, known, passes=self.options.passes or 5, jump=5)
         return torch.where(known, x, 0.0), sampler
 
 

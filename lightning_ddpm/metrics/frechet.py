@@ -220,7 +220,7 @@ def read_statistics(path: Path) -> Statistics:
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no npz file of statistics, or damaged: {first_line(error)}") from error
+        raise UserError(f"{path} is not an npz file of statistics, or damaged: {first_line(error)}") from error
     if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
         raise UserError(
             f"{path}: mu of shape {mu.shape} and sigma of shape {sigma.shape} do not match; expected d and d x d"

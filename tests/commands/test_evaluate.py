@@ -199,7 +199,7 @@ def test_adms_statistics_take_precedence_over_the_samples_in_the_same_file(evalu
         ({"arr_0": np.zeros((4, 8, 8, 3))}, r"arr_0 is float64 of shape \(4, 8, 8, 3\); expected uint8"),
         ({"arr_0": np.zeros((4, 8, 9, 3), np.uint8)}, r"of shape \(4, 8, 9, 3\); expected"),
         ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, "expected uint8"),
-        ({"arr_0": np.array([{}], dtype=object)}, "no npz file, or damaged"),
+        ({"arr_0": np.array([{}], dtype=object)}, "is not an npz file, or damaged"),
     ],
 )
 def test_arrays_that_are_not_samples_are_refused(content, message, tmp_path):
@@ -258,6 +258,9 @@ def test_bits_per_dim_equals_that_of_the_test_command(digits_run, evaluate, comm
     found = result["metrics"]["bits_per_dim"]
     assert f"{found['value']:.4f} +- {found['standard_error']:.4f}" in out
     assert found["n"] == 179
+    _, small = evaluate("--ckpt", weights, "--metrics", "bpd", "--variance", "FixedSmall")
+    assert small["metrics"]["bits_per_dim"]["value"] != found["value"]
+    assert small["metrics"]["bits_per_dim"]["protocol"].endswith("FixedSmall")
 
 
 @pytest.mark.slow
@@ -309,9 +312,9 @@ def test_exactly_one_of_checkpoint_and_images_is_required(refused, folders):
         (("--n", "1", "--reference", "Digits"), "a covariance needs at least 2 images, got 1"),
         (
             ("--extractor", "Incepton"),
-            "there is no such extractor, or it has no such option; there are ClassifierFeatures",
+            "there is no extractor Incepton; did you mean Inception? There are ClassifierFeatures",
         ),
-        (("--protocols", "TF2"), "there is no such protocol, or it has no such option; there are Antialiased, TF1"),
+        (("--protocols", "TF2"), "there is no protocol TF2; did you mean TF1? There are Antialiased, TF1, TorchM"),
         (("--extractor", "DigitsFeatures", "--reference", "Digits", "--protocols", "TF1"), "has only one protocol"),
         (
             ("--extractor", "DigitsFeatures", "--reference", "Digits", "--weights_path", "x"),

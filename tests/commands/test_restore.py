@@ -47,7 +47,7 @@ def originals(folder: Path) -> np.ndarray[Any, Any]:
 
 
 def test_inpainting_fills_a_box_and_keeps_the_other_pixels(restore, digits, tmp_path) -> None:
-    options = ("--box", 0, 4, 8, 8, "--steps", 8, "--passes", 2, "--jump", 4, "--degrade")
+    options = ("--box", 0, 4, 8, 8, "--steps", 8, "--passes", 2, "--degrade")
     status, out, err = restore("inpaint", digits, *options)
     assert status == 0, err
     assert "wrote 6 images and side_by_side.png" in out
@@ -131,7 +131,7 @@ def test_batch_size_changes_only_rounding(restore, digits, tmp_path) -> None:
         ("superres", ("--factor", 2, "--sampler", "DDIM"), "superres always uses DDRM; leave --sampler out"),
         ("denoise", ("--sigma", -1), "at least 0 and finite, got sigma=-1"),
         ("colorize", ("--degrade",), "images of one channel are already grayscale"),
-        ("sdedit", ("--strength", 2), "lies in [0, 1], got 2"),
+        ("sdedit", ("--strength", 2), "must lie in [0, 1], got 2"),
         (
             "sdedit",
             ("--strength", 0.5, "--sigma", 0.1),

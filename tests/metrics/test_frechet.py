@@ -155,7 +155,7 @@ def test_truncated_cache_file_is_reported_and_computed_again(
     assert capsys.readouterr().out == ""
     assert measure(make_distance(Pixels(64), real), generated) == first
     assert path.read_bytes() == whole
-    assert capsys.readouterr().out.startswith(f"computed again: {path} is no npz file of statistics, or damaged")
+    assert capsys.readouterr().out.startswith(f"computed again: {path} is not an npz file of statistics, or damaged")
 
 
 FILL_CACHES = """
@@ -252,7 +252,7 @@ def test_statistics_are_read_back_also_under_the_keys_of_pytorch_fid_and_adm(tmp
             r"mu of shape \(3,\) and sigma of shape \(4, 4\) do not match",
         ),
         ({"mu": np.full(3, np.nan), "sigma": np.zeros((3, 3))}, "holds NaN or infinity"),
-        ({"mu": np.array([{}], dtype=object), "sigma": np.zeros((1, 1))}, "no npz file of statistics, or damaged"),
+        ({"mu": np.array([{}], dtype=object), "sigma": np.zeros((1, 1))}, "not an npz file of statistics, or damaged"),
     ],
 )
 def test_invalid_statistics_are_refused(tmp_path: Path, content: dict[str, np.ndarray], message: str) -> None:
@@ -264,7 +264,7 @@ def test_invalid_statistics_are_refused(tmp_path: Path, content: dict[str, np.nd
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut"])
 def test_damaged_file_of_statistics_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "stats.npz").write_bytes(content)
-    with pytest.raises(UserError, match=r"stats\.npz is no npz file of statistics, or damaged"):
+    with pytest.raises(UserError, match=r"stats\.npz is not an npz file of statistics, or damaged"):
         read_statistics(tmp_path / "stats.npz")
     with pytest.raises(UserError, match=r"there is no file .*lost\.npz"):
         read_statistics(tmp_path / "lost.npz")
