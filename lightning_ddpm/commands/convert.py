@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_ddpm.commands.option_errors import parse
 from lightning_ddpm.diffusion import DDIM
-from lightning_ddpm.interop import diffusers as diffusers_format
-from lightning_ddpm.interop.diffusers import VARIANCES
+from lightning_ddpm.interop.diffusers import scheduler, unet
+from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX
 from lightning_ddpm.models.checkpoint import build_hyper_parameters, build_module, load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet
@@ -38,29 +38,29 @@ def run_export(arguments: Sequence[str]) -> None:
     add("--format", choices=["diffusers"], required=True, help="format, for diffusers.DDPMPipeline.from_pretrained")
     add(
         "--variance",
-        choices=sorted(VARIANCES.values()),
+        choices=sorted(scheduler.VARIANCES),
         help="of the reverse steps; default: the checkpoint's own",
     )
     options = parse(parser, arguments, "export")
     model = load(options.ckpt, DDPM)
-    kinds = {name: kind for kind, name in VARIANCES.items()}
-    unet = diffusers_format.make_unet_config(model.network)
+    unet_config = unet.make_unet_config(model.network)
     assert isinstance(model.network, UNet)
-    outputs = unet["out_channels"] // unet["in_channels"]
-    variance = kinds[options.variance]() if options.variance else None
-    variance = variance or diffusers_format.choose_variance(model.sampler, outputs)
-    scheduler = diffusers_format.make_scheduler_config(model.schedule, model.parameterization, variance)
-    diffusers_format.check_outputs(scheduler["variance_type"], outputs)
+    outputs = unet_config["out_channels"] // unet_config["in_channels"]
+    variance = scheduler.VARIANCES[options.variance]() if options.variance else None
+    variance = variance or scheduler.choose_variance(model.sampler, outputs)
+    scheduler_config = scheduler.make_scheduler_config(model.schedule, model.parameterization, variance)
+    variance_type = scheduler_config["variance_type"]
+    scheduler.check_outputs(variance_type, outputs)
 
     check_writable(options.out)
     if any(options.out.iterdir()):
         raise UserError(f"{options.out} is not empty; choose another folder")
-    weights = safetensors.torch.save(diffusers_format.export_weights(model.network), metadata={"format": "pt"})
+    weights = safetensors.torch.save(unet.export_weights(model.network), metadata={"format": "pt"})
     write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
-    _write_json(options.out / "unet" / "config.json", unet)
-    _write_json(options.out / "scheduler" / "scheduler_config.json", scheduler)
-    _write_json(options.out / "model_index.json", diffusers_format.MODEL_INDEX)
-    report(f"wrote {options.out}: a DDPMPipeline of diffusers, EMA weights, variance {scheduler['variance_type']}")
+    _write_json(options.out / "unet" / "config.json", unet_config)
+    _write_json(options.out / "scheduler" / "scheduler_config.json", scheduler_config)
+    _write_json(options.out / "model_index.json", MODEL_INDEX)
+    report(f"wrote {options.out}: a DDPMPipeline of diffusers, EMA weights, variance {variance_type}")
     for line in _list_skipped(model, options.variance is not None):
         report(line)
 
@@ -98,7 +98,7 @@ def run_import(arguments: Sequence[str]) -> None:
     parameters = build_hyper_parameters(config)
     model = build_module(parameters, DDPM, options.folder)
     assert isinstance(model.network, UNet)
-    diffusers_format.load_weights(model.network, _read_weights(_part(options.folder, "unet")))
+    unet.load_weights(model.network, _read_weights(_part(options.folder, "unet")))
     check_writable(options.out.parent)
 
     state = model.state_dict()
@@ -137,10 +137,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder / 'model_index.json'} has _class_name={index.get('_class_name')!r}, which is not "
             "supported; supported: DDPMPipeline and DDIMPipeline"
         )
-    arguments = diffusers_format.parse_unet_config(_read_json(_part(folder, "unet") / "config.json"))
+    arguments = unet.parse_unet_config(_read_json(_part(folder, "unet") / "config.json"))
     chain = _read_json(_part(folder, "scheduler") / "scheduler_config.json")
     network = {"class_path": "lightning_ddpm.networks.UNet", "init_args": arguments}
-    parts = diffusers_format.parse_scheduler_config(chain, outputs=arguments["outputs"])
+    parts = scheduler.parse_scheduler_config(chain, outputs=arguments["outputs"])
     return {"class_path": "lightning_ddpm.models.ddpm.DDPM", "init_args": {"network": network, **parts}}
 
 

@@ -3,43 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_ddpm.diffusion import (
-    DDIM,
-    X0,
-    Ancestral,
-    Cosine,
-    Epsilon,
-    ExplicitBetas,
-    FixedLarge,
-    FixedSmall,
-    LearnedRange,
-    Linear,
-    NoiseSchedule,
-    Parameterization,
-    Quadratic,
-    ReverseVariance,
-    Sampler,
-    Sigmoid,
-    Velocity,
-)
-from lightning_ddpm.interop.diffusers.settings import (
-    VERSION,
-    SettingError,
-    Settings,
-    check_class,
-    check_settings,
-    read_choice,
-    read_list,
-    read_number,
-    read_positive_int,
-)
+from lightning_ddpm import diffusion
+from lightning_ddpm.interop.diffusers.settings import VERSION, Config, Settings
 from lightning_ddpm.utils.errors import UserError
 
-PREDICTION_TYPES: dict[type[Parameterization], str] = {Epsilon: "epsilon", X0: "sample", Velocity: "v_prediction"}
-VARIANCES: dict[type[ReverseVariance], str] = {
-    FixedSmall: "fixed_small",
-    FixedLarge: "fixed_large",
-    LearnedRange: "learned_range",
+SCHEDULES: dict[str, type[diffusion.NoiseSchedule]] = {
+    "linear": diffusion.Linear,
+    "scaled_linear": diffusion.Quadratic,
+    "sigmoid": diffusion.Sigmoid,
+    "squaredcos_cap_v2": diffusion.Cosine,
+}
+PREDICTION_TYPES: dict[str, type[diffusion.Parameterization]] = {
+    "epsilon": diffusion.Epsilon,
+    "sample": diffusion.X0,
+    "v_prediction": diffusion.Velocity,
+}
+VARIANCES: dict[str, type[diffusion.ReverseVariance]] = {
+    "fixed_small": diffusion.FixedSmall,
+    "fixed_large": diffusion.FixedLarge,
+    "learned_range": diffusion.LearnedRange,
 }
 
 SCHEDULER_SETTINGS: Settings = {
@@ -60,27 +42,20 @@ SCHEDULER_READ = {
 
 
 def make_scheduler_config(
-    schedule: NoiseSchedule, parameterization: Parameterization, variance: ReverseVariance
+    schedule: diffusion.NoiseSchedule, parameterization: diffusion.Parameterization, variance: diffusion.ReverseVariance
 ) -> dict[str, Any]:
     """Return the scheduler_config.json of the DDPMScheduler that samples like ``Ancestral(variance)`` over all T steps.
 
     Raises:
         UserError: diffusers has no such parameterization or variance.
     """
-    parts = (("parameterizations", parameterization, PREDICTION_TYPES), ("variances", variance, VARIANCES))
-    for what, each, known in parts:
-        if type(each) not in known:
-            raise UserError(
-                f"diffusers' DDPMScheduler has the {what} {', '.join(kind.__name__ for kind in known)} only, "
-                f"and the checkpoint has {type(each).__name__}"
-            )
     return {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": VERSION,
         "num_train_timesteps": schedule.T,
         **_make_beta_config(schedule),
-        "variance_type": VARIANCES[type(variance)],
-        "prediction_type": PREDICTION_TYPES[type(parameterization)],
+        "variance_type": _find_name("variances", variance, VARIANCES),
+        "prediction_type": _find_name("parameterizations", parameterization, PREDICTION_TYPES),
         "clip_sample": True,
         "clip_sample_range": 1.0,
         "thresholding": False,
@@ -90,18 +65,28 @@ def make_scheduler_config(
     }
 
 
-def _make_beta_config(schedule: NoiseSchedule) -> dict[str, Any]:
-    if isinstance(schedule, Linear | Quadratic) and type(schedule) in (Linear, Quadratic):
-        name = "linear" if isinstance(schedule, Linear) else "scaled_linear"
+def _find_name(what: str, given: object, known: Mapping[str, type]) -> str:
+    for name, kind in known.items():
+        if type(given) is kind:
+            return name
+    raise UserError(
+        f"diffusers' DDPMScheduler has the {what} {', '.join(kind.__name__ for kind in known.values())} only, "
+        f"and the checkpoint has {type(given).__name__}"
+    )
+
+
+def _make_beta_config(schedule: diffusion.NoiseSchedule) -> dict[str, Any]:
+    if type(schedule) is diffusion.Linear or type(schedule) is diffusion.Quadratic:
+        name = "linear" if type(schedule) is diffusion.Linear else "scaled_linear"
         ends = {"beta_start": schedule.beta_min, "beta_end": schedule.beta_max}
         return {"beta_schedule": name, **ends, "trained_betas": None}
-    if type(schedule) is Cosine and schedule.offset == 0.008:
+    if type(schedule) is diffusion.Cosine and schedule.offset == 0.008:
         return {"beta_schedule": "squaredcos_cap_v2", "trained_betas": None}
     # diffusers' DDIMScheduler has no ``sigmoid``, but every scheduler accepts a list of betas.
     return {"beta_schedule": "linear", "trained_betas": schedule.beta[1:].tolist()}
 
 
-def choose_variance(sampler: Sampler, outputs: int) -> ReverseVariance:
+def choose_variance(sampler: diffusion.Sampler, outputs: int) -> diffusion.ReverseVariance:
     """Return the reverse variance for a DDPMScheduler: the sampler's own, or beta~ for DDIM, which has none.
 
     Args:
@@ -111,9 +96,9 @@ def choose_variance(sampler: Sampler, outputs: int) -> ReverseVariance:
     Raises:
         UserError: the sampler is neither Ancestral nor DDIM.
     """
-    if type(sampler) is DDIM:
-        return FixedSmall() if outputs == 1 else LearnedRange()
-    if type(sampler) is Ancestral:
+    if type(sampler) is diffusion.DDIM:
+        return diffusion.FixedSmall() if outputs == 1 else diffusion.LearnedRange()
+    if type(sampler) is diffusion.Ancestral:
         return sampler.variance
     raise UserError(
         f"diffusers' DDPMScheduler has Ancestral sampling only, and the checkpoint's sampler is {sampler}; give "
@@ -147,41 +132,38 @@ def parse_scheduler_config(config: Mapping[str, Any], outputs: int) -> dict[str,
     Raises:
         UserError: a setting is not supported; the message has its name, its value and the supported values.
     """
-    where = "scheduler_config.json"
-    check_class(config, ("DDPMScheduler", "DDIMScheduler"), where)
-    check_settings(config, SCHEDULER_SETTINGS, SCHEDULER_READ, where)
-    types = {name: kind for kind, name in PREDICTION_TYPES.items()}
-    parameterization = read_choice(config, "prediction_type", "epsilon", types, where)
+    settings = Config(config, "scheduler_config.json")
+    settings.check_class(["DDPMScheduler", "DDIMScheduler"])
+    settings.check_settings(SCHEDULER_SETTINGS, SCHEDULER_READ)
+    parameterization = settings.read_choice("prediction_type", "epsilon", PREDICTION_TYPES)
     if config["_class_name"] == "DDIMScheduler":
-        sampler = _describe_object(DDIM, steps=None)
+        sampler = _describe_object(diffusion.DDIM, steps=None)
         if outputs == 2:
-            raise UserError(f"{where} is of a DDIMScheduler, which cannot read the network's learned variance")
+            raise UserError(f"{settings.where} is of a DDIMScheduler, which cannot read the network's learned variance")
     else:
-        kinds = {name: kind for kind, name in VARIANCES.items()} | {"fixed_small_log": FixedSmall}
-        variance = read_choice(config, "variance_type", "fixed_small", kinds, where)
-        check_outputs(VARIANCES[variance], outputs)
-        sampler = _describe_object(Ancestral, variance=_describe_object(variance), steps=None)
+        kinds = VARIANCES | {"fixed_small_log": diffusion.FixedSmall}
+        variance = settings.read_choice("variance_type", "fixed_small", kinds)
+        check_outputs(config.get("variance_type", "fixed_small"), outputs)
+        sampler = _describe_object(diffusion.Ancestral, variance=_describe_object(variance), steps=None)
     return {
-        "schedule": _parse_schedule(config, where),
+        "schedule": _parse_schedule(settings),
         "sampler": sampler,
         "parameterization": _describe_object(parameterization),
     }
 
 
-def _parse_schedule(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    steps = read_positive_int(config, "num_train_timesteps", 1000, where)
-    if config.get("trained_betas") is not None:
-        betas = [float(each) for each in read_list(config, "trained_betas", (int, float), where)]
-        if len(betas) != steps:
-            raise SettingError("num_train_timesteps", steps, f"{len(betas)}, the number of trained_betas", where)
-        return _describe_object(ExplicitBetas, betas=betas)
-    known = {"linear": Linear, "scaled_linear": Quadratic, "sigmoid": Sigmoid, "squaredcos_cap_v2": Cosine}
-    kind = read_choice(config, "beta_schedule", "linear", known, where)
-    if kind is Cosine:
-        return _describe_object(Cosine, steps=steps)
+def _parse_schedule(settings: Config) -> dict[str, Any]:
+    steps = settings.read_positive_int("num_train_timesteps", 1000)
+    if settings.values.get("trained_betas") is not None:
+        betas = [float(each) for each in settings.read_list("trained_betas", (int, float))]
+        n = len(betas)
+        settings.check(steps == n, "num_train_timesteps", steps, f"{n}, the number of trained_betas")
+        return _describe_object(diffusion.ExplicitBetas, betas=betas)
+    kind = settings.read_choice("beta_schedule", "linear", SCHEDULES)
+    if kind is diffusion.Cosine:
+        return _describe_object(kind, steps=steps)
     ends = {"beta_min": ("beta_start", 1e-4), "beta_max": ("beta_end", 0.02)}
-    settings = {ours: read_number(config, *each, where) for ours, each in ends.items()}
-    return _describe_object(kind, steps=steps, **settings)
+    return _describe_object(kind, steps=steps, **{ours: settings.read_number(*each) for ours, each in ends.items()})
 
 
 def _describe_object(kind: type, **arguments: Any) -> dict[str, Any]:

@@ -8,66 +8,69 @@ from lightning_ddpm.utils.errors import UserError
 VERSION = "0.32.0"
 """Oldest version of diffusers that can read an exported folder."""
 
+MODEL_INDEX = {
+    "_class_name": "DDPMPipeline",
+    "_diffusers_version": VERSION,
+    "scheduler": ["diffusers", "DDPMScheduler"],
+    "unet": ["diffusers", "UNet2DModel"],
+}
+"""Content of model_index.json: the class of the pipeline and of its parts."""
+
 Settings = Mapping[str, tuple[object, tuple[object, ...]]]
 """For each setting: diffusers' default, and the values that this package supports."""
 
 
-class SettingError(UserError):
-    """A setting of the file ``where`` has a value that is not supported."""
+class Config:
+    """The settings in a JSON file of diffusers. Every method raises UserError if a value is not supported.
 
-    def __init__(self, name: str, value: object, supported: str, where: str) -> None:
-        super().__init__(f"{where} has {name}={value!r}, which is not supported; supported: {supported}")
+    Args:
+        values: content of the file.
+        where: name of the file in messages.
+    """
 
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values, self.where = values, where
 
-def check_class(config: Mapping[str, Any], supported: Sequence[str], where: str) -> None:
-    """Raise SettingError if the configuration is of another class."""
-    if config.get("_class_name") not in supported:
-        raise SettingError("_class_name", config.get("_class_name"), " and ".join(supported), where)
+    def check(self, supported: bool, name: str, value: object, choices: str) -> None:
+        """Raise UserError with the setting's name, its value and the supported choices, unless it is supported."""
+        if not supported:
+            raise UserError(f"{self.where} has {name}={value!r}, which is not supported; supported: {choices}")
 
+    def check_class(self, supported: Sequence[str]) -> None:
+        """Check that the configuration is of a supported class."""
+        kind = self.values.get("_class_name")
+        self.check(kind in supported, "_class_name", kind, " and ".join(supported))
 
-def check_settings(config: Mapping[str, Any], settings: Settings, read: set[str], where: str) -> None:
-    """Raise SettingError for unsupported values, and for unknown settings other than null and false."""
-    for name, (default, supported) in settings.items():
-        if config.get(name, default) not in supported:
-            raise SettingError(name, config.get(name, default), " and ".join(map(repr, supported)), where)
-    for name in sorted(config.keys() - settings.keys() - read):
-        if not name.startswith("_") and config[name] not in (None, False):
-            raise SettingError(name, config[name], "null", where)
+    def check_settings(self, settings: Settings, read: set[str]) -> None:
+        """Check these settings, and that all others are null or false, except those that are read elsewhere."""
+        for name, (default, supported) in settings.items():
+            value = self.values.get(name, default)
+            self.check(value in supported, name, value, " and ".join(map(repr, supported)))
+        for name in sorted(self.values.keys() - settings.keys() - read):
+            value = self.values[name]
+            self.check(name.startswith("_") or value in (None, False), name, value, "null")
 
+    def read_choice(self, name: str, default: str, known: Mapping[str, Any]) -> Any:
+        """Return the object that the value of a setting stands for."""
+        value = self.values.get(name, default)
+        self.check(value in known, name, value, ", ".join(known))
+        return known[value]
 
-def check_blocks(given: Sequence[str], plain: str, name: str, where: str) -> None:
-    """Raise SettingError for blocks other than the plain ones and those with attention."""
-    if not set(given) <= {plain, f"Attn{plain}"}:
-        raise SettingError(name, list(given), f"{plain} and Attn{plain}", where)
+    def read_list(self, name: str, kind: type | tuple[type, ...]) -> list[Any]:
+        """Return a setting that is a list of at least one item of this type."""
+        value: Any = self.values.get(name)
+        items: list[Any] = value if isinstance(value, list) else []
+        self.check(bool(items) and all(isinstance(each, kind) for each in items), name, value, "a list")
+        return items
 
+    def read_positive_int(self, name: str, default: int) -> int:
+        """Return a setting that is an integer of at least 1."""
+        value: int = self.values.get(name, default)
+        self.check(type(value) is int and value >= 1, name, value, "an integer of at least 1")
+        return value
 
-def read_choice(config: Mapping[str, Any], name: str, default: str, known: Mapping[str, Any], where: str) -> Any:
-    """Return the object that the value of a setting stands for."""
-    value = config.get(name, default)
-    if value not in known:
-        raise SettingError(name, value, ", ".join(known), where)
-    return known[value]
-
-
-def read_list(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> list[Any]:
-    """Return a setting that is a list of at least one item of this type."""
-    value = config.get(name)
-    if not isinstance(value, list) or not value or not all(isinstance(each, kind) for each in value):
-        raise SettingError(name, value, "a list", where)
-    return value
-
-
-def read_positive_int(config: Mapping[str, Any], name: str, default: int, where: str) -> int:
-    """Return a setting that is an integer of at least 1."""
-    value = config.get(name, default)
-    if type(value) is not int or value < 1:
-        raise SettingError(name, value, "an integer of at least 1", where)
-    return value
-
-
-def read_number(config: Mapping[str, Any], name: str, default: float, where: str) -> float:
-    """Return a setting that is a number."""
-    value = config.get(name, default)
-    if type(value) not in (int, float):
-        raise SettingError(name, value, "a number", where)
-    return float(value)
+    def read_number(self, name: str, default: float) -> float:
+        """Return a setting that is a number."""
+        value = self.values.get(name, default)
+        self.check(type(value) in (int, float), name, value, "a number")
+        return float(value)

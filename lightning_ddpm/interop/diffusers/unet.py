@@ -1,22 +1,13 @@
 """Conversion between UNet and diffusers' UNet2DModel: the same network with other settings and names of weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_ddpm.interop.diffusers.settings import (
-    VERSION,
-    SettingError,
-    Settings,
-    check_blocks,
-    check_class,
-    check_settings,
-    read_list,
-    read_number,
-    read_positive_int,
-)
+from lightning_ddpm.interop.diffusers.settings import VERSION, Config, Settings
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.networks.blocks import AttentionBlock
 from lightning_ddpm.networks.unet import UNetBlock
@@ -64,7 +55,8 @@ def make_unet_config(network: nn.Module) -> dict[str, Any]:
             f"diffusers' DDPMPipeline has no class condition, and this network has {network.classes} classes; only "
             "models without classes can be exported"
         )
-    levels = _group_by_level(network.down)
+    groups = groupby(network.down, lambda layer: isinstance(layer, UNetBlock))
+    levels: list[list[Any]] = [list(layers) for are_blocks, layers in groups if are_blocks]
     channels = [blocks[0].residual.conv1.out_channels for blocks in levels]
     if channels[0] != network.first.out_channels:
         raise UserError(
@@ -97,51 +89,48 @@ def parse_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a setting is not supported; the message has its name, its value and the supported values.
     """
-    where = "the network's config.json"
-    check_class(config, ("UNet2DModel",), where)
-    check_settings(config, UNET_SETTINGS, UNET_READ, where)
-    channels, down, up = (
-        read_list(config, name, kind, where)
-        for name, kind in (("block_out_channels", int), ("down_block_types", str), ("up_block_types", str))
-    )
+    settings = Config(config, "the network's config.json")
+    settings.check_class(["UNet2DModel"])
+    settings.check_settings(UNET_SETTINGS, UNET_READ)
+    channels = settings.read_list("block_out_channels", int)
+    down, up = (settings.read_list(name, str) for name in ("down_block_types", "up_block_types"))
     if not len(channels) == len(down) == len(up):
         raise UserError(
-            f"{where} has {len(channels)} block_out_channels, {len(down)} down_block_types and {len(up)} "
+            f"{settings.where} has {len(channels)} block_out_channels, {len(down)} down_block_types and {len(up)} "
             "up_block_types; their numbers must be equal"
         )
-    check_blocks(down, "DownBlock2D", "down_block_types", where)
-    check_blocks(up, "UpBlock2D", "up_block_types", where)
+    for name, blocks, plain in (("down_block_types", down, "DownBlock2D"), ("up_block_types", up, "UpBlock2D")):
+        settings.check({*blocks} <= {plain, f"Attn{plain}"}, name, blocks, f"{plain} and Attn{plain}")
     attends = [name.startswith("Attn") for name in down]
-    if [name.startswith("Attn") for name in reversed(up)] != attends:
-        raise SettingError("up_block_types", up, "attention at the levels at which down_block_types has it", where)
+    mirrored = [name.startswith("Attn") for name in reversed(up)] == attends
+    settings.check(mirrored, "up_block_types", up, "attention at the levels at which down_block_types has it")
     width = channels[0]
-    if width < 1 or any(each % width or each < width for each in channels):
-        raise SettingError("block_out_channels", channels, "multiples of the first", where)
+    multiples = width >= 1 and not any(each % width or each < width for each in channels)
+    settings.check(multiples, "block_out_channels", channels, "multiples of the first")
     head = config.get("attention_head_dim", 8)
     attending = {channels[-1], *(each for each, attention in zip(channels, attends, strict=True) if attention)}
-    if head is not None and attending != {head}:
-        raise SettingError("attention_head_dim", head, f"one head: null, or all of {sorted(attending)} channels", where)
-    groups = read_positive_int(config, "norm_num_groups", 32, where)
-    if config.get("attn_norm_num_groups") not in (None, groups):
-        raise SettingError("attn_norm_num_groups", config["attn_norm_num_groups"], "null or norm_num_groups", where)
-    if config.get("time_embedding_dim") not in (None, 4 * width):
-        raise SettingError("time_embedding_dim", config["time_embedding_dim"], f"null or {4 * width}", where)
+    one_head = head is None or attending == {head}
+    settings.check(one_head, "attention_head_dim", head, f"one head: null, or all of {sorted(attending)} channels")
+    groups = settings.read_positive_int("norm_num_groups", 32)
+    attention_groups, embedding = config.get("attn_norm_num_groups"), config.get("time_embedding_dim")
+    same_groups = attention_groups in (None, groups)
+    settings.check(same_groups, "attn_norm_num_groups", attention_groups, "null or norm_num_groups")
+    settings.check(embedding in (None, 4 * width), "time_embedding_dim", embedding, f"null or {4 * width}")
     size = config.get("sample_size")
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
-    if type(size) is not int:
-        raise SettingError("sample_size", size, "an integer, the height and width of square images", where)
-    inputs, outputs = (read_positive_int(config, name, 3, where) for name in ("in_channels", "out_channels"))
-    if outputs not in (inputs, 2 * inputs):
-        raise SettingError("out_channels", outputs, f"{inputs}, or {2 * inputs} with a learned variance", where)
+    settings.check(type(size) is int, "sample_size", size, "an integer, the height and width of square images")
+    inputs, outputs = (settings.read_positive_int(name, 3) for name in ("in_channels", "out_channels"))
+    twofold = f"{inputs}, or {2 * inputs} with a learned variance"
+    settings.check(outputs in (inputs, 2 * inputs), "out_channels", outputs, twofold)
     return {
         "channels": inputs,
         "size": size,
         "width": width,
         "multipliers": [each // width for each in channels],
         "attention": [size // 2**level for level, attention in enumerate(attends) if attention],
-        "blocks": read_positive_int(config, "layers_per_block", 2, where),
-        "dropout": read_number(config, "dropout", 0.0, where),
+        "blocks": settings.read_positive_int("layers_per_block", 2),
+        "dropout": settings.read_number("dropout", 0.0),
         "groups": groups,
         "outputs": outputs // inputs,
     }
@@ -209,14 +198,3 @@ def _update_name(name: str) -> str:
     module, _, rest = name.rpartition(".")
     parent, _, last = module.rpartition(".")
     return f"{parent}.{RENAMED_LAYERS[last]}.{rest}" if ".attentions." in name and last in RENAMED_LAYERS else name
-
-
-def _group_by_level(layers: Iterable[nn.Module]) -> list[list[UNetBlock]]:
-    """Return the encoder's blocks, level by level."""
-    levels: list[list[UNetBlock]] = [[]]
-    for layer in layers:
-        if isinstance(layer, UNetBlock):
-            levels[-1].append(layer)
-        else:
-            levels.append([])
-    return levels

@@ -15,7 +15,7 @@ from lightning_ddpm.diffusion import (
     Quadratic,
     Sigmoid,
 )
-from lightning_ddpm.interop import diffusers as diffusers_format
+from lightning_ddpm.interop.diffusers.scheduler import check_outputs, choose_variance, make_scheduler_config
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -52,13 +52,13 @@ class OwnVariance(FixedSmall):
 )
 def test_parameterizations_and_variances_that_diffusers_lacks_are_refused(parameterization, variance, message):
     with pytest.raises(UserError, match=message):
-        diffusers_format.make_scheduler_config(Cosine(T), parameterization, variance)
+        make_scheduler_config(Cosine(T), parameterization, variance)
 
 
 def test_samplers_that_diffusers_lacks_are_refused():
     message = "has Ancestral sampling only, and the checkpoint's sampler is OwnSampler.*give --variance fixed_small"
     with pytest.raises(UserError, match=message):
-        diffusers_format.choose_variance(OwnSampler(FixedSmall()), 1)
+        choose_variance(OwnSampler(FixedSmall()), 1)
 
 
 def test_output_channels_that_do_not_match_the_variance_are_refused():
@@ -66,4 +66,4 @@ def test_output_channels_that_do_not_match_the_variance_are_refused():
         "2 times the images' channels and the variance is fixed_small; diffusers expects 2 times with learned_range"
     )
     with pytest.raises(UserError, match=message):
-        diffusers_format.check_outputs("fixed_small", 2)
+        check_outputs("fixed_small", 2)

@@ -4,14 +4,14 @@ import pytest
 import torch
 from helpers.diffusers_models import GOOGLE
 
-from lightning_ddpm.interop import diffusers as diffusers_format
+from lightning_ddpm.interop.diffusers.unet import make_unet_config, parse_unet_config
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.errors import UserError
 
 
 def test_the_network_of_google_ddpm_cifar10_32_is_ho_et_al_s():
     google = GOOGLE | {"block_out_channels": [128, 256, 256, 256], "norm_num_groups": 32, "_class_name": "UNet2DModel"}
-    arguments = diffusers_format.parse_unet_config(google)
+    arguments = parse_unet_config(google)
     assert arguments == {
         "channels": 3,
         "size": 32,
@@ -24,7 +24,7 @@ def test_the_network_of_google_ddpm_cifar10_32_is_ho_et_al_s():
         "outputs": 1,
     }
     with torch.device("meta"):
-        written = diffusers_format.make_unet_config(UNet(**arguments))
+        written = make_unet_config(UNet(**arguments))
     assert {name: written[name] for name in google} == google
 
 
@@ -54,4 +54,4 @@ SETTINGS = {"width": 8, "attention": (), "blocks": 1, "groups": 4}
 )
 def test_networks_that_diffusers_lacks_are_refused(network, message):
     with pytest.raises(UserError, match=message):
-        diffusers_format.make_unet_config(network)
+        make_unet_config(network)
