@@ -15,7 +15,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.nodes import make_refnode
 
-from lightning_ddpm.commands.main import COMMANDS, TRAINER, USAGE, main
+from lightning_ddpm.commands.main import COMMANDS, USAGE, main
 
 ROOT = Path(__file__).parent.parent.parent
 
