@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.formatting import format_settings
-from lightning_ddpm.diffusion.samplers.base import Noise, Sampler, check_fraction, list_steps
-from lightning_ddpm.diffusion.samplers.spacing import Spacing, uniform_spacing
+from lightning_ddpm.diffusion.samplers.base import Noise, Sampler, Spacing, check_fraction, list_steps, uniform_spacing
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -41,12 +40,11 @@ class Degradation(ABC):
         """Return V z: the inverse of :meth:`to_spectral`."""
 
     @abstractmethod
-    def singular_values(self, z: Tensor) -> Tensor:
-        """Return S, which broadcasts to the coordinates z; 0 for those that y does not determine."""
+    def observe(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return S and S^+ U^T y: the singular value of each coordinate of z, and the coordinates that y determines.
 
-    @abstractmethod
-    def project_observation(self, y: Tensor, z: Tensor) -> Tensor:
-        """Return S^+ U^T y, the spectral coordinates that y determines, shaped as z; 0 for the others."""
+        Both are shaped as z, and 0 for the coordinates that y does not determine.
+        """
 
     __repr__ = format_settings
 
@@ -64,11 +62,8 @@ class Identity(Degradation):
     def from_spectral(self, z: Tensor) -> Tensor:
         return z
 
-    def singular_values(self, z: Tensor) -> Tensor:
-        return torch.ones_like(z)
-
-    def project_observation(self, y: Tensor, z: Tensor) -> Tensor:
-        return y
+    def observe(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(z), y
 
 
 class GroupMean(Degradation):
@@ -76,38 +71,27 @@ class GroupMean(Degradation):
 
     @abstractmethod
     def split_groups(self, x: Tensor) -> Tensor:
-        """Return the groups (k, *y.shape)."""
+        """Return the groups ``(k, *y.shape)``."""
 
     @abstractmethod
     def merge_groups(self, groups: Tensor) -> Tensor:
         """Return the images: the inverse of :meth:`split_groups`."""
 
-    @final
     def __call__(self, x: Tensor) -> Tensor:
-        means: Tensor = self.split_groups(x).mean(0)
-        return means
+        return self.split_groups(x).mean(0)
 
-    @final
     def to_spectral(self, x: Tensor) -> Tensor:
         groups = self.split_groups(x)
-        coordinates: Tensor = torch.tensordot(_build_mean_first_basis(groups), groups, 1)
-        return coordinates
+        z: Tensor = torch.tensordot(_build_mean_first_basis(groups), groups, 1)
+        return z
 
-    @final
     def from_spectral(self, z: Tensor) -> Tensor:
         return self.merge_groups(torch.tensordot(_build_mean_first_basis(z).T, z, 1))
 
-    @final
-    def singular_values(self, z: Tensor) -> Tensor:
-        values = torch.zeros_like(z)
-        values[0] = len(z) ** -0.5
-        return values
-
-    @final
-    def project_observation(self, y: Tensor, z: Tensor) -> Tensor:
-        observed = torch.zeros_like(z)
-        observed[0] = len(z) ** 0.5 * y
-        return observed
+    def observe(self, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        values, observed = torch.zeros_like(z), torch.zeros_like(z)
+        values[0], observed[0] = len(z) ** -0.5, len(z) ** 0.5 * y
+        return values, observed
 
 
 @final
@@ -150,9 +134,8 @@ def _build_mean_first_basis(like: Tensor) -> Tensor:
     k = len(like)
     vectors = torch.eye(k, dtype=torch.float64)
     vectors[:, 0] = 1
-    basis = torch.linalg.qr(vectors).Q.T
-    positive: Tensor = basis * basis[0, 0].sign()
-    return positive.to(like)
+    basis: Tensor = torch.linalg.qr(vectors).Q.T
+    return (basis * basis[0, 0].sign()).to(like)
 
 
 @final
@@ -191,19 +174,16 @@ class DDRM(Sampler):
     def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
         schedule, H = denoise.schedule, self.degradation
         signal, level = (each.tolist() for each in (schedule.signal, schedule.noise))
-        T = schedule.T
         z = H.to_spectral(x_T)
-        values = H.singular_values(z)
-        observed, unobserved = H.project_observation(self.y.to(x_T), z), values == 0
+        values, observed = H.observe(self.y.to(x_T), z)
+        unobserved = values == 0
         # sigma_y / S, the noise of y in spectral coordinates; unused where S is 0
         sigma = torch.where(unobserved, 0.0, self.sigma / torch.where(unobserved, 1.0, values))
-        if bool((signal[T] * sigma > level[T]).any()):
-            raise UserError(
-                f"the observation's noise sigma={self.sigma:g} is larger than that of the schedule's x_T; lower it"
-            )
-        start = signal[T] * observed + (level[T] ** 2 - (signal[T] * sigma) ** 2).sqrt() * z
-        x = H.from_spectral(torch.where(unobserved, level[T] * z, start))
-        for t, s in list_steps(T, self.spacing, self.steps):
+        if bool((signal[-1] * sigma > level[-1]).any()):
+            raise UserError(f"the noise sigma={self.sigma:g} is larger than that of the schedule's x_T; lower it")
+        start = signal[-1] * observed + (level[-1] ** 2 - (signal[-1] * sigma) ** 2).sqrt() * z
+        x = H.from_spectral(torch.where(unobserved, level[-1] * z, start))
+        for t, s in list_steps(schedule.T, self.spacing, self.steps):
             denoised = denoise(x, t)
             x_0 = H.to_spectral(denoised.x_0)
             z = H.to_spectral(noise(x)) if s else torch.zeros_like(z)
@@ -218,9 +198,3 @@ class DDRM(Sampler):
 
     def nfe(self, T: int) -> int:
         return len(list_steps(T, self.spacing, self.steps))
-
-    def __repr__(self) -> str:
-        return (
-            f"DDRM({self.degradation}, sigma={self.sigma:g}, steps={self.steps}, eta={self.eta:g}, "
-            f"eta_b={self.eta_b:g}, spacing={self.spacing.__name__})"
-        )
