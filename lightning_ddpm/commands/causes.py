@@ -1,5 +1,6 @@
 """Find what an exception comes from: the user's mistake, or a line of the user's own code."""
 
+import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -8,13 +9,12 @@ from pathlib import Path
 from lightning_ddpm.utils.errors import UserError, first_line
 
 NOT_THEIRS = tuple(
-    str(Path(folder))
-    for folder in {
-        str(Path(__file__).parents[1]),
-        *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    }
+    f"{folder}{os.sep}"
+    for folder in (Path(__file__).parents[1], sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 )
-"""The folders of this package, of Python and of the libraries."""
+"""The folders of this package and of Python."""
+LIBRARIES = {"site-packages", "dist-packages"}
+"""Names of the folders that libraries are installed in."""
 
 
 def list_causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -37,8 +37,12 @@ def find_user_code(error: BaseException) -> tuple[BaseException, str] | None:
         lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(each.__traceback__)]
         if isinstance(each, SyntaxError) and each.filename:
             lines.append((each.filename, each.lineno))
-        theirs = [(name, line) for name, line in lines if not name.startswith(("<", *NOT_THEIRS))]
+        theirs = [(name, line) for name, line in lines if _is_theirs(Path(name))]
         if theirs:
             name, line = theirs[-1]
             return each, f"{name}:{line}: {type(each).__name__}: {first_line(each)}"
     return None
+
+
+def _is_theirs(file: Path) -> bool:
+    return file.is_absolute() and not str(file).startswith(NOT_THEIRS) and LIBRARIES.isdisjoint(file.parts)

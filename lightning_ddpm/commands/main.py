@@ -1,4 +1,4 @@
-"""The command line. What a command needs is imported when it runs, so that help comes at once."""
+"""The command line. Each command is imported when it runs, so that help appears at once."""
 
 import atexit
 import gc
@@ -10,18 +10,19 @@ from lightning_ddpm.utils.errors import UserError
 
 USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightning_ddpm COMMAND [options])
 
-  fit         train a model:                 fit --config configs/digits.yaml
-  sample      draw images from a checkpoint: sample --ckpt checkpoints/pretrained/digits.ckpt --n 64 --out DIR
-  restore     fill in, enlarge, denoise:     restore --task denoise --sigma 0.2 --ckpt RUN/best.ckpt ...
-  evaluate    FID, KID, ... of images:       evaluate --ckpt RUN/best.ckpt --n 50000 --out result.json
-  check-data  read every image:              check-data --config configs/image_folder.yaml --data.root DIR
-  validate    loss and Fréchet distance:     validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
-  test        the same, on held-out images:  test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
-  predict     images through the Trainer:    predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
-  export      a checkpoint for diffusers:    export --ckpt RUN/best.ckpt --format diffusers --out DIR
-  import      a checkpoint from diffusers:   import --folder DIR --out FILE.ckpt
+  fit         train a model:                  fit --config configs/digits.yaml
+  sample      sample images of a checkpoint:  sample --ckpt checkpoints/pretrained/digits.ckpt --n 64 --out DIR
+  restore     inpaint, upsample, denoise:     restore --task denoise --sigma 0.2 --ckpt RUN/best.ckpt ...
+  evaluate    compute FID, KID, ...:          evaluate --ckpt RUN/best.ckpt --n 50000 --out result.json
+  check-data  read every image of a dataset:  check-data --config configs/image_folder.yaml --data.root DIR
+  validate    compute the validation metrics: validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
+  test        compute the test metrics:       test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
+  predict     sample images by the Trainer:   predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
+  export      write a diffusers pipeline:     export --ckpt RUN/best.ckpt --format diffusers --out DIR
+  import      read a diffusers pipeline:      import --folder DIR --out FILE.ckpt
 
-COMMAND --help lists its options; any value of a config can be given as an option, as in --trainer.max_steps 1000."""
+COMMAND --help lists the options of a command. Every value of a config is an option as well, for example
+--trainer.max_steps 1000."""
 
 TRAINER = dict.fromkeys(("fit", "validate", "test", "predict"), "fit.run")
 COMMANDS = TRAINER | {
@@ -32,7 +33,7 @@ COMMANDS = TRAINER | {
     "export": "convert.run_export",
     "import": "convert.run_import",
 }
-"""Where each is, in this package."""
+"""The module and the function of each command, in this package."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +91,7 @@ def _report(failure: Exception) -> int:
         if line:
             print(f"error: {line}", file=sys.stderr)
         raise raised
-    # from a data loader's worker it comes with that process's traceback before it
+    # the worker process of a data loader puts its traceback before the message
     sentence = str(mistake).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
     print(f"error: {sentence}", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""What commands that draw from a checkpoint have in common: its options, the sampler by name, the devices."""
+"""Options of the commands that sample from a checkpoint: the model, the sampler, the conditions and the devices."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError, first_line
 
 CONDITIONS = ("labels", "class_names", "guidance", "guidance_interval", "classifier", "weaker")
-"""Options that say of which classes images are, and how strongly."""
+"""Names of the options that condition the images on classes or guide them."""
 
 
 class Conditions(NamedTuple):
@@ -52,43 +52,56 @@ class Conditions(NamedTuple):
 
 
 def add_model_options(parser: ArgumentParser, required: bool) -> None:
-    """Options that say which images are drawn."""
+    """Add the options that determine the images."""
     add = parser.add_argument
-    add("--ckpt", type=Path, required=required, help="the checkpoint; it says which model it is of")
-    add("--seed", type=int, default=0, help="of the set: image i of a seed is always the same")
-    add("--steps", type=int, help="of the sampler; alone: by DDIM; default: the checkpoint's own sampler")
+    add("--ckpt", type=Path, required=required, help="checkpoint of the model")
+    add("--seed", type=int, default=0, help="random seed; image i depends on the seed and i only")
+    add(
+        "--steps",
+        type=int,
+        help="number of sampler steps, of DDIM without --sampler; default: the checkpoint's sampler",
+    )
     parser.add_subclass_arguments(
         Sampler, "sampler", required=False, help="DDIM, DPMSolverPP, Heun, ...; --sampler.help NAME lists its options"
     )
-    add("--batch_size", type=int, default=64, help="images at a time on each device")
-    add("--raw", action="store_true", help="weights as trained instead of their moving average")
-    add("--labels", "--label", type=str, metavar="N,N,...", help="classes by number, in turn; default: as in the data")
-    add("--class_names", "--class", type=str, metavar="NAME,NAME,...", help="the same by name")
-    add("--guidance", type=float, metavar="W", help="0: without classes, 1: told the class (default), more: further")
-    add("--guidance_interval", type=int, nargs=2, metavar=("FROM", "TO"), help="guide at these steps of 1..T alone")
+    add("--batch_size", type=int, default=64, help="number of images in a batch on each device")
+    add("--raw", action="store_true", help="use the raw weights instead of their moving average")
+    add(
+        "--labels",
+        "--label",
+        type=str,
+        metavar="N,N,...",
+        help="class labels, repeated in turn; default: as in the data",
+    )
+    add("--class_names", "--class", type=str, metavar="NAME,NAME,...", help="the same by class name")
+    add("--guidance", type=float, metavar="W", help="guidance scale; 0: unconditional, 1: conditional (default)")
+    add("--guidance_interval", type=int, nargs=2, metavar=("FROM", "TO"), help="guide only at these steps of 1..T")
     add("--classifier", type=Path, metavar="CKPT", help="guide by this classifier of noisy images")
-    add("--weaker", type=Path, metavar="CKPT", help="guide away from this weaker model")
+    add("--weaker", type=Path, metavar="CKPT", help="guide away from this weaker model (autoguidance)")
 
 
 def add_device_options(parser: ArgumentParser) -> None:
-    """Options that say where."""
+    """Add the options of the devices."""
     add = parser.add_argument
-    add("--accelerator", default="auto", help="cpu, cuda, mps; auto: what there is")
-    add("--devices", type=int, default=1, help="how many on each node")
-    add("--num_nodes", type=int, default=1, help="how many nodes; start each by torchrun or SLURM")
-    add("--strategy", help="as the Trainer's; default: ddp for more than one process")
-    add("--precision", default="32-true", help="of the network: 32-true, bf16-mixed, 16-mixed")
-    add("--compile", action="store_true", help="the network by torch.compile: for many images, as it takes a minute")
+    add("--accelerator", default="auto", help="cpu, cuda or mps; auto: the best that is available")
+    add("--devices", type=int, default=1, help="number of devices on each node")
+    add("--num_nodes", type=int, default=1, help="number of nodes; start each by torchrun or SLURM")
+    add("--strategy", help="strategy of Lightning; default: ddp for more than one process")
+    add("--precision", default="32-true", help="precision of the network: 32-true, bf16-mixed or 16-mixed")
+    add("--compile", action="store_true", help="compile the network, which takes a minute")
 
 
 def parse_options(parser: ArgumentParser, arguments: Sequence[str], command: str, positive: Iterable[str]) -> Namespace:
-    """The options, or a sentence on what is wrong with them.
+    """Return the options.
 
     Args:
         parser: with the options of this file.
         arguments: the command line.
         command: its name.
-        positive: options that must be at least 1, where they are given.
+        positive: names of options that must be at least 1 if they are given.
+
+    Raises:
+        UserError: an option is wrong.
     """
     options = parse(parser, arguments, command)
     for name in (*positive, "batch_size", "devices", "num_nodes", "steps"):
@@ -96,28 +109,28 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str], command: str
             raise UserError(f"--{name} must be at least 1, got {options[name]}")
     if options.sampler and options.steps is not None:
         if "steps" not in options.sampler.init_args:
-            raise UserError(f"{options.sampler.class_path} takes no --steps; leave it out")
+            raise UserError(f"{options.sampler.class_path} takes no --steps; remove it")
         options.sampler.init_args.steps = options.steps
     return options
 
 
 def load_model(parser: ArgumentParser, options: Namespace) -> DDPM:
-    """The checkpoint's model with the weights and the sampler asked for."""
+    """Return the checkpoint's model with the requested weights and sampler."""
     model = load(options.ckpt, DDPM, raw=options.raw)
     T = model.schedule.T
     if options.sampler:
         model.sampler = instantiate(parser, Namespace(sampler=options.sampler)).sampler  # type: ignore[no-untyped-call]
     elif options.steps is not None and options.steps != model.sampler.nfe(T):
         model.sampler = DDIM(options.steps)
-    model.sampler.nfe(T)  # refuses more steps than there are
+    model.sampler.nfe(T)  # raises an error if T is smaller
     return model
 
 
 def read_conditions(options: Namespace, model: DDPM) -> Conditions:
-    """The classes and the guidance asked for.
+    """Return the requested classes and guidance.
 
     Raises:
-        UserError: the model cannot be given them.
+        UserError: the model does not support them.
     """
     guidance: Guidance | None = None
     interval = tuple(options.guidance_interval) if options.guidance_interval else None
@@ -132,7 +145,7 @@ def read_conditions(options: Namespace, model: DDPM) -> Conditions:
         guidance = ClassifierFree(scale, interval)
     elif options.weaker or interval:
         given = "weaker" if options.weaker else "guidance_interval"
-        raise UserError(f"--{given} is of guidance; say how strongly by --guidance, or leave it out")
+        raise UserError(f"--{given} needs a guidance scale; add --guidance W, or remove it")
     if guidance:
         guidance.check_model(model)
     names = model.list_class_names(guidance)
@@ -143,29 +156,31 @@ def read_conditions(options: Namespace, model: DDPM) -> Conditions:
         return Conditions(guidance, list(range(len(names))) if names and not model.class_names else None, names)
     if not names:
         raise UserError(
-            f"{options.ckpt} was trained without classes, so that it cannot be asked for {given}; leave the class out, "
-            "guide it by --classifier, or train one with classes, as configs/digits_conditional.yaml does"
+            f"{options.ckpt} was trained without classes and cannot be conditioned on {given}; remove the class, "
+            "guide the model by --classifier, or train a conditional one, as configs/digits_conditional.yaml does"
         )
-    asked = parse_labels([each.strip() for each in given.split(",")], names, by_name=options.labels is None)
-    return Conditions(guidance, asked, names)
+    requested = parse_labels([each.strip() for each in given.split(",")], names, by_name=options.labels is None)
+    return Conditions(guidance, requested, names)
 
 
 def describe_generation(model: DDPM, n: int, raw: bool, conditions: Conditions) -> str:
-    """What is drawn and what it costs, in words."""
-    evaluations, guidance = model.sampler.nfe(model.schedule.T), conditions.guidance
-    if evaluations is None:
-        cost = "as many network evaluations as they take"
-    elif guidance:
-        most = "up to " if guidance.interval else ""
-        cost = f"{most}{evaluations * guidance.nfe} evaluations each"
+    """Return a line on the images that are sampled and on their cost."""
+    nfe, guidance = model.sampler.nfe(model.schedule.T), conditions.guidance
+    if nfe is None:
+        cost = "an adaptive number of network evaluations"
     else:
-        cost = f"{evaluations} evaluations each"
-    of = "".join(f", {name} {what}" for name, what in conditions.describe().items())
-    return f"{n} images with {'raw' if raw else 'EMA'} weights by {model.sampler}{of}: {cost}"
+        most = "up to " if guidance and guidance.interval else ""
+        cost = f"{most}{nfe * (guidance.nfe if guidance else 1)} network evaluations each"
+    settings = "".join(f", {name} {value}" for name, value in conditions.describe().items())
+    return f"{n} images with {'raw' if raw else 'EMA'} weights by {model.sampler}{settings}: {cost}"
 
 
 def place_model(model: DDPM, options: Namespace, fabric: Fabric) -> list[int]:
-    """Bring the model to where it draws, compiled if asked; a list that grows by the images at every network call."""
+    """Move the model to its device, and compile its network if requested.
+
+    Returns:
+        A list to which every network evaluation appends its number of images.
+    """
     model.to(fabric.device)
     counts: list[int] = []
 
@@ -180,10 +195,10 @@ def place_model(model: DDPM, options: Namespace, fabric: Fabric) -> list[int]:
 
 
 def launch_fabric(options: Namespace) -> Fabric:
-    """The devices asked for, one process on each.
+    """Start one process on each requested device.
 
     Raises:
-        UserError: there are none such.
+        UserError: the devices do not exist.
     """
     try:
         fabric = Fabric(
@@ -195,7 +210,7 @@ def launch_fabric(options: Namespace) -> Fabric:
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(
-            f"{first_line(error)} Mend --accelerator, --devices, --strategy or --precision, or leave them out"
+            f"{first_line(error)} Change or remove --accelerator, --devices, --strategy or --precision"
         ) from error
     fabric.launch()
     return fabric

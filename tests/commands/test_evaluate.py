@@ -345,7 +345,7 @@ def test_unavailable_devices_are_refused(command_, option, command, tmp_path):
     status, _, err = command(command_, "--ckpt", CKPT, "--n", "8", *other, *option)
     assert status == 2, err
     assert err.startswith("error: ")
-    assert "Mend --accelerator, --devices, --strategy or --precision, or leave them out" in err
+    assert "Change or remove --accelerator, --devices, --strategy or --precision" in err
 
 
 def test_options_of_generation_and_bpd_are_refused_with_images(refused, folders):

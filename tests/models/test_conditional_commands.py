@@ -134,7 +134,7 @@ def test_sample_generates_the_classes_in_turn_one_per_column(perturbed_ckpt, com
     with Image.open(tmp_path / "grid.png") as grid:
         width, height = grid.size
     assert height > width  # three rows of two
-    assert "classes 7, 3, guidance ClassifierFree(scale=2.0): 10 evaluations each" in out
+    assert "classes 7, 3, guidance ClassifierFree(scale=2.0): 10 network evaluations each" in out
     assert "10 network evaluations each" in out
     manifest = json.loads((tmp_path / "set.json").read_text())
     assert (manifest["classes"], manifest["guidance"]) == ("7, 3", "ClassifierFree(scale=2.0)")
@@ -279,7 +279,7 @@ def test_a_classifier_guides_a_model_with_or_without_classes(
         (("--label", "1", "--class", "1"), "--labels and --class_names both name classes"),
         (("--guidance", "-1"), "the guidance scale must be at least 0 and finite, got -1"),
         (("--guidance", "2", "--guidance_interval", "5", "21"), "ends at t=21 and T is 20"),
-        (("--guidance_interval", "5", "10"), "--guidance_interval is of guidance"),
+        (("--guidance_interval", "5", "10"), "--guidance_interval needs a guidance scale"),
         (("--weaker", "x.ckpt", "--classifier", "y.ckpt"), "two kinds of guidance"),
         (("--classifier", "lost.ckpt"), "there is no checkpoint lost.ckpt"),
         (("--classifier", SHIPPED), "cannot be built as NoisyClassifier"),
@@ -299,7 +299,7 @@ def test_requests_that_cannot_be_met_are_errors_before_anything_is_written(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--label", "1"), "was trained without classes, so that it cannot be asked for 1; leave the class out"),
+        (("--label", "1"), "was trained without classes and cannot be conditioned on 1; remove the class"),
         (
             ("--guidance", "2"),
             "the model was trained without classes and cannot be conditioned on one; guide it with a classifier",
