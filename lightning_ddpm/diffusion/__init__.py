@@ -1,16 +1,14 @@
 """The mathematics of diffusion models, in torch and one ODE solver (torchdiffeq): no Lightning, no files, no devices.
 
-Each line exports one public name and shows the file that documents it.
+Each line exports one name that a config, a tutorial or another folder uses, and shows the file that documents it. The
+single formulas, such as ``process.q_posterior``, are imported from their file.
 """
 
 from lightning_ddpm.diffusion.denoiser import Denoiser as Denoiser
 from lightning_ddpm.diffusion.elbo import ELBOTerms as ELBOTerms
-from lightning_ddpm.diffusion.elbo import decoder_log_likelihood as decoder_log_likelihood
 from lightning_ddpm.diffusion.elbo import elbo as elbo
 from lightning_ddpm.diffusion.elbo import elbo_term as elbo_term
 from lightning_ddpm.diffusion.elbo import elbos as elbos
-from lightning_ddpm.diffusion.elbo import gaussian_kl as gaussian_kl
-from lightning_ddpm.diffusion.elbo import prior_kl as prior_kl
 from lightning_ddpm.diffusion.guidance import ClassifierFree as ClassifierFree
 from lightning_ddpm.diffusion.guidance import GuidableModel as GuidableModel
 from lightning_ddpm.diffusion.guidance import Guidance as Guidance
@@ -25,26 +23,13 @@ from lightning_ddpm.diffusion.losses import Simple as Simple
 from lightning_ddpm.diffusion.losses import SimpleWeighted as SimpleWeighted
 from lightning_ddpm.diffusion.losses import SNRWeight as SNRWeight
 from lightning_ddpm.diffusion.losses import TruncatedSNR as TruncatedSNR
-from lightning_ddpm.diffusion.losses import simple_loss as simple_loss
 from lightning_ddpm.diffusion.parameterization import X0 as X0
 from lightning_ddpm.diffusion.parameterization import Denoised as Denoised
 from lightning_ddpm.diffusion.parameterization import Epsilon as Epsilon
 from lightning_ddpm.diffusion.parameterization import Parameterization as Parameterization
 from lightning_ddpm.diffusion.parameterization import PosteriorMean as PosteriorMean
 from lightning_ddpm.diffusion.parameterization import Velocity as Velocity
-from lightning_ddpm.diffusion.process import Gaussian as Gaussian
-from lightning_ddpm.diffusion.process import compute_velocity as compute_velocity
-from lightning_ddpm.diffusion.process import eps_to_x_0 as eps_to_x_0
-from lightning_ddpm.diffusion.process import posterior_coefficients as posterior_coefficients
-from lightning_ddpm.diffusion.process import posterior_variance as posterior_variance
-from lightning_ddpm.diffusion.process import q_posterior as q_posterior
 from lightning_ddpm.diffusion.process import q_sample as q_sample
-from lightning_ddpm.diffusion.process import q_transition as q_transition
-from lightning_ddpm.diffusion.process import reverse_mean as reverse_mean
-from lightning_ddpm.diffusion.process import score as score
-from lightning_ddpm.diffusion.process import snr as snr
-from lightning_ddpm.diffusion.process import transition_variance as transition_variance
-from lightning_ddpm.diffusion.process import x_0_to_eps as x_0_to_eps
 from lightning_ddpm.diffusion.samplers.ancestral import Ancestral as Ancestral
 from lightning_ddpm.diffusion.samplers.base import MarkovSampler as MarkovSampler
 from lightning_ddpm.diffusion.samplers.base import Noise as Noise
@@ -52,7 +37,6 @@ from lightning_ddpm.diffusion.samplers.base import Sampler as Sampler
 from lightning_ddpm.diffusion.samplers.ddim import DDIM as DDIM
 from lightning_ddpm.diffusion.samplers.ddim import interpolate as interpolate
 from lightning_ddpm.diffusion.samplers.ddim import invert as invert
-from lightning_ddpm.diffusion.samplers.ddim import slerp as slerp
 from lightning_ddpm.diffusion.samplers.ddrm import DDRM as DDRM
 from lightning_ddpm.diffusion.samplers.ddrm import Degradation as Degradation
 from lightning_ddpm.diffusion.samplers.ddrm import Downsample as Downsample
@@ -61,11 +45,6 @@ from lightning_ddpm.diffusion.samplers.ddrm import Identity as Identity
 from lightning_ddpm.diffusion.samplers.dpm_solver import DPMSolverPP as DPMSolverPP
 from lightning_ddpm.diffusion.samplers.heun import Heun as Heun
 from lightning_ddpm.diffusion.samplers.ode import AdaptiveODE as AdaptiveODE
-from lightning_ddpm.diffusion.samplers.ode import dequantise as dequantise
-from lightning_ddpm.diffusion.samplers.ode import exact_divergence as exact_divergence
-from lightning_ddpm.diffusion.samplers.ode import flow_bits_per_dim as flow_bits_per_dim
-from lightning_ddpm.diffusion.samplers.ode import flow_log_likelihood as flow_log_likelihood
-from lightning_ddpm.diffusion.samplers.ode import hutchinson_divergence as hutchinson_divergence
 from lightning_ddpm.diffusion.samplers.repaint import RePaint as RePaint
 from lightning_ddpm.diffusion.samplers.sde import EulerMaruyama as EulerMaruyama
 from lightning_ddpm.diffusion.samplers.sde import PredictorCorrector as PredictorCorrector
@@ -92,4 +71,3 @@ from lightning_ddpm.diffusion.variance import FixedLarge as FixedLarge
 from lightning_ddpm.diffusion.variance import FixedSmall as FixedSmall
 from lightning_ddpm.diffusion.variance import LearnedRange as LearnedRange
 from lightning_ddpm.diffusion.variance import ReverseVariance as ReverseVariance
-from lightning_ddpm.diffusion.variance import posterior_log_variance as posterior_log_variance

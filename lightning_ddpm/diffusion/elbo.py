@@ -6,7 +6,7 @@ levels in [-1, 1].
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,15 +14,12 @@ from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.parameterization import Denoised
-from lightning_ddpm.diffusion.process import broadcast, expand_timesteps, posterior_coefficients, q_sample, scale
+from lightning_ddpm.diffusion.process import Noise, broadcast, expand_timesteps, posterior_coefficients, q_sample, scale
 from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
 from lightning_ddpm.diffusion.variance import ReverseVariance, posterior_log_variance
 
 HALF_BIN = 1 / 255
 """Half of the distance between neighbouring intensity levels in [-1, 1]."""
-
-LOG_FLOOR = 1e-12
-"""The lowest probability that the decoder gives an intensity level, as in Ho et al.'s code."""
 
 
 class ELBOTerms(NamedTuple):
@@ -53,7 +50,7 @@ def decoder_log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> T
 
     The bin of a level is +-1/255; the first and the last bin extend to infinity. The normal CDF is exact here, where
     Ho et al.'s and guided-diffusion's code use a tanh approximation: a difference of 0.001 to 0.002 bits/dim on the
-    shipped digits model.
+    shipped digits model. As in Ho et al.'s code, no level has a probability below 1e-12.
     """
     distance, sigma = x_0 - mean, (log_variance / 2).exp()
     # Both ends of the bin are mirrored to the left tail, where the CDF is small and the difference keeps its digits.
@@ -62,7 +59,7 @@ def decoder_log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> T
     first = _normal_cdf((distance + HALF_BIN) / sigma)
     last = _normal_cdf((HALF_BIN - distance) / sigma)
     probability = torch.where(x_0 < -0.999, first, torch.where(x_0 > 0.999, last, inside))
-    return probability.clamp(min=LOG_FLOOR).log()
+    return probability.clamp(min=1e-12).log()
 
 
 def prior_kl(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:
@@ -99,12 +96,7 @@ def elbo_term(
     return _to_bits_per_dim(torch.where(broadcast(t, x_0) == 1, decoder, kl))
 
 
-def elbo(
-    denoise: Denoiser,
-    variance: ReverseVariance,
-    x_0: Tensor,
-    noise: Callable[[Tensor], Tensor] = torch.randn_like,
-) -> ELBOTerms:
+def elbo(denoise: Denoiser, variance: ReverseVariance, x_0: Tensor, noise: Noise = torch.randn_like) -> ELBOTerms:
     """Estimate all terms of the variational bound, each from one sample of x_t; T network evaluations (NFE) per image.
 
     Args:
@@ -117,10 +109,7 @@ def elbo(
 
 
 def elbos(
-    denoisers: Sequence[Denoiser],
-    variance: ReverseVariance,
-    x_0: Tensor,
-    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+    denoisers: Sequence[Denoiser], variance: ReverseVariance, x_0: Tensor, noise: Noise = torch.randn_like
 ) -> list[ELBOTerms]:
     """Estimate :func:`elbo` for several denoisers of one network, e.g. with and without clipping, at the NFE of one.
 

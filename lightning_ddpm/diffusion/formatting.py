@@ -1,5 +1,7 @@
 """The text form that samplers, objectives, weights, degradations and guidance share."""
 
+from torch import Tensor
+
 
 def format_call(name: str, settings: dict[str, object]) -> str:
     """Return ``Name(setting=value, ...)``; a function appears by its name."""
@@ -8,5 +10,9 @@ def format_call(name: str, settings: dict[str, object]) -> str:
 
 
 def format_settings(owner: object) -> str:
-    """Return ``Class(attribute=value, ...)``: the ``__repr__`` that messages print and ``set.json`` records."""
-    return format_call(type(owner).__name__, vars(owner))
+    """Return ``Class(attribute=value, ...)``: the ``__repr__`` that messages print and ``set.json`` records.
+
+    Attributes that are tensors, such as the observation of a restoration, are skipped.
+    """
+    settings = {name: value for name, value in vars(owner).items() if not isinstance(value, Tensor)}
+    return format_call(type(owner).__name__, settings)

@@ -54,13 +54,10 @@ class Guidance(ABC):
 
     def __init__(self, scale: float = 1.0, interval: tuple[int, int] | None = None) -> None:
         if not 0 <= scale < float("inf"):
-            raise UserError(
-                f"the guidance scale must be at least 0 and finite, got {scale}; 0 is unconditional, 1 conditional"
-            )
+            raise UserError(f"the guidance scale must be at least 0 and finite, got {scale}; 1 is conditional sampling")
         if interval is not None and not 1 <= interval[0] <= interval[1]:
-            raise UserError(
-                f"the guidance interval must satisfy 1 <= first <= last <= T, got {interval[0]} to {interval[1]}"
-            )
+            first, last = interval
+            raise UserError(f"the guidance interval must satisfy 1 <= first <= last <= T, got {first} to {last}")
         self.scale, self.interval = float(scale), interval
 
     @property

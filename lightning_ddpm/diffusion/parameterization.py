@@ -12,15 +12,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.process import (
-    broadcast,
-    compute_velocity,
-    eps_to_x_0,
-    posterior_coefficients,
-    scale,
-    snr,
-    x_0_to_eps,
-)
+from lightning_ddpm.diffusion import process
+from lightning_ddpm.diffusion.process import broadcast, posterior_coefficients, scale, snr
 from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
 from lightning_ddpm.utils.errors import UserError
 
@@ -87,7 +80,7 @@ class Epsilon(Parameterization):
         return eps
 
     def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
-        return Denoised(eps_to_x_0(schedule, x_t, output, t), output)
+        return Denoised(process.eps_to_x_0(schedule, x_t, output, t), output)
 
     def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
         return snr(schedule, t)
@@ -101,7 +94,7 @@ class X0(Parameterization):
         return x_0
 
     def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
-        return Denoised(output, x_0_to_eps(schedule, x_t, output, t))
+        return Denoised(output, process.x_0_to_eps(schedule, x_t, output, t))
 
     def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
         return (schedule.alpha_bar[t] + 1).sign()
@@ -115,7 +108,7 @@ class Velocity(Parameterization):
     """
 
     def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
-        return compute_velocity(schedule, x_0, eps, t)
+        return process.compute_velocity(schedule, x_0, eps, t)
 
     def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
         signal, noise = schedule.signal_at(t), schedule.noise_at(t)
@@ -140,7 +133,7 @@ class PosteriorMean(Parameterization):
     def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
         x_0_factor, x_t_factor = posterior_coefficients(schedule, _previous_step(t), t)
         x_0 = (output - scale(x_t_factor, x_t)) / broadcast(x_0_factor, x_t)
-        return Denoised(x_0, x_0_to_eps(schedule, x_t, x_0, t))
+        return Denoised(x_0, process.x_0_to_eps(schedule, x_t, x_0, t))
 
     def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
         return posterior_coefficients(schedule, _previous_step(t), t)[0] ** 2

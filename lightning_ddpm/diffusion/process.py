@@ -6,12 +6,16 @@ schedule's precision and are cast to the image's precision where they multiply i
 x_0, eps, v, mu and the score also accept real-valued t, for solvers that stop between timesteps.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
+
+Noise = Callable[[Tensor], Tensor]
+"""x -> standard normal noise like x: ``torch.randn_like``, or noise that is seeded for each image."""
 
 
 class Gaussian(NamedTuple):

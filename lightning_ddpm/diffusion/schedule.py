@@ -60,11 +60,9 @@ class NoiseSchedule(nn.Module, ABC):
                 f"from {type(self).__name__}; give one number per step"
             )
         beta = torch.cat([torch.zeros(1, dtype=torch.float64), betas])
-        valid = (beta[1:] > 0) & (beta[1:] < 1)
-        valid[-1] |= beta[-1] == self.last_beta
-        invalid = (~valid).nonzero()
-        if len(invalid):
-            t = int(invalid[0]) + 1
+        valid = (betas > 0) & (betas < 1)
+        valid[-1] |= betas[-1] == self.last_beta
+        if t := _first_timestep(~valid):
             raise UserError(
                 f"every beta must lie in (0, 1), got beta_{t}={beta[t].item():g} at t={t} of {steps}; give finite "
                 "numbers in that range, and for beta_T = 1 (no signal at T) wrap the schedule in ZeroTerminalSNR"
@@ -72,9 +70,7 @@ class NoiseSchedule(nn.Module, ABC):
         alpha_bar = torch.cumprod(1 - beta, 0)
         if steps > 1 and alpha_bar[-2] == 0:
             raise UserError(f"no signal is left before t={steps}: alpha_bar is 0 in float64; lower the betas")
-        flat = (alpha_bar.diff() >= 0).nonzero()
-        if len(flat):
-            t = int(flat[0]) + 1
+        if t := _first_timestep(alpha_bar.diff() >= 0):
             raise UserError(
                 f"alpha_bar does not decrease in float64 at t={t} of {steps}: beta_{t}={beta[t].item():g} is too "
                 "small; give betas of at least 1e-15"
@@ -130,19 +126,8 @@ class NoiseSchedule(nn.Module, ABC):
         return f"T={self.T}, alpha_bar_T={self.alpha_bar_T:.3g}"
 
 
-class Linear(NoiseSchedule):
-    """Linear schedule: beta_t rises linearly from ``beta_min`` to ``beta_max``; Ho et al. 2020, section 4."""
-
-    def __init__(self, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
-        self.beta_min, self.beta_max = beta_min, beta_max
-        super().__init__(steps)
-
-    def compute_betas(self, steps: int) -> Tensor:
-        return torch.linspace(self.beta_min, self.beta_max, steps, dtype=torch.float64)
-
-
-class Quadratic(NoiseSchedule):
-    """Quadratic schedule: sqrt(beta_t) rises linearly, so beta stays small for longer; ``quad`` in Ho et al.'s code."""
+class BetaRange(NoiseSchedule):
+    """A schedule whose beta_t rises from ``beta_min`` to ``beta_max``; the defaults are those of Ho et al. 2020."""
 
     def __init__(self, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
         if beta_min < 0 or beta_max < 0:
@@ -150,16 +135,23 @@ class Quadratic(NoiseSchedule):
         self.beta_min, self.beta_max = beta_min, beta_max
         super().__init__(steps)
 
+
+class Linear(BetaRange):
+    """Linear schedule: beta_t rises linearly from ``beta_min`` to ``beta_max``; Ho et al. 2020, section 4."""
+
+    def compute_betas(self, steps: int) -> Tensor:
+        return torch.linspace(self.beta_min, self.beta_max, steps, dtype=torch.float64)
+
+
+class Quadratic(BetaRange):
+    """Quadratic schedule: sqrt(beta_t) rises linearly, so beta stays small for longer; ``quad`` in Ho et al.'s code."""
+
     def compute_betas(self, steps: int) -> Tensor:
         return torch.linspace(self.beta_min**0.5, self.beta_max**0.5, steps, dtype=torch.float64) ** 2
 
 
-class Sigmoid(NoiseSchedule):
+class Sigmoid(BetaRange):
     """Sigmoid over [-6, 6], scaled to run from ``beta_min`` to ``beta_max``; Xu et al. 2022 (arXiv:2203.02923)."""
-
-    def __init__(self, steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
-        self.beta_min, self.beta_max = beta_min, beta_max
-        super().__init__(steps)
 
     def compute_betas(self, steps: int) -> Tensor:
         ramp = torch.sigmoid(torch.linspace(-6, 6, steps, dtype=torch.float64))
@@ -208,13 +200,9 @@ class AlphaBarFunction(NoiseSchedule):
 
     def __init__(self, alpha_bar: Callable[[float], float], steps: int = 1000, max_beta: float = 0.999) -> None:
         if not 0 < max_beta < 1:
-            raise UserError(
-                f"max_beta must lie in (0, 1), got {max_beta}; for alpha_bar_T = 0 wrap the schedule in ZeroTerminalSNR"
-            )
-        self.values, self.max_beta = (
-            [_call_for_number(alpha_bar, t / max(steps, 1)) for t in range(steps + 1)],
-            max_beta,
-        )
+            raise UserError(f"max_beta must lie in (0, 1), got {max_beta}; for alpha_bar_T = 0 use ZeroTerminalSNR")
+        self.max_beta = max_beta
+        self.values = [_call_for_number(alpha_bar, t / max(steps, 1)) for t in range(steps + 1)]
         for t, value in enumerate(self.values):
             least = math.nextafter(0, 1) if t < steps else 0.0
             if not (least <= value < math.inf and (t == 0 or value < self.values[t - 1])):
@@ -243,9 +231,7 @@ class ZeroTerminalSNR(NoiseSchedule):
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         if schedule.T < 2:
-            raise UserError(
-                "zero terminal SNR keeps alpha_bar_1 and sets alpha_bar_T to 0: give it at least 2 steps, got 1"
-            )
+            raise UserError("zero terminal SNR keeps alpha_bar_1 and sets alpha_bar_T: give at least 2 steps, got 1")
         self.values = schedule.signal.tolist()
         super().__init__(schedule.T)
 
@@ -253,6 +239,11 @@ class ZeroTerminalSNR(NoiseSchedule):
         first, last = self.values[1], self.values[-1]
         rescaled = (torch.tensor(self.values[1:], dtype=torch.float64) - last) * (first / (first - last))
         return _betas_from_alpha_bar(torch.cat([torch.ones(1, dtype=torch.float64), rescaled**2]))
+
+
+def _first_timestep(condition: Tensor) -> int:
+    """Return the first t in 1..T at which the condition (T,) holds, or 0 if it holds nowhere."""
+    return int(condition.nonzero()[0]) + 1 if condition.any() else 0
 
 
 def _betas_from_alpha_bar(alpha_bar: Tensor) -> Tensor:

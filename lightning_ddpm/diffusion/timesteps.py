@@ -71,8 +71,7 @@ class LossAwareTimesteps(TimestepSampler):
         super().__init__()
         if history < 1 or not 0 < uniform_share <= 1:
             raise UserError(
-                "LossAwareTimesteps needs history >= 1 and uniform_share in (0, 1], "
-                f"got history={history} and uniform_share={uniform_share}"
+                f"LossAwareTimesteps needs history >= 1 and 0 < uniform_share <= 1, got {history} and {uniform_share}"
             )
         self.history, self.uniform_share = history, uniform_share
 

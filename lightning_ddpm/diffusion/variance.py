@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.parameterization import Denoised
-from lightning_ddpm.diffusion.process import posterior_variance, transition_variance
+from lightning_ddpm.diffusion.process import broadcast, posterior_variance, transition_variance
 from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
 from lightning_ddpm.utils.errors import UserError
 
@@ -104,5 +104,4 @@ def _interpolate_log_variance(small: Tensor, large: Tensor, denoised: Denoised |
             "set UNet's outputs: 2, or use FixedLarge or FixedSmall"
         )
     nu = denoised.nu
-    small, large = (each.to(nu.dtype).reshape(each.shape + (1,) * (nu.ndim - each.ndim)) for each in (small, large))
-    return nu * large + (1 - nu) * small
+    return nu * broadcast(large, nu) + (1 - nu) * broadcast(small, nu)

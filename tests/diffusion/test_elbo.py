@@ -18,14 +18,10 @@ from lightning_ddpm.diffusion import (
     ReverseVariance,
     ZeroTerminalSNR,
     elbo_term,
-    gaussian_kl,
-    posterior_variance,
-    prior_kl,
-    q_posterior,
     q_sample,
-    score,
-    x_0_to_eps,
 )
+from lightning_ddpm.diffusion.elbo import gaussian_kl, prior_kl
+from lightning_ddpm.diffusion.process import posterior_variance, q_posterior, score, x_0_to_eps
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> float:

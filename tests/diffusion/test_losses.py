@@ -42,10 +42,10 @@ from lightning_ddpm.diffusion import (
     ZeroTerminalSNR,
     elbo_term,
     q_sample,
-    simple_loss,
-    snr,
 )
 from lightning_ddpm.diffusion import losses as losses_module
+from lightning_ddpm.diffusion.losses import simple_loss
+from lightning_ddpm.diffusion.process import snr
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.errors import UserError

@@ -22,12 +22,9 @@ from lightning_ddpm.diffusion import (
     Sigmoid,
     Velocity,
     ZeroTerminalSNR,
-    compute_velocity,
-    q_posterior,
     q_sample,
-    score,
-    snr,
 )
+from lightning_ddpm.diffusion.process import compute_velocity, q_posterior, score, snr
 from lightning_ddpm.utils.errors import UserError
 
 PARAMETERIZATIONS = [Epsilon(), X0(), Velocity(), PosteriorMean()]

@@ -4,16 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion import (
-    Cosine,
-    Linear,
-    NoiseSchedule,
-    Quadratic,
-    Sigmoid,
+from lightning_ddpm.diffusion import Cosine, Linear, NoiseSchedule, Quadratic, Sigmoid, q_sample
+from lightning_ddpm.diffusion.process import (
     eps_to_x_0,
     posterior_variance,
     q_posterior,
-    q_sample,
     q_transition,
     reverse_mean,
     transition_variance,

@@ -20,16 +20,18 @@ from lightning_ddpm.diffusion import (
     PosteriorMean,
     Velocity,
     ZeroTerminalSNR,
+    q_sample,
+    quadratic_spacing,
+    trailing_spacing,
+    uniform_spacing,
+)
+from lightning_ddpm.diffusion.process import (
     posterior_variance,
     q_posterior,
-    q_sample,
     q_transition,
-    quadratic_spacing,
     reverse_mean,
     score,
-    trailing_spacing,
     transition_variance,
-    uniform_spacing,
 )
 from lightning_ddpm.utils.errors import UserError
 

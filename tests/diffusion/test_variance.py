@@ -16,9 +16,9 @@ from lightning_ddpm.diffusion import (
     LearnedRange,
     Linear,
     NoiseSchedule,
-    posterior_log_variance,
-    posterior_variance,
 )
+from lightning_ddpm.diffusion.process import posterior_variance
+from lightning_ddpm.diffusion.variance import posterior_log_variance
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.errors import UserError
 

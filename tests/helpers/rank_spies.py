@@ -11,7 +11,7 @@ from pytorch_lightning import Callback
 from lightning_ddpm.callbacks import BitsPerDim, Evaluation, Memorisation
 from lightning_ddpm.callbacks.trainer_access import use_averaged_weights
 from lightning_ddpm.data import Digits
-from lightning_ddpm.diffusion import x_0_to_eps
+from lightning_ddpm.diffusion.process import x_0_to_eps
 
 
 def digest(tensors):

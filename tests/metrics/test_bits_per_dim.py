@@ -28,13 +28,12 @@ from lightning_ddpm.diffusion import (
     FixedSmall,
     LearnedRange,
     ReverseVariance,
-    decoder_log_likelihood,
     elbo,
     elbo_term,
     elbos,
-    gaussian_kl,
     q_sample,
 )
+from lightning_ddpm.diffusion.elbo import decoder_log_likelihood, gaussian_kl
 from lightning_ddpm.metrics import BitsPerDimEstimate, ELBOSums
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM

@@ -8,10 +8,8 @@ from typing import final
 
 from torch import Tensor
 
-from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import posterior_variance, reverse_mean, scale
-from lightning_ddpm.diffusion.samplers.base import MarkovSampler, Noise
-from lightning_ddpm.diffusion.samplers.spacing import Spacing, uniform_spacing
+from lightning_ddpm.diffusion.samplers.base import Denoiser, MarkovSampler, Noise, Spacing, uniform_spacing
 from lightning_ddpm.diffusion.variance import ReverseVariance
 
 

@@ -24,20 +24,20 @@ In a config it is ``model.sampler: {class_path: your_module.MySampler, init_args
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import final
 
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.denoiser import Denoiser
+from lightning_ddpm.diffusion.denoiser import Denoiser as Denoiser
 from lightning_ddpm.diffusion.formatting import format_settings
-from lightning_ddpm.diffusion.samplers.spacing import Spacing
+from lightning_ddpm.diffusion.process import Noise as Noise
+from lightning_ddpm.diffusion.samplers.spacing import Spacing as Spacing
+from lightning_ddpm.diffusion.samplers.spacing import uniform_spacing as uniform_spacing
 from lightning_ddpm.utils.errors import UserError
-
-Noise = Callable[[Tensor], Tensor]
-"""x -> standard normal noise like x: ``torch.randn_like``, or noise that is seeded for each image."""
 
 
 class Sampler(ABC):
@@ -64,10 +64,7 @@ class Sampler(ABC):
     @final
     def sample(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Tensor:
         """Return x_0 (b, c, h, w), the end of the :meth:`trajectory`, which takes the same arguments."""
-        x = x_T
-        for x in self.trajectory(denoise, x_T, noise):  # noqa: B007
-            pass
-        return x
+        return deque(self.trajectory(denoise, x_T, noise), maxlen=1).pop()
 
     __repr__ = format_settings
 

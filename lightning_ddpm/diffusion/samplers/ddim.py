@@ -8,9 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import posterior_variance, q_sample, reverse_mean, scale
-from lightning_ddpm.diffusion.samplers.base import MarkovSampler, Noise, check_fraction, list_steps
+from lightning_ddpm.diffusion.samplers.base import Denoiser, MarkovSampler, Noise, check_fraction, list_steps
 from lightning_ddpm.diffusion.samplers.spacing import Spacing, uniform_spacing
 from lightning_ddpm.utils.errors import UserError
 
@@ -73,9 +72,7 @@ def interpolate(denoise: Denoiser, first: Tensor, second: Tensor, shares: Tensor
         (n, c, h, w) images.
     """
     if sampler.eta:
-        raise UserError(
-            f"interpolation needs DDIM with eta=0, got eta={sampler.eta}; its noise would change the images"
-        )
+        raise UserError(f"interpolation needs DDIM with eta=0, got eta={sampler.eta}: noise would change the images")
     ends = invert(denoise, torch.stack([first, second]), sampler.steps, sampler.spacing)
     return sampler.sample(denoise, slerp(ends[0], ends[1], shares))
 

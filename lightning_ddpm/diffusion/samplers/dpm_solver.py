@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import scale
-from lightning_ddpm.diffusion.samplers.base import Noise, Sampler, check_fraction, list_steps
-from lightning_ddpm.diffusion.samplers.spacing import Spacing, uniform_spacing
+from lightning_ddpm.diffusion.samplers.base import Noise, Sampler, Spacing, check_fraction, list_steps, uniform_spacing
 
 
 @final

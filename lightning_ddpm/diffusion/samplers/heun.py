@@ -7,10 +7,8 @@ from typing import final
 
 from torch import Tensor
 
-from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import q_sample, x_0_to_eps
-from lightning_ddpm.diffusion.samplers.base import MarkovSampler, Noise
-from lightning_ddpm.diffusion.samplers.spacing import Spacing, uniform_spacing
+from lightning_ddpm.diffusion.samplers.base import Denoiser, MarkovSampler, Noise, Spacing, uniform_spacing
 
 
 @final

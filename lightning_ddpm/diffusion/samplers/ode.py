@@ -14,10 +14,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import compute_velocity
-from lightning_ddpm.diffusion.samplers.base import Noise, Sampler
+from lightning_ddpm.diffusion.samplers.base import Denoiser, Noise, Sampler
 from lightning_ddpm.utils.errors import UserError
+
+State = tuple[Tensor, ...]
+"""The tensors (b, ...) that an ODE describes together."""
 
 Divergence = Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, Tensor]]
 """(field, x (b, c, h, w)) -> the field at x and its divergence there (b,), exact or estimated."""
@@ -46,10 +48,10 @@ class AdaptiveODE(Sampler):
     def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
         schedule = denoise.schedule
 
-        def derivative(phi: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def derivative(phi: Tensor, state: State) -> State:
             return (probability_flow(denoise, state[0], phi),)
 
-        (x_1,) = solve_ode(derivative, (x_T,), schedule.angle[-1], schedule.angle[1], self.tolerance)
+        (x_1,) = solve_ode(derivative, (x_T,), schedule.angle[[-1, 1]], self.tolerance)
         yield x_1
         yield denoise(x_1, 1).x_0
 
@@ -77,12 +79,12 @@ def flow_log_likelihood(denoise: Denoiser, x: Tensor, divergence: Divergence, to
     """
     schedule = denoise.schedule
 
-    def derivative(phi: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def derivative(phi: Tensor, state: State) -> State:
         v, div = divergence(lambda x: probability_flow(denoise, x, phi), state[0])
         return v, div / x[0].numel()
 
     start = x, x.new_zeros(len(x))
-    x_T, change = solve_ode(derivative, start, schedule.angle[1], schedule.angle[-1], tolerance)
+    x_T, change = solve_ode(derivative, start, schedule.angle[[1, -1]], tolerance)
     prior = -0.5 * (x_T.square() + math.log(2 * math.pi)).flatten(1).sum(1)
     return prior + x[0].numel() * change
 
@@ -130,28 +132,21 @@ def hutchinson_divergence(probe: Tensor) -> Divergence:
     return estimate
 
 
-def solve_ode(
-    derivative: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
-    state: tuple[Tensor, ...],
-    start: Tensor,
-    stop: Tensor,
-    tolerance: float,
-) -> tuple[Tensor, ...]:
-    """Return the state at ``stop`` of an ODE that has ``state`` at ``start``; every image meets the tolerance.
+def solve_ode(derivative: Callable[[Tensor, State], State], state: State, times: Tensor, tolerance: float) -> State:
+    """Return the state at the second time of an ODE that has ``state`` at the first; every image meets the tolerance.
 
     Args:
         derivative: (scalar, state) -> its derivative.
         state: tensors (b, ...).
-        start, stop: scalars.
+        times: (2,) the first and the last time.
         tolerance: limit of an image's root mean square error per step in each tensor of the state, relative and
             absolute.
     """
     from torchdiffeq import odeint
 
-    def largest_error(errors: tuple[Tensor, ...]) -> Tensor:
+    def largest_error(errors: State) -> Tensor:
         return torch.stack([each.reshape(len(each), -1).square().mean(1).max() for each in errors]).max().sqrt()
 
-    times = torch.stack([start, stop])
     options = {"norm": largest_error, "dtype": times.dtype}
     path = odeint(derivative, state, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
     return tuple(each[-1] for each in path)

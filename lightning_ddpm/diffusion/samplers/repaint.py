@@ -9,9 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import q_sample, q_transition
-from lightning_ddpm.diffusion.samplers.base import MarkovSampler, Noise, Sampler, list_steps
+from lightning_ddpm.diffusion.samplers.base import Denoiser, MarkovSampler, Noise, Sampler, list_steps
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -37,9 +36,7 @@ class RePaint(Sampler):
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise UserError("a mask must be 1 where a pixel is known and 0 where it is not, got other values")
         if any(one not in (1, other) for one, other in zip(mask.shape[::-1], known.shape[::-1], strict=False)):
-            raise UserError(
-                f"the mask is {_format_shape(mask)} and the image {_format_shape(known)}; give one of the image's size"
-            )
+            raise UserError(f"the mask is {_size(mask)} and the image {_size(known)}; give one of the image's size")
         if passes < 1 or jump < 1:
             raise UserError(f"RePaint needs passes >= 1 and jump >= 1, got passes={passes} and jump={jump}")
         self.sampler, self.known, self.mask, self.passes, self.jump = sampler, known, mask.bool(), passes, jump
@@ -64,9 +61,6 @@ class RePaint(Sampler):
     def nfe(self, T: int) -> int:
         return self.passes * self.sampler.nfe(T)
 
-    def __repr__(self) -> str:
-        return f"RePaint({self.sampler}, passes={self.passes}, jump={self.jump})"
 
-
-def _format_shape(image: Tensor) -> str:
+def _size(image: Tensor) -> str:
     return "x".join(map(str, image.shape[-3:]))

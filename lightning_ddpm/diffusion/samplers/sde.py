@@ -12,10 +12,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import scale, score
-from lightning_ddpm.diffusion.samplers.base import MarkovSampler, Noise
-from lightning_ddpm.diffusion.samplers.spacing import Spacing, uniform_spacing
+from lightning_ddpm.diffusion.samplers.base import Denoiser, MarkovSampler, Noise, Spacing, uniform_spacing
 from lightning_ddpm.utils.errors import UserError
 
 

@@ -10,9 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import q_sample
-from lightning_ddpm.diffusion.samplers.base import MarkovSampler, Noise, Sampler, list_steps
+from lightning_ddpm.diffusion.samplers.base import Denoiser, MarkovSampler, Noise, Sampler, list_steps
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -49,6 +48,3 @@ class SDEdit(Sampler):
         """Return (t, s) of the last steps of the sampler, a share ``strength`` of all."""
         steps = list_steps(T, self.sampler.spacing, self.sampler.steps)
         return steps[len(steps) - round(self.strength * len(steps)) :]
-
-    def __repr__(self) -> str:
-        return f"SDEdit({self.sampler}, strength={self.strength:g})"

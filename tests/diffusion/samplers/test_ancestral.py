@@ -20,16 +20,8 @@ from helpers.sampler_checks import (
 )
 from torch import Tensor
 
-from lightning_ddpm.diffusion import (
-    Ancestral,
-    Denoiser,
-    FixedLarge,
-    FixedSmall,
-    posterior_variance,
-    q_posterior,
-    transition_variance,
-    uniform_spacing,
-)
+from lightning_ddpm.diffusion import Ancestral, Denoiser, FixedLarge, FixedSmall, uniform_spacing
+from lightning_ddpm.diffusion.process import posterior_variance, q_posterior, transition_variance
 
 
 @with_and_without_clipping

@@ -43,12 +43,12 @@ from lightning_ddpm.diffusion import (
     ZeroTerminalSNR,
     interpolate,
     invert,
-    posterior_variance,
     quadratic_spacing,
-    slerp,
     trailing_spacing,
     uniform_spacing,
 )
+from lightning_ddpm.diffusion.process import posterior_variance
+from lightning_ddpm.diffusion.samplers.ddim import slerp
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.utils.errors import UserError

@@ -28,8 +28,8 @@ def test_a_degradation_is_consistent_with_its_singular_value_decomposition(degra
     z, y = degradation.to_spectral(x), degradation(x)
     torch.testing.assert_close(degradation.from_spectral(z), x)
     torch.testing.assert_close((z * degradation.to_spectral(other_x)).sum(), (x * other_x).sum())
-    values = degradation.singular_values(z)
-    torch.testing.assert_close(degradation.project_observation(y, z), torch.where(values > 0, z, 0.0))
+    values, observed = degradation.observe(y, z)
+    torch.testing.assert_close(observed, torch.where(values > 0, z, 0.0))
     # U is orthogonal, so y has the norm of its coordinates
     torch.testing.assert_close((values * z).square().sum(), y.square().sum())
     assert (values > 0).sum() == y.numel()

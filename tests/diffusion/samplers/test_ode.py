@@ -9,11 +9,8 @@ from helpers.sampler_checks import FINE, space_by_angle
 from helpers.tiny import tiny_model
 from torch import Tensor
 
-from lightning_ddpm.diffusion import (
-    AdaptiveODE,
-    Cosine,
-    Denoiser,
-    Heun,
+from lightning_ddpm.diffusion import AdaptiveODE, Cosine, Denoiser, Heun
+from lightning_ddpm.diffusion.samplers.ode import (
     dequantise,
     exact_divergence,
     flow_bits_per_dim,
