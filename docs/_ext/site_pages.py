@@ -25,14 +25,12 @@ def describe_commands() -> str:
     parts = [f"```text\n{USAGE}\n```"]
     for command in COMMANDS:
         output = io.StringIO()
-        # Lightning's subcommands share one long list: it is printed once.
-        wanted = [command, "--help"]
         with (
             patch.dict(os.environ, {"COLUMNS": "96", "NO_COLOR": "1", "PYTHON_COLORS": "0"}),
             contextlib.redirect_stdout(output),
             contextlib.suppress(SystemExit),
         ):
-            main(wanted)
+            main([command, "--help"])
         text = output.getvalue().replace(str(Path.home()), "~").rstrip()
         parts.append(f"## {command}\n\n```text\n{text}\n```")
     return "\n\n".join(parts)
@@ -101,8 +99,26 @@ def skip_tuple_fields(app: Sphinx, what: str, name: str, value: object, skip: bo
     return True if type(value).__name__ == "_tuplegetter" else None
 
 
+VERBATIM: dict[str, list[str]] = {}
+"""Docstrings of attributes while napoleon runs, which would take what stands before their first colon for a type."""
+
+
+def keep_attribute(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Remember the docstring of an attribute before napoleon has it."""
+    if what in ("attribute", "data"):
+        VERBATIM[name] = list(lines)
+
+
+def restore_attribute(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Put the docstring of an attribute back."""
+    if name in VERBATIM:
+        lines[:] = VERBATIM.pop(name)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", fill_page)
     app.connect("missing-reference", find_by_last_name)
     app.connect("autodoc-skip-member", skip_tuple_fields)
+    app.connect("autodoc-process-docstring", keep_attribute, priority=400)
+    app.connect("autodoc-process-docstring", restore_attribute, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 1}
