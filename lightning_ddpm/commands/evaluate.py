@@ -228,7 +228,7 @@ def _evaluate_images(
     else:
         images = evaluated.images
         assert images is not None
-        shard = split_ranges(evaluated.n, 0, BATCH, ranks.rank, ranks.world_size)
+        shard = split_ranges(evaluated.n, 0, BATCH, ranks)
         batches = ((stop - start, (start, images.__getitems__(range(start, stop))[0])) for _, start, stop in shard)
     for start, pixels in show_progress(batches, ranks.share(evaluated.n), "evaluating", ranks.is_first):
         for suite in suites:

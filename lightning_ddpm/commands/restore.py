@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
             rows.append(torch.stack(columns, dim=1)[: SHOWN - start].cpu())
         return restored
 
-    shard = split_ranges(n, options.seed, options.batch_size, ranks.rank, ranks.world_size)
+    shard = split_ranges(n, options.seed, options.batch_size, ranks)
     restored_here = sum(stop - start for _, start, stop in shard)
     with evaluation_mode(model), fabric.autocast():
         batches = ((stop - start, (start, restore(start, stop))) for _, start, stop in shard)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ddpm.data.sharding import split_ranges
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import write_atomically
 
@@ -50,7 +51,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 def find_complete_batches(folder: Path, n: int, batch_size: int) -> set[int]:
     """Return the first index of each batch whose images all exist."""
     existing = {int(path.stem) for path in folder.glob(NUMBERED)}
-    batches = split_ranges(n, 0, batch_size, 0, 1)
+    batches = split_ranges(n, 0, batch_size, Ranks())
     return {start for _, start, stop in batches if existing.issuperset(range(start, stop))}
 
 

@@ -1,20 +1,23 @@
 """The DataModule of any image source."""
 
+import math
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset
 from lightning_ddpm.data.decode_cache import decode_to_file, decode_to_memory, fits_in_memory
 from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.data.sharding import ImageRange, Shard, ShuffledShard, split_ranges
 from lightning_ddpm.data.sources import SPLITS, ImageSource
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import get_run_seed, make_generator
 
@@ -90,47 +93,51 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self._begins = (0, 0)
-        if stage == "fit" and not hasattr(self, "train"):
-            self.train: ImageDataset = self._cache_decoded(self.source.open(self.root, "train"))
-        if stage in ("fit", "validate", "test") and not hasattr(self, "held_out"):
-            self.held_out: ImageDataset = self._cache_decoded(self.source.open(self.root, "test"))
-        if stage == "fit" and self.batch_size * self._world_size > len(self.train):
-            raise UserError(
-                f"a batch of {self.batch_size} images on each of {self._world_size} devices is larger than the dataset "
-                f"({len(self.train)} images); lower data.batch_size"
-            )
+            devices = self._ranks.world_size
+            if self.batch_size * devices > len(self.train):
+                raise UserError(
+                    f"a batch of {self.batch_size} images on each of {devices} devices is larger than the dataset "
+                    f"({len(self.train)} images); lower data.batch_size"
+                )
+
+    @cached_property
+    def train(self) -> ImageDataset:
+        """The training images, without flips; they are opened at the first access."""
+        return self._cache_decoded(self.source.open(self.root, "train"))
+
+    @cached_property
+    def held_out(self) -> ImageDataset:
+        """The images for validation and test; they are opened at the first access."""
+        return self._cache_decoded(self.source.open(self.root, "test"))
 
     def reference_images(self) -> ImageDataset:
         """Return the training images without flips, which generated images are compared with."""
-        if not hasattr(self, "train"):
-            self.train = self._cache_decoded(self.source.open(self.root, "train"))
         return self.train
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        order = ShuffledShard(len(self.train), get_run_seed(), self._rank, self._world_size, *self._begins)
+        order = ShuffledShard(len(self.train), get_run_seed(), self._ranks, *self._begins)
         return self._loader(self.train, order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.held_out, Shard(len(self.held_out), self.batch_size, self._rank, self._world_size))
+        return self._loader(self.held_out, Shard(len(self.held_out), self.batch_size, self._ranks))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[ImageRange]:
         """Return a loader of ranges of images to generate; it reads no images."""
-        mine = split_ranges(self.predict_images, get_run_seed(), self.batch_size, self._rank, self._world_size)
+        mine = split_ranges(self.predict_images, get_run_seed(), self.batch_size, self._ranks)
         return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the order of training images: the epoch, and its images seen, summed over ranks."""
-        loader = self.trainer.train_dataloader if self.trainer is not None else None
-        if self.trainer is None or loader is None or self.trainer.state.fn != "fit":
+        if self.trainer is None or self.trainer.state.fn != "fit" or self.trainer.train_dataloader is None:
             return {}
-        epoch, batches = loader.sampler.epoch, self.trainer.fit_loop.batch_idx + 1
+        epoch, batches = self.trainer.train_dataloader.sampler.epoch, self.trainer.fit_loop.batch_idx + 1
         if batches >= self.trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
-        seen = batches * self.batch_size * self._world_size
-        return {"epoch": epoch, "seen": seen, "images": len(self.train), "batch": [self.batch_size, self._world_size]}
+        batch = [self.batch_size, self._ranks.world_size]
+        return {"epoch": epoch, "seen": batches * math.prod(batch), "images": len(self.train), "batch": batch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume at that position instead of at the start of the epoch.
@@ -151,7 +158,7 @@ class ImageDataModule(LightningDataModule):
 
     def count_batches_done(self) -> int:
         """Return the number of batches of the resumed epoch that are done, counted in the current batch size."""
-        whole, left = (n // self._world_size for n in (len(self.train), len(self.train) - self._begins[1]))
+        whole, left = (n // self._ranks.world_size for n in (len(self.train), len(self.train) - self._begins[1]))
         return -(-whole // self.batch_size) + -left // self.batch_size
 
     def list_batch_indices(self, batch: int) -> list[int]:
@@ -167,7 +174,8 @@ class ImageDataModule(LightningDataModule):
             return batch
         images, labels = batch
         x_0 = to_float(images)
-        return (self._flip(x_0) if self.flip and self._training else x_0), labels
+        training = self.trainer is not None and self.trainer.training
+        return (self._flip(x_0) if self.flip and training else x_0), labels
 
     def _cache_decoded(self, data: ImageDataset) -> ImageDataset:
         """Decode image files into memory if they fit, else into the cache if there is one."""
@@ -180,7 +188,7 @@ class ImageDataModule(LightningDataModule):
     def _flip(self, x_0: Tensor) -> Tensor:
         assert self.trainer is not None
         step = self.trainer.fit_loop.total_batch_idx
-        randomness = make_generator(x_0.device, "flip", get_run_seed(), self._rank, index=step)
+        randomness = make_generator(x_0.device, "flip", get_run_seed(), self._ranks.rank, index=step)
         flipped = torch.rand(len(x_0), device=x_0.device, generator=randomness) < 0.5
         return torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
 
@@ -190,23 +198,11 @@ class ImageDataModule(LightningDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=_return_batch,
+            collate_fn=default_convert,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
         )
 
     @property
-    def _training(self) -> bool:
-        return self.trainer is not None and self.trainer.training
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
-
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-
-def _return_batch(batch: Any) -> Any:
-    return batch
+    def _ranks(self) -> Ranks:
+        return Ranks(self.trainer.global_rank, self.trainer.world_size) if self.trainer else Ranks()

@@ -17,6 +17,9 @@ from lightning_ddpm.utils.hashing import make_cache_key
 Batch = tuple[Tensor, Tensor]
 """Images (b, c, h, w) and labels (b,) int64; a label of -1 means none."""
 
+OpenFile = Callable[[int], Path | BytesIO]
+"""Function that returns the path or the bytes of the image at an index."""
+
 
 class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
     """A dataset of uint8 images of one shape, with a class label each.
@@ -28,10 +31,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
             def __init__(self, path: Path) -> None:
                 self.images = np.load(path, mmap_mode="r")  # (n, c, h, w) uint8
                 self.labels = torch.full((len(self.images),), -1)
-                self.fingerprint = make_cache_key(describe_file_state(path))
-
-            def __len__(self) -> int:
-                return len(self.images)
+                self.fingerprint = make_cache_key(describe_file(path))
 
             def __getitems__(self, indices: Sequence[int]) -> Batch:
                 return torch.from_numpy(self.images[np.asarray(indices)]), self.labels[torch.as_tensor(indices)]
@@ -45,9 +45,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
     fingerprint: str
     labels: Tensor
 
-    @abstractmethod
     def __len__(self) -> int:
         """Return the number of images."""
+        return len(self.labels)
 
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Batch:
@@ -71,9 +71,6 @@ class MemoryDataset(ImageDataset):
         self.images, self.labels = images.contiguous(), labels.long()
         self.fingerprint = make_cache_key(self.images.numpy().tobytes())
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
         return self.images[chosen], self.labels[chosen]
@@ -87,25 +84,15 @@ class FileDataset(ImageDataset):
         file: returns the path or the bytes of the image at an index.
         labels: (n,) int64, -1 for an image without a label.
         channels, size: shape that every image is converted to; see :func:`decode_image`.
-        state: part of the fingerprint; it must change whenever a file does, see :func:`describe_file_state`.
+        state: part of the fingerprint; it must change whenever a file does, see :func:`describe_file`.
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        file: Callable[[int], Path | BytesIO],
-        labels: Tensor,
-        channels: int,
-        size: int,
-        state: str,
+        self, names: Sequence[str], file: OpenFile, labels: Tensor, channels: int, size: int, state: str
     ) -> None:
         self.names, self.file, self.labels = names, file, labels.long()
         self.channels, self.size = channels, size
-        listing = "\n".join([f"{channels}x{size}", state, *names])
-        self.fingerprint = make_cache_key(listing)
-
-    def __len__(self) -> int:
-        return len(self.names)
+        self.fingerprint = make_cache_key("\n".join([f"{channels}x{size}", state, *names]))
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         return torch.stack([self._pixels(index) for index in indices]), self.labels[torch.as_tensor(indices)]
@@ -141,11 +128,11 @@ def build_path_dataset(
         file: maps each path to the one that is opened, or raises UserError if it must not be.
     """
     names = [os.fsencode(path).decode(errors="backslashreplace") for path in paths]
-    state = " ".join(describe_file_state(path) for path in paths)
+    state = " ".join(describe_file(path) for path in paths)
     return FileDataset(names, lambda index: file(paths[index]), labels, channels, size, state)
 
 
-def describe_file_state(path: Path) -> str:
+def describe_file(path: Path) -> str:
     """Return text that changes when a file does: its absolute path, size and time of modification."""
     absolute = os.fsencode(path.absolute()).decode(errors="backslashreplace")
     try:

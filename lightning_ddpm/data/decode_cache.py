@@ -1,6 +1,7 @@
 """Decode image files once: into memory, or into a file that all processes of a machine map."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,18 +31,11 @@ class MappedDataset(ImageDataset):
         self.path, self.labels, self.fingerprint = path, labels.long(), fingerprint
         self.images = np.load(path, mmap_mode="r", allow_pickle=False)
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         return torch.from_numpy(self.images[np.asarray(indices)]), self.labels[torch.as_tensor(indices)]
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return MappedDataset, (
-            self.path,
-            self.labels,
-            self.fingerprint,
-        )  # workers map the file too
+        return MappedDataset, (self.path, self.labels, self.fingerprint)  # workers map the file too
 
 
 def fits_in_memory(data: FileDataset) -> bool:
@@ -103,11 +97,10 @@ def _iterate_decoded(data: FileDataset, what: str) -> Iterator[Tensor]:
 
 def _is_complete(path: Path, shape: tuple[int, ...]) -> bool:
     """Return whether the file holds uint8 images of this shape."""
-    try:
+    with suppress(OSError, ValueError, EOFError):
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return bool(images.shape == shape and images.dtype == np.uint8)
+        return bool(images.shape == shape and images.dtype == np.uint8)
+    return False
 
 
 def _get_shape(data: FileDataset) -> tuple[int, int, int, int]:

@@ -88,12 +88,12 @@ class ImageFolder(ImageSource):
         below = [path.relative_to(folder).parts[0] for path in paths]
         if other == folder:
             stride = max(2, min(round(1 / self.holdout), len(paths)))
-            held_out = [index for index in range(len(paths)) if index % stride == stride - 1]
-            rest = [index for index in range(len(paths)) if index % stride != stride - 1]
+            held_out: Sequence[int] = range(stride - 1, len(paths), stride)
+            rest: Sequence[int] = [index for index in range(len(paths)) if index % stride != stride - 1]
         else:
-            rest = list(range(len(paths)))
+            rest = range(len(paths))
             paths += list_images(other)
-            held_out = list(range(len(rest), len(paths)))
+            held_out = range(len(rest), len(paths))
             below += [paths[index].relative_to(other).parts[0] for index in held_out]
         if not paths:
             raise UserError(f"{root} holds no images ({', '.join(EXTENSIONS)}), nor do its subfolders; check data.root")
@@ -107,19 +107,15 @@ class ImageFolder(ImageSource):
         Raises:
             UserError: there are more than may be skipped.
         """
-        bad = find_faults(data, str(root))
-        if len(bad) > (self.max_skipped * len(data) if self.on_error == "skip" else 0):
-            cap = f", more than max_skipped={self.max_skipped:g} of them" if self.on_error == "skip" else ""
+        bad, skip = find_faults(data, str(root)), self.on_error == "skip"
+        if len(bad) > (self.max_skipped * len(data) if skip else 0):
+            cap = f", more than max_skipped={self.max_skipped:g} of them" if skip else ""
+            fix = "raise data.source.max_skipped" if skip else "skip them with --data.source.on_error skip"
             raise UserError(
                 f"{len(bad)} of the {len(data)} images in {root} cannot be used{cap}:\n"
-                f"{format_faults(list(bad.values()))}\n{self._suggest_fix()}"
+                f"{format_faults(list(bad.values()))}\nFix or delete them, or {fix}; check-data lists all of them."
             )
         return bad
-
-    def _suggest_fix(self) -> str:
-        if self.on_error == "skip":
-            return "Fix or delete them, or raise data.source.max_skipped; check-data lists all of them."
-        return "Fix or delete them, or skip them with --data.source.on_error skip; check-data lists all of them."
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -158,9 +154,7 @@ def resolve_inside(root: Path, path: Path) -> Path:
         if not real.is_relative_to(root):
             raise UserError(f"it is a link that leads out of {root}, to {real}; put a copy in its place, or delete it")
         if real.is_dir():
-            raise UserError(
-                "it is a link to a folder, and those are not followed; put a copy in its place, or delete it"
-            )
+            raise UserError("it is a link to a folder, which is not followed; put a copy in its place, or delete it")
         if not real.exists():
             raise UserError("there is no such file (any more)")
         if not real.is_file():

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DistributedSampler
 
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.random import make_generator
 
 # Both subclass DistributedSampler so that Lightning does not replace them by its own.
@@ -19,14 +20,14 @@ class ShuffledShard(DistributedSampler[int]):
     Args:
         n: number of images.
         seed: seed of the run.
-        rank, world_size: number of this rank, from 0, and of all ranks.
+        ranks: this rank among all.
         epoch: the first epoch.
         seen: number of images to skip at the start of that epoch, summed over ranks: those that an interrupted run has
             trained on.
     """
 
-    def __init__(self, n: int, seed: int, rank: int, world_size: int, epoch: int = 0, seen: int = 0) -> None:
-        super().__init__(range(n), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
+    def __init__(self, n: int, seed: int, ranks: Ranks, epoch: int = 0, seen: int = 0) -> None:
+        super().__init__(range(n), num_replicas=ranks.world_size, rank=ranks.rank, seed=seed)  # type: ignore[arg-type]
         self.n, self.begins = n, (epoch, seen)
         self.set_epoch(epoch)
 
@@ -49,13 +50,12 @@ class Shard(DistributedSampler[int]):
     Args:
         n: number of images.
         batch_size: batch size of the loader.
-        rank, world_size: number of this rank, from 0, and of all ranks.
+        ranks: this rank among all.
     """
 
-    def __init__(self, n: int, batch_size: int, rank: int, world_size: int) -> None:
-        super().__init__(range(n), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        mine = split_ranges(n, 0, batch_size, rank, world_size)
-        self.indices = [i for _, start, stop in mine for i in range(start, stop)]
+    def __init__(self, n: int, batch_size: int, ranks: Ranks) -> None:
+        super().__init__(range(n), num_replicas=ranks.world_size, rank=ranks.rank, shuffle=False)  # type: ignore[arg-type]
+        self.indices = [i for _, start, stop in split_ranges(n, 0, batch_size, ranks) for i in range(start, stop)]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -68,10 +68,10 @@ ImageRange = tuple[int, int, int]
 """(seed, start, stop): generated images ``range(start, stop)`` of this seed."""
 
 
-def split_ranges(n: int, seed: int, batch_size: int, rank: int, world_size: int) -> list[ImageRange]:
+def split_ranges(n: int, seed: int, batch_size: int, ranks: Ranks) -> list[ImageRange]:
     """Return one rank's batches of n images to generate; all ranks generate every image exactly once.
 
     A batch holds the same indices whatever the number of ranks.
     """
-    starts = range(0, n, batch_size)[rank::world_size]
+    starts = range(0, n, batch_size)[ranks.rank :: ranks.world_size]
     return [(seed, start, min(start + batch_size, n)) for start in starts]

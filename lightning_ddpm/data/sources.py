@@ -12,13 +12,7 @@ import torchvision
 from sklearn.datasets import load_digits
 from torchvision.datasets.utils import download_and_extract_archive
 
-from lightning_ddpm.data.datasets import (
-    FileDataset,
-    ImageDataset,
-    MemoryDataset,
-    build_path_dataset,
-    describe_file_state,
-)
+from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDataset, build_path_dataset, describe_file
 from lightning_ddpm.utils.errors import UserError
 
 Split = Literal["train", "test"]
@@ -212,23 +206,19 @@ class LSUN(ImageSource):
         self.category, self.size = category, size
 
     def prepare(self, root: Path) -> None:
-        base = "http://dl.yf.io/lsun"
-        if self.category in self.scenes:
-            for split in ("train", "val"):
-                self._fetch(root, f"{self.category}_{split}_lmdb", f"{base}/scenes/{self.category}_{split}_lmdb.zip")
-        else:
-            self._fetch(root, self.category, f"{base}/objects/{self.category}.zip")
+        kind = "scenes" if self.category in self.scenes else "objects"
+        for folder in dict.fromkeys(map(self._folder, SPLITS)):
+            if not (Path(root) / folder).is_dir():
+                url = f"http://dl.yf.io/lsun/{kind}/{folder}.zip"
+                download = partial(download_and_extract_archive, url, str(root), remove_finished=True)
+                _fetch(download, f"LSUN {folder}", root)
 
-    def _fetch(self, root: Path, folder: str, url: str) -> None:
-        if not (Path(root) / folder).is_dir():
-            download = partial(download_and_extract_archive, url, str(root), remove_finished=True)
-            _fetch(download, f"LSUN {folder}", root)
+    def _folder(self, split: Split) -> str:
+        name = "train" if split == "train" else "val"
+        return f"{self.category}_{name}_lmdb" if self.category in self.scenes else self.category
 
     def open(self, root: Path, split: Split) -> FileDataset:
-        scene = self.category in self.scenes
-        folder = Path(root) / (
-            f"{self.category}_{'train' if split == 'train' else 'val'}_lmdb" if scene else self.category
-        )
+        scene, folder = self.category in self.scenes, Path(root) / self._folder(split)
         environment, keys = _open_lmdb(folder.resolve())
         chosen = [i for i in range(len(keys)) if scene or (i % 1000 == 999) == (split == "test")]
 
@@ -237,7 +227,7 @@ class LSUN(ImageSource):
                 return BytesIO(transaction.get(keys[chosen[index]]))
 
         labels = torch.full((len(chosen),), -1)
-        state = describe_file_state(folder / "data.mdb")
+        state = describe_file(folder / "data.mdb")
         return FileDataset([f"{folder}[{i}]" for i in chosen], file, labels, self.channels, self.size, state)
 
     def image_files(self, root: Path) -> list[FileDataset]:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import PIL
@@ -41,10 +42,9 @@ def read_all(data: FileDataset, what: str, show: bool = True) -> Iterator[Decode
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(data), 256):  # in parts, because results wait in memory
                 some = range(start, min(start + 256, len(data)))
-                parts = pool.map(
-                    lambda indices: [*map(attempt, indices)], (some[i : i + 16] for i in range(0, 256, 16))
-                )
-                yield from ((1, each) for part in parts for each in part)
+                parts = (some[i : i + 16] for i in range(0, 256, 16))
+                for part in pool.map(lambda indices: [*map(attempt, indices)], parts):
+                    yield from ((1, each) for each in part)
 
     return show_progress(results(), len(data), what, show)
 
@@ -59,7 +59,9 @@ def find_faults(data: FileDataset, what: str) -> dict[int, str]:
         data: the image files.
         what: name of the dataset, for the progress bar.
     """
-    known = _read_cached_faults(data)
+    known: list[int] | None = None
+    with suppress(OSError, ValueError, TypeError, IndexError):
+        known = [range(len(data))[index] for index in json.loads(_cache_path(data).read_text())]
     suspects = range(len(data)) if known is None else known
     read = read_all(data.subset(suspects), f"checking {what}", len(suspects) > 5000)
     found = {index: each for index, each in zip(suspects, read, strict=True) if isinstance(each, str)}
@@ -71,17 +73,8 @@ def find_faults(data: FileDataset, what: str) -> dict[int, str]:
 def cache_faults(data: FileDataset, bad: Iterable[int]) -> None:
     """Store indices of faulty images for :func:`find_faults`, if the cache can be written."""
     text = json.dumps(list(bad))
-    try:
+    with suppress(OSError):  # only time is lost
         write_atomically(_cache_path(data), lambda file: file.write(text.encode()))
-    except OSError:
-        return  # only time is lost
-
-
-def _read_cached_faults(data: FileDataset) -> list[int] | None:
-    try:
-        return [range(len(data))[index] for index in json.loads(_cache_path(data).read_text())]
-    except (OSError, ValueError, TypeError, IndexError):
-        return None
 
 
 def _cache_path(data: FileDataset) -> Path:

@@ -130,7 +130,7 @@ def measure_bits_per_dim(
         denoisers = build_denoisers(model, context, labels.to(device))
         return elbos(denoisers, variance, x_0, ImageNoise(seed, start, stop, "likelihood"))
 
-    shard = split_ranges(n, seed, batch_size, ranks.rank, ranks.world_size)
+    shard = split_ranges(n, seed, batch_size, ranks)
     with evaluation_mode(model):
         batches = ((stop - start, compute_batch(start, stop)) for _, start, stop in shard)
         for batch in progress(batches, sum(stop - start for _, start, stop in shard)):

@@ -55,7 +55,7 @@ def generate_batches(
     """
     ranks = ranks or Ranks()
     size = request.batch_size
-    todo = [each for each in split_ranges(request.n, request.seed, size, 0, 1) if each[1] not in done]
+    todo = [each for each in split_ranges(request.n, request.seed, size, Ranks()) if each[1] not in done]
     with evaluation_mode(model):
         for batch in todo[ranks.rank :: ranks.world_size]:
             parts, (_, at, stop) = [], batch

@@ -1,6 +1,7 @@
 """The layers of Ho et al.'s U-Net (2020, arXiv:2006.11239, appendix B; details as in their released code)."""
 
 import math
+from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -9,26 +10,24 @@ from torch.nn import functional
 
 from lightning_ddpm.utils.errors import UserError
 
-
-def init_fan_avg_(weight: Tensor, scale: float = 1.0) -> Tensor:
-    """Initialise in place by a uniform distribution of variance ``scale`` / ((fan_in + fan_out) / 2)."""
-    return nn.init.xavier_uniform_(weight, gain=math.sqrt(scale))
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
-def make_conv(inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
-    """Build a convolution that keeps height and width, initialised as in Ho et al."""
-    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-    init_fan_avg_(layer.weight, scale)
+def initialise(layer: Layer, scale: float = 1.0) -> Layer:
+    """Initialise a layer's weights from U(-a, a) of variance ``scale`` / ((fan_in + fan_out) / 2), its biases by 0."""
+    nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale))
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
 
+def make_conv(inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) -> nn.Conv2d:
+    """Build a convolution that keeps height and width, initialised as in Ho et al."""
+    return initialise(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), scale)
+
+
 def make_linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
     """Build a linear layer, initialised as in Ho et al."""
-    layer = nn.Linear(inputs, outputs)
-    init_fan_avg_(layer.weight, scale)
-    nn.init.zeros_(layer.bias)
-    return layer
+    return initialise(nn.Linear(inputs, outputs), scale)
 
 
 def make_group_norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -126,6 +125,18 @@ class AttentionBlock(nn.Module):
         return x + out
 
 
+class UNetBlock(nn.Module):
+    """A residual block, followed by self-attention if ``attention`` is set."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(inputs, outputs, embedding, groups, dropout)
+        self.attention = AttentionBlock(outputs, groups) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.residual(x, embedding))  # type: ignore[no-any-return]
+
+
 class AttentionPool(nn.Module):
     """Single-head attention pooling, whose only query is the mean of all pixels.
 
@@ -152,9 +163,7 @@ class DownsampleConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-        init_fan_avg_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        self.conv = initialise(nn.Conv2d(channels, channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(functional.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]

@@ -7,30 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_ddpm.networks.blocks import (
-    AttentionBlock,
-    DownsampleConv,
-    LabelEmbedding,
-    ResidualBlock,
-    SinusoidalEmbedding,
-    UpsampleConv,
-    make_conv,
-    make_group_norm,
-    make_linear,
-)
+from lightning_ddpm.networks import blocks as layers  # ``blocks`` is a number of blocks below
+from lightning_ddpm.networks.blocks import UNetBlock
 from lightning_ddpm.utils.errors import UserError
-
-
-class UNetBlock(nn.Module):
-    """A residual block, followed by self-attention if ``attention`` is set."""
-
-    def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, dropout: float, attention: bool) -> None:
-        super().__init__()
-        self.residual = ResidualBlock(inputs, outputs, embedding, groups, dropout)
-        self.attention = AttentionBlock(outputs, groups) if attention else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.attention(self.residual(x, embedding))  # type: ignore[no-any-return]
 
 
 class EncoderParts(NamedTuple):
@@ -83,10 +62,9 @@ def build_encoder(
         raise UserError(f"attention is set for the sizes {sorted(missing)}, but the levels have the sizes {sizes}")
 
     embedding = 4 * width
-    embed = nn.Sequential(
-        SinusoidalEmbedding(width), make_linear(width, embedding), nn.SiLU(), make_linear(embedding, embedding)
-    )
-    first = make_conv(channels, width)
+    linear1, linear2 = layers.make_linear(width, embedding), layers.make_linear(embedding, embedding)
+    embed = nn.Sequential(layers.SinusoidalEmbedding(width), linear1, nn.SiLU(), linear2)
+    first = layers.make_conv(channels, width)
 
     def make_block(inputs: int, outputs: int, level: int) -> UNetBlock:
         return UNetBlock(inputs, outputs, embedding, groups, dropout, sizes[level] in attention)
@@ -99,7 +77,7 @@ def build_encoder(
             current = width * multiplier
             skips.append(current)
         if level < halvings:
-            down.append(DownsampleConv(current))
+            down.append(layers.DownsampleConv(current))
             skips.append(current)
 
     middle1 = UNetBlock(current, current, embedding, groups, dropout, attention=True)
@@ -171,12 +149,12 @@ class UNet(nn.Module):
                 self.up.append(parts.make_block(current + skips.pop(), width * multiplier, level))
                 current = width * multiplier
             if level > 0:
-                self.up.append(UpsampleConv(current))
+                self.up.append(layers.UpsampleConv(current))
 
-        self.norm = make_group_norm(current, groups)
-        self.last = make_conv(current, outputs * channels, scale=1e-10)
+        self.norm = layers.make_group_norm(current, groups)
+        self.last = layers.make_conv(current, outputs * channels, scale=1e-10)
         if classes:  # initialised last, so that the others start as they do without classes
-            self.embed_label = LabelEmbedding(classes, 4 * width)
+            self.embed_label = layers.LabelEmbedding(classes, 4 * width)
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Predict eps, x_0 or v, whichever the network is trained for.

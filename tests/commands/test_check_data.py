@@ -213,7 +213,7 @@ def bad_folder(tmp_path: Path) -> Path:
 
 
 FAULTS = {
-    "again": "a link to a folder, and those are not followed",
+    "again": "a link to a folder, which is not followed",
     "bomb.png": "89,478,485 pixels, Pillow's limit against decompression bombs",
     "circle.png": "",
     "empty.png": "the file is empty",

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_ddpm.data import Digits, ImageDataModule, ImageFolder
 from lightning_ddpm.data.image_io import to_uint8
 from lightning_ddpm.data.sharding import Shard, ShuffledShard
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -115,7 +116,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path, monkeypatch: 
 
 
 def test_the_order_is_shuffled() -> None:
-    order = torch.tensor(list(ShuffledShard(1000, seed=0, rank=0, world_size=1)))
+    order = torch.tensor(list(ShuffledShard(1000, 0, Ranks())))
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.15
 
 
@@ -123,7 +124,7 @@ def test_the_order_is_shuffled() -> None:
 def test_ranks_train_on_equal_numbers_of_distinct_images(n: int, world_size: int) -> None:
     skipped = set()
     for epoch in range(40):
-        shards = [ShuffledShard(n, 0, rank, world_size) for rank in range(world_size)]
+        shards = [ShuffledShard(n, 0, Ranks(rank, world_size)) for rank in range(world_size)]
         for shard in shards:
             shard.set_epoch(epoch)
         shares = [list(shard) for shard in shards]
@@ -139,7 +140,7 @@ def test_ranks_validate_on_every_image_once_in_the_batches_of_a_single_rank(
     n: int, batch_size: int, world_size: int
 ) -> None:
     def batches(rank: int, world_size: int) -> list[list[int]]:
-        indices = list(shard := Shard(n, batch_size, rank, world_size))
+        indices = list(shard := Shard(n, batch_size, Ranks(rank, world_size)))
         assert len(shard) == len(indices)
         return [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
 

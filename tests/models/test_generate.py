@@ -71,7 +71,7 @@ def test_a_requested_sampler_replaces_the_model_s_own() -> None:
 
 @pytest.mark.parametrize(("n", "batch_size", "world_size"), [(1, 7, 3), (7, 7, 2), (50, 7, 3), (64, 1, 5)])
 def test_every_index_belongs_to_one_rank(n: int, batch_size: int, world_size: int) -> None:
-    ranges = [each for rank in range(world_size) for each in split_ranges(n, 9, batch_size, rank, world_size)]
+    ranges = [each for rank in range(world_size) for each in split_ranges(n, 9, batch_size, Ranks(rank, world_size))]
     assert sorted(index for _, start, stop in ranges for index in range(start, stop)) == list(range(n))
     assert {seed for seed, _, _ in ranges} == {9}
 

@@ -13,11 +13,7 @@ SCHEDULES: dict[str, type[diffusion.NoiseSchedule]] = {
     "sigmoid": diffusion.Sigmoid,
     "squaredcos_cap_v2": diffusion.Cosine,
 }
-PREDICTION_TYPES: dict[str, type[diffusion.Parameterization]] = {
-    "epsilon": diffusion.Epsilon,
-    "sample": diffusion.X0,
-    "v_prediction": diffusion.Velocity,
-}
+PREDICTION_TYPES = {"epsilon": diffusion.Epsilon, "sample": diffusion.X0, "v_prediction": diffusion.Velocity}
 VARIANCES: dict[str, type[diffusion.ReverseVariance]] = {
     "fixed_small": diffusion.FixedSmall,
     "fixed_large": diffusion.FixedLarge,

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from lightning_ddpm.interop.diffusers.settings import VERSION, Config, Settings
 from lightning_ddpm.networks import UNet
-from lightning_ddpm.networks.blocks import AttentionBlock
-from lightning_ddpm.networks.unet import UNetBlock
+from lightning_ddpm.networks.blocks import AttentionBlock, UNetBlock
 from lightning_ddpm.utils.errors import UserError
 
 UNET_SETTINGS: Settings = {
