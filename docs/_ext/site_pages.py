@@ -15,9 +15,11 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.nodes import make_refnode
 
-from lightning_ddpm.commands.main import COMMANDS, USAGE, main
+from lightning_ddpm.commands.main import COMMANDS, TRAINER, USAGE, main
 
 ROOT = Path(__file__).parent.parent.parent
+WIDTH = 84
+"""Characters of a command that fit on a line of the site."""
 
 
 def describe_commands() -> str:
@@ -31,8 +33,14 @@ def describe_commands() -> str:
             contextlib.suppress(SystemExit),
         ):
             main([command, "--help"])
-        text = output.getvalue().replace(str(Path.home()), "~").rstrip()
-        parts.append(f"## {command}\n\n```text\n{text}\n```")
+        text = re.sub(r"[^\S\n ]|[\x00-\x08]", "", output.getvalue()).replace(str(Path.home()), "~").rstrip()
+        _, _, text = text.partition("\n\n")  # without the usage
+        listing = f"```text\n{text}\n```"
+        if command in TRAINER and command != "fit":
+            listing = (
+                f"<details><summary>The options, which are nearly those of fit</summary>\n\n{listing}\n\n</details>"
+            )
+        parts.append(f"## {command}\n\n{listing}")
     return "\n\n".join(parts)
 
 
@@ -65,13 +73,31 @@ def describe_room(room: str, order: str = "") -> str:
 DESCRIBE = {"api": describe_room, "commands": describe_commands, "configs": describe_configs}
 
 
+def wrap_commands(block: re.Match[str]) -> str:
+    """Return a bash block whose long lines continue on the next one, before an option."""
+    lines: list[str] = []
+    for line in block[1].splitlines():
+        first, *options = re.split(r" (?=--?\w|-m )", line) if len(line) > WIDTH else [line]
+        lines.append(first)
+        for option in options:
+            if len(lines[-1]) + len(option) + 3 <= WIDTH:
+                lines[-1] += f" {option}"
+            else:
+                lines[-1] += " \\"
+                lines.append(f"    {option}")
+    return "```bash\n" + "\n".join(lines) + "\n```"
+
+
 def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Replace each mark of a page by what it asks for."""
+    """Replace each mark of a page by what it asks for, and keep the tables of the results readable."""
 
     def describe(mark: re.Match[str]) -> str:
         arguments = [each.strip() for each in (mark[2] or "").split(":") if each.strip()]
         return DESCRIBE[mark[1]](*arguments)
 
+    source[0] = re.sub(r"^```bash\n(.*?)\n```$", wrap_commands, source[0], flags=re.MULTILINE | re.DOTALL)
+    if docname.startswith("results/"):  # a cell of two numbers stays on one line
+        source[0] = re.sub(r"(?<=\d) / (?=\d)", "\u00a0/\u00a0", source[0])
     if docname.startswith("reference/"):
         source[0] = re.sub(r"^<!-- (api|commands|configs)(?: ([^>]*))? -->$", describe, source[0], flags=re.MULTILINE)
 
