@@ -16,7 +16,7 @@ from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.jsonargparse_internals import Option, list_options
 
 MAX_LISTED = 24
-"""Longer lists of names are left out of a message."""
+"""Longer lists of names are not printed."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

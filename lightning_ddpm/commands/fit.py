@@ -25,7 +25,7 @@ from lightning_ddpm.callbacks import (
     StopAllRanks,
     Throughput,
 )
-from lightning_ddpm.commands.option_errors import explain, instantiate
+from lightning_ddpm.commands.parsing import explain, instantiate
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.checkpoint import build_hyper_parameters, read_checkpoint, read_newest_checkpoint
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_ddpm.commands.option_errors import instantiate, parse
+from lightning_ddpm.commands.parsing import instantiate, parse
 from lightning_ddpm.data.class_labels import parse_labels
 from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, Sampler
 from lightning_ddpm.models.checkpoint import load

@@ -1,5 +1,10 @@
 """Every use of torch's private API stands here, with the reason; tests fail in words when a release changes one."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -11,3 +16,33 @@ def disable_own_unscaling(optimizer: Optimizer) -> None:
     There is no public way to choose.
     """
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+
+def wrap_compiled_call(network: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace the function that a network calls after ``network.compile()`` by ``wrap`` of it.
+
+    ``torch.compile`` of a wrapped module would change the names of the weights; a hook cannot catch its exceptions.
+    """
+    compiled: Any = network._compiled_call_impl
+    network._compiled_call_impl = wrap(compiled)
+
+
+def remove_compiled_call(network: nn.Module) -> None:
+    """Undo ``network.compile()``, which has no public inverse."""
+    network._compiled_call_impl = None
+
+
+def allow_any_batch_size(tensor: Tensor) -> None:
+    """Mark the first dimension as dynamic unless the compiled code depends on it.
+
+    ``torch.compile(dynamic=True)`` would make all dimensions dynamic, and the public ``mark_dynamic`` raises an error
+    where the code depends on the size.
+    """
+    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+
+def get_compiler_error() -> type[Exception]:
+    """Return the exception of a backend that fails; torch exports it nowhere else. Its import is slow."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    return BackendCompilerFailed

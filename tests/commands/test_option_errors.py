@@ -5,7 +5,7 @@ from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_
 from helpers.command_outputs import get_error_sentence
 from jsonargparse import ArgumentParser
 
-from lightning_ddpm.commands.option_errors import parse
+from lightning_ddpm.commands.parsing import parse
 from lightning_ddpm.utils.errors import UserError
 
 DIGITS = ("fit", "--config", REPOSITORY / "configs" / "digits.yaml")

@@ -1,8 +1,10 @@
 """jsonargparse's private API is as this package uses it; a failure says what a new version has changed."""
 
+from typing import Literal
+
 import jsonargparse
 
-from lightning_ddpm.utils.jsonargparse_internals import restore_parsing_settings
+from lightning_ddpm.utils.jsonargparse_internals import list_options, restore_parsing_settings
 
 
 def test_parsing_settings_are_restored() -> None:
@@ -13,3 +15,34 @@ def test_parsing_settings_are_restored() -> None:
         jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["torch.nn"])
         assert found != before, f"jsonargparse {jsonargparse.__version__} keeps its lists of imports elsewhere"
     assert found == before
+
+
+class Parent:
+    def __init__(self, size: int, names: list[str] | None = None) -> None:
+        """A class whose parameters become options."""
+
+
+def test_the_options_of_a_parser_are_listed_with_their_types() -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--labels", "--label", type=str, nargs=2)
+    parser.add_argument("--format", choices=["a", "b"], required=True)
+    parser.add_argument("--raw", action="store_true")
+    parser.add_class_arguments(Parent, "parent")
+    parser.add_subclass_arguments(Parent, "other", required=True)
+    found = {option.name: option for option in list_options(parser)}
+    changed = f"jsonargparse {jsonargparse.__version__} lists its options elsewhere than in _actions, or differently: "
+    assert {"config", "labels", "format", "raw", "parent.size", "parent.names", "other"} <= set(found), changed + str(
+        found
+    )
+    assert "help" not in found, changed + str(found)
+    assert found["config"].is_config, changed + "config files are not an ActionConfigFile"
+    assert found["labels"].spellings == ("labels", "label"), changed + "spellings"
+    assert (found["labels"].nargs, found["raw"].nargs, found["format"].nargs) == (2, 0, None), changed + "nargs"
+    assert found["format"].annotation == Literal["a", "b"], changed + "choices"
+    assert found["parent.size"].annotation is int, changed + "an action has no _typehint"
+    assert found["parent.names"].annotation == list[str] | None, changed + "an action has no _typehint"
+    assert found["other"].annotation in (Parent, Parent | None), changed + "an action has no _typehint"
+    required = {name for name, option in found.items() if option.required}
+    assert {"format", "parent.size", "other"} <= required, changed + "required options, see _extra_required_keys"
+    assert not required & {"labels", "raw", "parent.names"}, changed + "required options, see _extra_required_keys"

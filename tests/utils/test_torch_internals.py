@@ -4,7 +4,13 @@ import pytest
 import torch
 from lightning_fabric.plugins.precision.amp import _optimizer_handles_unscaling
 
-from lightning_ddpm.utils.torch_internals import disable_own_unscaling
+from lightning_ddpm.utils.torch_internals import (
+    allow_any_batch_size,
+    disable_own_unscaling,
+    get_compiler_error,
+    remove_compiled_call,
+    wrap_compiled_call,
+)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
@@ -16,3 +22,41 @@ def test_a_fused_optimizer_can_be_kept_from_unscaling_gradients(kind: type[torch
     assert _optimizer_handles_unscaling(optimizer), changed
     disable_own_unscaling(optimizer)
     assert not _optimizer_handles_unscaling(optimizer), changed
+
+
+def test_the_call_of_a_compiled_module_can_be_wrapped_and_removed() -> None:
+    changed = f"torch {torch.__version__}: a module does not call _compiled_call_impl after compile()"
+    calls = []
+    network = torch.nn.Identity()
+    network.compile(backend="eager")
+    wrap_compiled_call(network, lambda compiled: lambda x: (calls.append(x), compiled(x))[1])
+    assert network(torch.ones(2)).sum() == 2, changed
+    assert len(calls) == 1, changed
+    remove_compiled_call(network)
+    network(torch.ones(2))
+    assert len(calls) == 1, changed
+
+
+def test_a_batch_dimension_can_be_marked_as_dynamic() -> None:
+    sizes = []
+
+    def backend(graph, inputs):
+        sizes.append(1)
+        return graph.forward
+
+    compiled = torch.compile(lambda x: x * 2, backend=backend)
+    for size in (2, 3, 5):
+        x = torch.ones(size)
+        allow_any_batch_size(x)
+        compiled(x)
+    assert len(sizes) == 1, f"torch {torch.__version__}: maybe_mark_dynamic does not share a graph over batch sizes"
+
+
+def test_a_failing_backend_raises_the_error_that_is_caught() -> None:
+    def backend(graph, inputs):
+        raise ValueError("no compiler")
+
+    with pytest.raises(get_compiler_error()) as raised:
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    changed = f"torch {torch.__version__}: BackendCompilerFailed has no inner_exception"
+    assert str(getattr(raised.value, "inner_exception", "")) == "no compiler", changed

@@ -1,0 +1,71 @@
+"""Parse a command's options and build the objects that they name, with errors that a user can act on."""
+
+from argparse import ArgumentError
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_ddpm.commands.causes import find_user_code, find_user_error, list_causes
+from lightning_ddpm.commands.option_errors import OptionChecker
+from lightning_ddpm.utils.errors import UserError, first_line
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str], command: str) -> Namespace:
+    """Return a command's options.
+
+    Args:
+        parser: with ``exit_on_error=False``.
+        arguments: the command line.
+        command: its name.
+
+    Raises:
+        UserError: they are wrong; its sentence names the first wrong one and the nearest right one.
+        Exception: a module of the user's that the options name failed.
+    """
+    parser.allow_abbrev = False
+    try:
+        return parser.parse_args([*arguments])
+    except Exception as error:  # a file may be no YAML
+        failure = explain(error, parser, arguments, command)
+    raise failure
+
+
+def instantiate(parser: ArgumentParser, options: Namespace) -> Namespace:
+    """Return options with objects in place of the classes that they name.
+
+    Raises:
+        Exception: what the class raised. jsonargparse tries every type that a value may have and reports them together.
+    """
+    failures: list[Exception] = []
+
+    def build(kind: type, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return kind(*args, **kwargs)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    try:
+        built: Namespace = parser.instantiate(options, instantiators=[(build, object, True)])
+        return built
+    except Exception as error:
+        failure = failures[0] if failures else error
+    raise failure
+
+
+def explain(error: Exception, parser: ArgumentParser, arguments: Sequence[str], command: str) -> BaseException:
+    """Return the exception behind jsonargparse's: the user's own, or a sentence on the first wrong option."""
+    if mistake := find_user_error(error):
+        return mistake
+    if found := find_user_code(error):
+        return found[0]
+    try:
+        OptionChecker(parser, command).check(arguments)
+    except Exception as failure:
+        if isinstance(failure, UserError) or find_user_code(failure):
+            return failure
+    if not isinstance(error, ArgumentError):
+        return error
+    *_, inner = list_causes(error)
+    return UserError(f"{first_line(inner)}; {command} --help lists the options")
