@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_ddpm.commands.option_errors import instantiate, parse
+from lightning_ddpm.commands.parsing import instantiate, parse
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.data.image_io import DecodedImage
 from lightning_ddpm.data.sources import SPLITS

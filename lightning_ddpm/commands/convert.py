@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from lightning_ddpm.commands.option_errors import parse
+from lightning_ddpm.commands.parsing import parse
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.interop.diffusers import scheduler, unet
 from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX
