@@ -19,10 +19,10 @@ MAX_LISTED = 24
 """Longer lists of names are not printed."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return ``; did you mean X?`` for the known name that is nearest to a wrong one, or nothing where none is near."""
     nearest = get_close_matches(name, [*known], n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
 
 
 def list_subclasses(*kinds: type) -> dict[str, type]:

@@ -125,11 +125,12 @@ class OptionChecker:
         how = f"{self.command} --help lists the options"
         if owner:
             how = f"{owner.rpartition('.')[2]} has {', '.join(sorted(each.rpartition('.')[2] for each in known))}"
-        if place.file:
+        if place.file or owner:
             path, _, last = place.path.rpartition(".")
-            fix = suggest(last, [each.rpartition(".")[2] for each in known if each.rpartition(".")[0] == path])
+            siblings = [each.rpartition(".")[2] for each in known if each.rpartition(".")[0] == path]
+            fix = suggest(last, siblings, "" if place.file else f"--{path}.")
         else:
-            fix = suggest(f"--{place.path}", [f"--{each}" for each in known])
+            fix = suggest(place.path, known, "--")
         raise UserError(f"there is no option {place}{fix or ';'} {how}")
 
     def _check_mapping(self, config: dict[str, Any], prefix: str, place: Place) -> None:
