@@ -28,11 +28,8 @@ def build_hyper_parameters(config: dict[str, Any]) -> dict[str, Any]:
     Args:
         config: the complete ``class_path`` and ``init_args`` of a LightningModule, as plain data.
     """
-    return {
-        "_class_path": config["class_path"],
-        "_instantiator": "pytorch_lightning.cli.instantiate_module",
-        **config.get("init_args", {}),
-    }
+    instantiator = "pytorch_lightning.cli.instantiate_module"
+    return {"_class_path": config["class_path"], "_instantiator": instantiator, **config.get("init_args", {})}
 
 
 def previous_path(path: Path) -> Path:
@@ -57,18 +54,15 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     before = pending_path(path)
     if path.exists():
         before.unlink(missing_ok=True)
-        try:
+        with suppress(OSError):  # a file system without hard links keeps only the newest one
             os.link(path, before)
-        except OSError:  # a file system without hard links keeps only the newest one
-            before.unlink(missing_ok=True)
     try:
         write_atomically(path, lambda file: torch.save({**content, DIGEST_KEY: hash_content(content)}, file))
-    except BaseException:
+        if before.exists():
+            os.replace(before, previous_path(path))
+            sync_folder(path.parent)
+    finally:
         before.unlink(missing_ok=True)
-        raise
-    if before.exists():
-        os.replace(before, previous_path(path))
-        sync_folder(path.parent)
 
 
 def read_newest_checkpoint(path: Path) -> tuple[dict[str, Any], Path]:
@@ -92,10 +86,8 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        others = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-        raise UserError(
-            f"there is no checkpoint {path}" + (f"; there is {', '.join(map(str, others))}" if others else "")
-        )
+        others = ", ".join(map(str, sorted(path.parent.glob("*.ckpt"))))
+        raise UserError(f"there is no checkpoint {path}" + (f"; there is {others}" if others else ""))
     check_published(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -113,8 +105,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     written = checkpoint.pop(DIGEST_KEY, None)  # imported models and those that ship have none
     if written not in (None, hash_content(checkpoint)):
         raise UserError(
-            f"{path} is damaged, or was changed without removing its {DIGEST_KEY!r}: "
-            "its content is not what was written"
+            f"{path} is damaged, or was changed without removing {DIGEST_KEY!r}: its content is not what was written"
         )
     return checkpoint
 
@@ -132,11 +123,9 @@ def build_module(parameters: dict[str, Any], kind: type[Module], path: Path | st
     Raises:
         UserError: the module cannot be built here, or names code that is :func:`not trusted <restrict_imports>`.
     """
-    config = dict(parameters)
-    class_path = config.pop("_class_path")
-    for name in ("_instantiator", "optimizer", "lr_scheduler"):
-        config.pop(name, None)
-    model = {"class_path": class_path, "init_args": config}
+    others = ("_class_path", "_instantiator", "optimizer", "lr_scheduler")
+    class_path, init_args = parameters["_class_path"], {k: v for k, v in parameters.items() if k not in others}
+    model = {"class_path": class_path, "init_args": init_args}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "model", fail_untyped=False)
     with restrict_imports(path, model):

@@ -1,13 +1,14 @@
 """Guidance by another checkpoint: a classifier of noisy images, or a weaker model."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion import Denoiser, GuidableModel, Guidance, NoiseSchedule, extrapolate, guide_by_classifier
+from lightning_ddpm.diffusion import Denoiser, GuidableModel, Guidance, extrapolate, guide_by_classifier
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.noisy_classifier import NoisyClassifier
@@ -30,15 +31,12 @@ class ClassifierGuidance(Guidance):
     def __init__(self, ckpt: str, scale: float = 1.0, interval: tuple[int, int] | None = None) -> None:
         super().__init__(scale, interval)
         self.ckpt = ckpt
-        self._classifier: NoisyClassifier | None = None
 
-    @property
+    @cached_property
     def classifier(self) -> NoisyClassifier:
         """The classifier, read from the checkpoint at the first use."""
-        if self._classifier is None:
-            with torch.inference_mode(False):
-                self._classifier = load(self.ckpt, NoisyClassifier).requires_grad_(False)
-        return self._classifier
+        with torch.inference_mode(False):
+            return load(self.ckpt, NoisyClassifier).requires_grad_(False)
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -46,7 +44,7 @@ class ClassifierGuidance(Guidance):
 
     def check_model(self, model: GuidableModel) -> None:
         self.check_interval(model)
-        _check_compatible(self.ckpt, self.classifier.image_shape, self.classifier.schedule, model)
+        _check_compatible(self.ckpt, self.classifier, model)
         if model.class_names:
             _check_classes(self.ckpt, self.class_names, model)
             if not model.label_dropout:
@@ -84,18 +82,15 @@ class Autoguidance(Guidance):
     def __init__(self, ckpt: str, scale: float = 2.0, interval: tuple[int, int] | None = None) -> None:
         super().__init__(scale, interval)
         self.ckpt = ckpt
-        self._weaker: DDPM | None = None
 
-    @property
+    @cached_property
     def weaker(self) -> DDPM:
         """The weaker model, read from the checkpoint at the first use."""
-        if self._weaker is None:
-            self._weaker = load(self.ckpt, DDPM).requires_grad_(False)
-        return self._weaker
+        return load(self.ckpt, DDPM).requires_grad_(False)
 
     def check_model(self, model: GuidableModel) -> None:
         self.check_interval(model)
-        _check_compatible(self.ckpt, self.weaker.image_shape, self.weaker.schedule, model)
+        _check_compatible(self.ckpt, self.weaker, model)
         _check_classes(self.ckpt, self.weaker.class_names, model)
 
     def __call__(self, denoise: Denoiser, label: Tensor) -> Denoiser:
@@ -120,17 +115,15 @@ class Autoguidance(Guidance):
         return {"sha256": hash_file(Path(self.ckpt))[:12]} | super().settings()
 
 
-def _check_compatible(
-    ckpt: str, image_shape: tuple[int, int, int], schedule: NoiseSchedule, model: GuidableModel
-) -> None:
+def _check_compatible(ckpt: str, other: DDPM | NoisyClassifier, model: GuidableModel) -> None:
     """Check that the other checkpoint has the model's image shape and noise schedule."""
-    if image_shape != model.image_shape:
-        theirs, ours = ("x".join(map(str, shape)) for shape in (image_shape, model.image_shape))
+    if other.image_shape != model.image_shape:
+        theirs, ours = ("x".join(map(str, each.image_shape)) for each in (other, model))
         raise UserError(f"{ckpt} is for images of {theirs} and the model for {ours}; use one for the same shape")
-    theirs_, ours_ = schedule.alpha_bar.cpu(), model.schedule.alpha_bar.cpu()
-    if theirs_.shape != ours_.shape or not torch.allclose(theirs_, ours_, rtol=1e-6, atol=1e-12):
+    alpha_bar, expected = other.schedule.alpha_bar.cpu(), model.schedule.alpha_bar.cpu()
+    if alpha_bar.shape != expected.shape or not torch.allclose(alpha_bar, expected, rtol=1e-6, atol=1e-12):
         raise UserError(
-            f"{ckpt} was trained on another noise schedule, {schedule}, than the model, {model.schedule}; "
+            f"{ckpt} was trained on another noise schedule, {other.schedule}, than the model, {model.schedule}; "
             "train it on the model's schedule"
         )
 

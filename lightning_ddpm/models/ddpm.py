@@ -7,32 +7,15 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR
 
-from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.data.class_labels import cycle_labels, spread_labels
-from lightning_ddpm.data.image_io import to_uint8
-from lightning_ddpm.data.sharding import ImageRange
-from lightning_ddpm.diffusion import (
-    ClassifierFree,
-    Denoiser,
-    Epsilon,
-    Guidance,
-    NoiseSchedule,
-    Objective,
-    Parameterization,
-    Sampler,
-    Simple,
-    TimestepSampler,
-    UniformTimesteps,
-    sample_stratified,
-    sum_by_quarter,
-)
-from lightning_ddpm.models.loss_by_timestep import TimestepSums, average_by_quarter
-from lightning_ddpm.models.network import check_network
+from lightning_ddpm import diffusion
+from lightning_ddpm.data import ImageDataModule, class_labels, image_io, sharding
+from lightning_ddpm.diffusion import Denoiser, NoiseSchedule, Sampler
+from lightning_ddpm.models import steps
+from lightning_ddpm.models.network import check_network, name_classes
 from lightning_ddpm.models.optimizer import build_optimizer, collect_gradients, spread_nonfinite
 from lightning_ddpm.models.sample_request import SampleRequest
-from lightning_ddpm.models.step_randomness import StepRandomness, make_validation_generator, sample_noise
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import is_logging_step
 from lightning_ddpm.utils.random import ImageNoise
@@ -70,12 +53,10 @@ class DDPM(LightningModule):
         schedule: NoiseSchedule,
         sampler: Sampler,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=2e-4, fused=True),
-        lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.LinearLR(
-            optimizer, start_factor=0.0002, total_iters=5000
-        ),
-        parameterization: Parameterization | None = None,
-        objective: Objective | None = None,
-        timesteps: TimestepSampler | None = None,
+        lr_scheduler: LRSchedulerCallable = lambda optimizer: LinearLR(optimizer, start_factor=2e-4, total_iters=5000),
+        parameterization: diffusion.Parameterization | None = None,
+        objective: diffusion.Objective | None = None,
+        timesteps: diffusion.TimestepSampler | None = None,
         label_dropout: float = 0.1,
         class_names: Sequence[str] | None = None,
     ) -> None:
@@ -83,8 +64,8 @@ class DDPM(LightningModule):
         check_network(network)
         self.network, self.schedule, self.sampler = network, schedule, sampler
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.parameterization, self.objective = parameterization or Epsilon(), objective or Simple()
-        self.timesteps = timesteps or UniformTimesteps()
+        self.parameterization, self.objective = parameterization or diffusion.Epsilon(), objective or diffusion.Simple()
+        self.timesteps = timesteps or diffusion.UniformTimesteps()
         self.parameterization.check_schedule(schedule)
         self.sampler.nfe(schedule.T)  # raises if it has more steps than the schedule
         self.timesteps.setup(schedule.T)
@@ -92,12 +73,7 @@ class DDPM(LightningModule):
             raise UserError(f"label_dropout must lie in [0, 1], got {label_dropout}; Ho & Salimans use 0.1")
         self.label_dropout = label_dropout
         classes: int = getattr(network, "classes", 0)
-        self.class_names: Sequence[str] = class_names if class_names is not None else [*map(str, range(classes))]
-        if len(self.class_names) != classes:
-            raise UserError(
-                f"class_names has {len(self.class_names)} names and the network {classes} classes; "
-                "give one name for each class"
-            )
+        self.class_names: Sequence[str] = name_classes(class_names, classes)
         if classes:  # training images of each class, so that generated images can have the same frequencies
             self.register_buffer("class_counts", torch.zeros(classes, dtype=torch.long))
 
@@ -119,13 +95,13 @@ class DDPM(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one step of Algorithm 1 in Ho et al. 2020; with classes, in Ho & Salimans 2022."""
         x_0, label = batch
-        randomness = StepRandomness(self, x_0.device, "train")
+        generator = steps.make_step_generator(self, "train")
         if self.class_names:
-            label = randomness.drop_labels(label, self.label_dropout)
+            label = steps.drop_labels(label, self.label_dropout, steps.make_step_generator(self, "label dropout"))
 
-        t, weights = self.timesteps.sample(len(x_0), randomness.generator)  # t ~ Uniform({1, ..., T}), weights 1
-        eps = sample_noise(x_0, randomness.generator)  # eps ~ N(0, I)
-        with randomness.seed_dropout():
+        t, weights = self.timesteps.sample(len(x_0), generator)  # t ~ Uniform({1, ..., T}), weights 1
+        eps = steps.sample_noise(x_0, generator)  # eps ~ N(0, I)
+        with steps.seed_step(self):
             losses = self.loss(x_0, t, eps, label)  # ||eps - network(x_t, t)||^2 with x_t = q_sample(x_0, t, eps)
         return self._finish_step(t, losses, (weights * losses).mean())
 
@@ -147,50 +123,44 @@ class DDPM(LightningModule):
         loss = spread_nonfinite(loss)
         if is_logging_step(self.trainer):
             self.log("train/loss", loss)
-            sums, counts = sum_by_quarter(losses.detach(), t, self.schedule.T)
-            self.log_dict(dict(average_by_quarter("train/loss", sums, counts, self.schedule.T)))
+            sums, counts = diffusion.sum_by_quarter(losses.detach(), t, self.schedule.T)
+            self.log_dict(steps.average_by_quarter("train/loss", sums, counts, self.schedule.T))
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = TimestepSums(self.schedule.T, ("loss",), self.device)
+        self._sums = steps.TimestepSums(self.schedule.T, ("loss",), self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x_0, label = batch
-        generator = make_validation_generator(self, x_0.device, batch_idx)
-        t = sample_stratified(len(x_0), self.schedule.T, generator)
-        self._sums.add(t, self.loss(x_0, t, sample_noise(x_0, generator), label))
+        generator = steps.make_validation_generator(self, batch_idx)
+        t = diffusion.sample_stratified(len(x_0), self.schedule.T, generator)
+        self._sums.add(t, self.loss(x_0, t, steps.sample_noise(x_0, generator), label))
 
     def on_validation_epoch_end(self) -> None:
-        self._sums.log_means(self, "val")
+        self._sums.log_means(self)
 
-    def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self._sums.log_means(self, "test")
-
-    def predict_step(self, batch: ImageRange, batch_idx: int = 0) -> Tensor:
+    def predict_step(self, batch: sharding.ImageRange, batch_idx: int = 0) -> Tensor:
         """Generate a batch of images with the model's own sampler."""
         seed, start, stop = (int(each) for each in batch)
         return self.generate(SampleRequest(n=stop, seed=seed), start, stop)
 
     def generate(self, request: SampleRequest, start: int, stop: int) -> Tensor:
         """Return images ``start``..``stop`` of the request, (stop - start, c, h, w) uint8."""
-        return to_uint8((request.sampler or self.sampler).sample(*self.prepare_sampling(request, start, stop)))
+        return image_io.to_uint8((request.sampler or self.sampler).sample(*self.prepare_sampling(request, start, stop)))
 
     def prepare_sampling(self, request: SampleRequest, start: int, stop: int) -> tuple[Denoiser, Tensor, ImageNoise]:
         """Return what a sampler generates images ``start``..``stop`` from: the denoiser, x_T and the noise."""
         noise = ImageNoise(request.seed, start, stop)
         x_T = noise(torch.empty(stop - start, *self.image_shape, device=self.device))
-        label = self.choose_labels(request, start, stop)
-        if label is None and request.guidance is None:
-            return self.denoiser, x_T, noise
-        if label is None:
-            label = torch.full((stop - start,), -1)
-        return (request.guidance or ClassifierFree())(self.denoiser, label.to(self.device)), x_T, noise
+        denoise, label = self.denoiser, self.choose_labels(request, start, stop)
+        if request.guidance is not None or label is not None:
+            label = torch.full((stop - start,), -1) if label is None else label
+            denoise = (request.guidance or diffusion.ClassifierFree())(denoise, label.to(self.device))
+        return denoise, x_T, noise
 
     def choose_labels(self, request: SampleRequest, start: int, stop: int) -> Tensor | None:
         """Return the classes of images ``start``..``stop``, (stop - start,) int64 on the CPU; ``None`` for none."""
@@ -198,10 +168,10 @@ class DDPM(LightningModule):
         if not names:
             return None
         if request.labels is None and self.class_names:
-            return spread_labels(self.class_counts, request.seed, start, stop)
-        return cycle_labels(request.labels or range(len(names)), start, stop)
+            return class_labels.spread_labels(self.class_counts, request.seed, start, stop)
+        return class_labels.cycle_labels(request.labels or range(len(names)), start, stop)
 
-    def list_class_names(self, guidance: Guidance | None) -> Sequence[str]:
+    def list_class_names(self, guidance: diffusion.Guidance | None) -> Sequence[str]:
         """Return the classes that can be requested: the model's, or those that the guidance knows; empty for none."""
         return self.class_names or (guidance.class_names if guidance else ())
 
@@ -217,13 +187,7 @@ class DDPM(LightningModule):
     def configure_optimizers(self) -> Any:
         return build_optimizer(self, self.optimizer, self.lr_scheduler)
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the gradient as the Trainer is configured to, and log its norm before that."""
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient; Lightning clips it afterwards."""
         if is_logging_step(self.trainer):
             self.log("train/gradient_norm", nn.utils.get_total_norm(collect_gradients(optimizer)))
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

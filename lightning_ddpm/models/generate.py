@@ -9,8 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from pytorch_lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ddpm.data.sharding import ImageRange, split_ranges
 from lightning_ddpm.diffusion import Guidance, Sampler
@@ -76,7 +75,7 @@ def generate_batches(
 
 
 @contextmanager
-def evaluation_mode(module: LightningModule) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Put the module into evaluation mode without gradients; restore its mode afterwards, also after an exception."""
     training = module.training
     module.eval()

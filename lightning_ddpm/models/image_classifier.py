@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_ddpm.models.optimizer import build_optimizer
+from lightning_ddpm.models.steps import seed_step
 from lightning_ddpm.networks import SmallCNN
-from lightning_ddpm.utils.random import get_run_seed, seed_globally
 
 
 class ImageClassifier(LightningModule):
@@ -33,8 +33,7 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, label = batch
-        step = self.trainer.fit_loop.total_batch_idx
-        with seed_globally(x.device, "classify", get_run_seed(), self.global_rank, index=step):
+        with seed_step(self, "classify"):
             dy, dx = torch.randint(-1, 2, (2,)).tolist()
             shifted = torch.roll(functional.pad(x, (1, 1, 1, 1), value=-1), (dy, dx), (2, 3))[..., 1:-1, 1:-1]
             loss = functional.cross_entropy(self.network(shifted), label)

@@ -23,6 +23,7 @@ In a config it is ``model.network: {class_path: your_module.MyNetwork}``. The da
 - Dropout and other layers with random numbers use torch's global generators, which are seeded at each training step.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -57,3 +58,17 @@ def check_network(network: nn.Module) -> None:
                 f"{type(network).__name__} needs an int attribute {name!r}, the {name} of its images, got {value!r}; "
                 f"set self.{name} in its __init__"
             )
+
+
+def name_classes(names: Sequence[str] | None, classes: int) -> list[str]:
+    """Return the names of a network's classes: those given, or ``None`` for their numbers.
+
+    Raises:
+        UserError: there are more or fewer names than classes.
+    """
+    names = [str(label) for label in range(classes)] if names is None else list(names)
+    if len(names) != classes:
+        raise UserError(
+            f"class_names has {len(names)} names and the network {classes} classes; give one name for each class"
+        )
+    return names

@@ -11,11 +11,10 @@ from torch.nn import functional
 
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import NoiseSchedule, q_sample, sample_stratified
-from lightning_ddpm.models.loss_by_timestep import TimestepSums
+from lightning_ddpm.models import steps
+from lightning_ddpm.models.network import name_classes
 from lightning_ddpm.models.optimizer import build_optimizer
-from lightning_ddpm.models.step_randomness import StepRandomness, make_validation_generator, sample_noise
 from lightning_ddpm.networks import UNetEncoder
-from lightning_ddpm.utils.errors import UserError
 
 
 class NoisyClassifier(LightningModule):
@@ -46,12 +45,7 @@ class NoisyClassifier(LightningModule):
         super().__init__()
         self.network, self.schedule = network, schedule
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.class_names = list(class_names if class_names is not None else map(str, range(network.classes)))
-        if len(self.class_names) != network.classes:
-            raise UserError(
-                f"class_names has {len(self.class_names)} names and the network {network.classes} classes; "
-                "give one name for each class"
-            )
+        self.class_names = name_classes(class_names, network.classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -76,10 +70,10 @@ class NoisyClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x_0, label = batch
-        randomness = StepRandomness(self, x_0.device, "classify noisy")
-        t = torch.randint(1, self.schedule.T + 1, (len(x_0),), device=x_0.device, generator=randomness.generator)
-        x_t = q_sample(self.schedule, x_0, t, sample_noise(x_0, randomness.generator))
-        with randomness.seed_dropout():
+        generator = steps.make_step_generator(self, "classify noisy")
+        t = torch.randint(1, self.schedule.T + 1, (len(x_0),), device=x_0.device, generator=generator)
+        x_t = q_sample(self.schedule, x_0, t, steps.sample_noise(x_0, generator))
+        with steps.seed_step(self):
             logits = self.network(x_t, t).float()
         losses = functional.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
         loss: Tensor = losses / (label >= 0).sum().clamp(min=1)
@@ -87,29 +81,24 @@ class NoisyClassifier(LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = TimestepSums(self.schedule.T, ("accuracy", "loss"), self.device)
+        self._sums = steps.TimestepSums(self.schedule.T, ("accuracy", "loss"), self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x_0, label = (each[batch[1] >= 0] for each in batch)
         if not len(x_0):
             return
-        generator = make_validation_generator(self, x_0.device, batch_idx)
+        generator = steps.make_validation_generator(self, batch_idx)
         t = sample_stratified(len(x_0), self.schedule.T, generator)
-        logits = self.network(q_sample(self.schedule, x_0, t, sample_noise(x_0, generator)), t).float()
+        logits = self.network(q_sample(self.schedule, x_0, t, steps.sample_noise(x_0, generator)), t).float()
         losses = functional.cross_entropy(logits, label, reduction="none")
         self._sums.add(t, (logits.argmax(1) == label).float(), losses)
 
     def on_validation_epoch_end(self) -> None:
-        self._sums.log_means(self, "val")
+        self._sums.log_means(self)
 
-    def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self._sums.log_means(self, "test")
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self, self.optimizer, self.lr_scheduler)

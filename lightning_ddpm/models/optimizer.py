@@ -49,8 +49,7 @@ def skip_step_where(optimizer: Optimizer, where: Tensor) -> bool:
     fused = isinstance(optimizer, CAN_SKIP_STEPS) and all(group.get("fused") for group in optimizer.param_groups)
     if not fused or where.device.type not in ("cpu", "cuda"):  # the kernel for Apple's GPUs ignores it
         return False
-    fused_optimizer: Any = optimizer
-    fused_optimizer.found_inf = where.float()
+    optimizer.found_inf = where.float()  # type: ignore[attr-defined]
     return True
 
 
@@ -96,5 +95,4 @@ class DeferredRead:
         """Return the flattened values; wait until they have been copied."""
         if self._copied is not None:
             self._copied.synchronize()
-        found: list[Any] = self._values.flatten().tolist()
-        return found
+        return self._values.flatten().tolist()

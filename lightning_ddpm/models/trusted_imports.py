@@ -5,7 +5,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -52,6 +52,7 @@ def _explain_failure(config: object, allowed: tuple[str, ...]) -> str | None:
     jsonargparse has refused what it must before this is called, so that this imports from allowed modules only.
     """
     for name in _find_names(config):
+        found = name
         if _is_within(name, allowed):
             try:
                 found = _get_defining_name(pkgutil.resolve_name(name)) or name
@@ -62,8 +63,6 @@ def _explain_failure(config: object, allowed: tuple[str, ...]) -> str | None:
                     f"was written by an older version of lightning_ddpm: it names {name}, which this version does not "
                     "have; see the table of renames in CHANGELOG.md"
                 )
-        else:
-            found = name
         if not _is_within(found, allowed):
             return (
                 f"is refused: it names {found}, which is not part of {', '.join(TRUSTED_MODULES)}, and building it "
@@ -84,14 +83,11 @@ def _find_names(config: object) -> Iterator[str]:
         for each in config:
             yield from _find_names(each)
     elif isinstance(config, str) and "." in config and all(part.isidentifier() for part in config.split(".")):
-        top = config.split(".")[0]
-        if top in sys.modules or find_spec(top):  # neither runs the module
+        if (top := config.split(".")[0]) in sys.modules or find_spec(top):  # neither runs the module
             yield config
     elif isinstance(config, str) and config.lstrip().startswith(("{", "[")):  # jsonargparse parses it, too
-        try:
+        with suppress(yaml.YAMLError):
             yield from _find_names(yaml.safe_load(config))
-        except yaml.YAMLError:
-            return
 
 
 def _is_within(name: str, modules: tuple[str, ...]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.diffusion import DDIM, Cosine, Linear, sum_by_quarter
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.models.loss_by_timestep import format_quarters
+from lightning_ddpm.models.steps import format_quarters
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import make_generator
 
