@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> None:
 
     found: dict[str, dict[str, Any]] = {}
     if options.save_stats:
-        statistics = suites[0].compute_statistics(ranks)
+        statistics = suites[0].frechet.compute_statistics(ranks)
         if ranks.is_first:
             write_statistics(options.save_stats, statistics)
     for suite in suites:

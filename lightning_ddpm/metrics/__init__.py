@@ -1,10 +1,9 @@
 """Metrics of generated images, and the likelihood of real ones.
 
-Each line exports one public name and shows the file that documents it.
+Each line exports one name that a config or another folder uses, and shows the file that documents it.
 """
 
 from lightning_ddpm.metrics.bits_per_dim import BitsPerDimEstimate as BitsPerDimEstimate
-from lightning_ddpm.metrics.bits_per_dim import ELBOSums as ELBOSums
 from lightning_ddpm.metrics.classifier_features import ClassifierFeatures as ClassifierFeatures
 from lightning_ddpm.metrics.extractors import DigitsFeatures as DigitsFeatures
 from lightning_ddpm.metrics.extractors import DINOv2 as DINOv2
@@ -15,7 +14,6 @@ from lightning_ddpm.metrics.frechet import Statistics as Statistics
 from lightning_ddpm.metrics.frechet import read_statistics as read_statistics
 from lightning_ddpm.metrics.frechet import write_statistics as write_statistics
 from lightning_ddpm.metrics.inception import Inception as Inception
-from lightning_ddpm.metrics.nearest_neighbours import NearestNeighbours as NearestNeighbours
 from lightning_ddpm.metrics.nearest_neighbours import NeighbourDistances as NeighbourDistances
 from lightning_ddpm.metrics.nearest_neighbours import extract_features as extract_features
 from lightning_ddpm.metrics.nearest_neighbours import find_nearest as find_nearest

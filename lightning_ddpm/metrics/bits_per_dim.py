@@ -71,12 +71,13 @@ class ELBOSums:
         return BitsPerDimEstimate(count, mean, standard_error, prior, sums[4:] / count)
 
 
+Context = Callable[[], AbstractContextManager[object]]
+"""A context that is entered around the network, for its precision."""
+
 NAMES = "bits_per_dim", "bits_per_dim_unclipped"
 
 
-def build_denoisers(
-    model: DDPM, context: Callable[[], AbstractContextManager[object]], label: Tensor | None = None
-) -> tuple[Denoiser, Denoiser]:
+def build_denoisers(model: DDPM, context: Context, label: Tensor | None = None) -> tuple[Denoiser, Denoiser]:
     """Return the model's denoiser, conditioned on the classes, with and without clipping of the predicted x_0.
 
     The network runs inside the context and gets x_t in the precision of its weights.
@@ -100,7 +101,7 @@ def measure_bits_per_dim(
     seed: int,
     batch_size: int,
     ranks: Ranks,
-    context: Callable[[], AbstractContextManager[object]],
+    context: Context,
     progress: Callable[..., Iterator[list[ELBOTerms]]],
 ) -> dict[str, BitsPerDimEstimate]:
     """Estimate the bound with and without clipping, from the same network evaluations; every rank must call.

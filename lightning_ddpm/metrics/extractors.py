@@ -131,7 +131,24 @@ class ModuleFeatures(FeatureExtractor):
         return features.float()
 
 
-class DigitsFeatures(FeatureExtractor):
+class CNNFeatures(FeatureExtractor):
+    """The penultimate layer of a :class:`SmallCNN`, and its logits.
+
+    Attributes:
+        network: the classifier; subclasses set it, at the latest in :meth:`load`.
+    """
+
+    network: SmallCNN
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.features_and_logits(pixels)[0]
+
+    def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        features = self.network.embed(to_float(pixels))
+        return features, self.network.head(features)
+
+
+class DigitsFeatures(CNNFeatures):
     """A small classifier of 8x8 digits whose weights come with the package: a Fréchet distance without a download.
 
     Trained by configs/digits_features.yaml. Its metrics are comparable with each other and with nothing else.
@@ -158,10 +175,3 @@ class DigitsFeatures(FeatureExtractor):
     def check_images(self, channels: int, size: int) -> None:
         if (channels, size) != (1, 8):
             raise UserError(f"DigitsFeatures takes images of 1x8x8, got {channels}x{size}x{size}; use Inception")
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.features_and_logits(pixels)[0]
-
-    def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        features = self.network.embed(to_float(pixels))
-        return features, self.network.head(features)

@@ -22,8 +22,11 @@ from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import get_cache_folder, write_atomically
 from lightning_ddpm.utils.hashing import make_cache_key
 
-FeatureSink = Callable[[int, Tensor], object]
+Sink = Callable[[int, Tensor], object]
 """Receives the features (b, d) of images start, start + 1, ..."""
+
+Progress = Callable[..., Iterator[tuple[int, Tensor]]]
+"""(pairs (count, batch), total) -> the batches; shows how many of the total are done."""
 
 BATCH = 64
 """Batch size of feature networks; fixed, because it changes the rounding of features."""
@@ -52,8 +55,7 @@ class FrechetDistance:
     """
 
     def __init__(self, extractor: FeatureExtractor, device: torch.device) -> None:
-        self.extractor = extractor
-        self.device = device
+        self.extractor, self.device = extractor, device
         extractor.to(device)
         self.metric = FrechetInceptionDistance(feature=_PassThrough(extractor.num_features), reset_real_features=False)
         # Statistics are sums in float64, which not every accelerator has: without it they stay on the CPU.
@@ -61,19 +63,13 @@ class FrechetDistance:
         # the dtype of the features: torchmetrics sets it at the first update, which a rank without images never gets
         self.metric.orig_dtype = torch.float32
 
-    def set_reference(
-        self,
-        data: ImageDataset,
-        ranks: Ranks,
-        progress: Callable[..., Iterator[Tensor]],
-        sink: FeatureSink | None = None,
-    ) -> str:
+    def set_reference(self, data: ImageDataset, ranks: Ranks, progress: Progress, sink: Sink | None = None) -> str:
         """Set the reference to the statistics of a dataset, from the cache or computed on all ranks and then cached.
 
         Args:
             data: the images, not augmented.
             ranks: the processes that share the work.
-            progress: passes on the batches of (count, batch) pairs and shows how many are done.
+            progress: shows how many images are done.
             sink: receives this rank's features, too; the cache does not have them, so they are computed.
 
         Returns:
@@ -109,13 +105,7 @@ class FrechetDistance:
         key = make_cache_key(f"{data.fingerprint} {self.extractor.protocol} {BATCH}")
         return get_cache_folder() / "reference" / f"{self.extractor.metric}-{key}.npz"
 
-    def _compute_reference(
-        self,
-        data: ImageDataset,
-        ranks: Ranks,
-        progress: Callable[..., Iterator[Tensor]],
-        sink: FeatureSink | None,
-    ) -> Statistics:
+    def _compute_reference(self, data: ImageDataset, ranks: Ranks, progress: Progress, sink: Sink | None) -> Statistics:
         total = torch.zeros(self.extractor.num_features, dtype=torch.float64)
         products = torch.zeros(self.extractor.num_features, self.extractor.num_features, dtype=torch.float64)
         with torch.no_grad():
@@ -144,7 +134,7 @@ class FrechetDistance:
         self.metric.update(features.to(self.metric.device), real=False)
 
     def compute_statistics(self, ranks: Ranks) -> Statistics:
-        """Return the statistics of the images added on all ranks; every rank must call."""
+        """Return the statistics of the images added on all ranks; every rank must call, before :meth:`compute`."""
         sums = self.metric.fake_features_sum.clone(), self.metric.fake_features_cov_sum.clone()
         count = ranks.reduce(self.metric.fake_features_num_samples.double())
         return self._from_sums(ranks, *sums, int(count))

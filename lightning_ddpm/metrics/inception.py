@@ -80,9 +80,7 @@ class Inception(FeatureExtractor):
     def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the features and the logits without the class layer's bias, as in every published Inception Score."""
         features = self(pixels)
-        if self.classes is None:
-            return features, None
-        return features, features @ self.network.fc.weight.T
+        return features, None if self.classes is None else features @ self.network.fc.weight.T
 
 
 def _download_weights() -> Path:

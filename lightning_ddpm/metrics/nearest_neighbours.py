@@ -6,7 +6,7 @@ arXiv:2004.05675).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics.extractors import FeatureExtractor
-from lightning_ddpm.metrics.frechet import BATCH, iterate_shard, to_contiguous
+from lightning_ddpm.metrics.frechet import BATCH, Progress, iterate_shard, to_contiguous
 from lightning_ddpm.metrics.suite import FeatureTable
 from lightning_ddpm.utils.distributed import Ranks
 
@@ -127,7 +127,7 @@ def find_nearest(
     training: ImageDataset,
     held_out: ImageDataset,
     ranks: Ranks,
-    progress: Callable[..., Iterator[tuple[int, Tensor]]],
+    progress: Progress,
 ) -> NeighbourDistances:
     """Find, in one pass of the training set, the images nearest to given and to held-out ones; every rank must call.
 
@@ -138,7 +138,7 @@ def find_nearest(
         training: the training set, not augmented.
         held_out: the held-out images; at most n are used, spread evenly.
         ranks: the processes that share the work.
-        progress: passes on the batches of (count, batch) pairs and shows how many are done.
+        progress: shows how many training images are done.
     """
     device, m = images.device, min(len(images), len(held_out))
     batches = (batch for _, batch in iterate_shard(held_out, m, ranks))

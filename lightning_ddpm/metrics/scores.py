@@ -64,13 +64,9 @@ def compute_precision_recall(generated: Tensor, reference: Tensor) -> tuple[Metr
             f"precision and recall use {NEIGHBOURS} neighbours and need more images than that on each side, "
             f"got {len(generated)} and {len(reference)}"
         )
+    # prc_batch_size is the number of rows of distances in memory at a time.
     found = prc_features_to_metric(
-        generated,
-        reference,
-        prc_neighborhood=NEIGHBOURS,
-        prc_batch_size=250,  # rows of distances in memory at a time
-        save_cpu_ram=True,
-        verbose=False,
+        generated, reference, prc_neighborhood=NEIGHBOURS, prc_batch_size=250, save_cpu_ram=True, verbose=False
     )
     return MetricValue(found[KEY_METRIC_PRECISION]), MetricValue(found[KEY_METRIC_RECALL])
 

@@ -4,24 +4,16 @@ Features are computed once and kept in the order of the images; torchmetrics doe
 distance, torch-fidelity that of the other metrics.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
 
 from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.metrics import scores
 from lightning_ddpm.metrics.extractors import FeatureExtractor
-from lightning_ddpm.metrics.frechet import BATCH, FrechetDistance, Statistics, to_contiguous
-from lightning_ddpm.metrics.scores import (
-    NEIGHBOURS,
-    SPLITS,
-    MetricValue,
-    RequestedClasses,
-    compute_accuracy,
-    compute_inception_score,
-    compute_kernel_distance,
-    compute_precision_recall,
-)
+from lightning_ddpm.metrics.frechet import BATCH, FrechetDistance, Progress, Statistics, to_contiguous
+from lightning_ddpm.metrics.scores import MetricValue, RequestedClasses
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
@@ -34,7 +26,7 @@ METRICS = {
 }
 """The metrics that can be requested."""
 
-MIN_IMAGES = {"fid": 2, "kid": 2, "pr": NEIGHBOURS + 1, "is": SPLITS, "accuracy": 1}
+MIN_IMAGES = {"fid": 2, "kid": 2, "pr": scores.NEIGHBOURS + 1, "is": scores.SPLITS, "accuracy": 1}
 """The smallest set of images that each metric can be computed of."""
 
 
@@ -104,6 +96,8 @@ class FeatureTable:
 class MetricSuite:
     """The metrics of one set of n images against a reference, in the features of one network.
 
+    ``frechet`` is the Fréchet distance, which also computes the statistics of the images.
+
     Args:
         extractor: loaded feature network.
         device: where features are computed.
@@ -122,7 +116,7 @@ class MetricSuite:
     ) -> None:
         self.extractor, self.device, self.metrics, self.n, self.classes = extractor, device, metrics, n, classes
         self.frechet = FrechetDistance(extractor, device)
-        self.features = FeatureTable(n, extractor.num_features) if self._keeps_features else None
+        self.features = None if {"kid", "pr"}.isdisjoint(metrics) else FeatureTable(n, extractor.num_features)
         self.reference: Tensor | None = None
         self.logits: FeatureTable | None = None
         if need_logits := [each for each in ("is", "accuracy") if each in metrics]:
@@ -145,16 +139,8 @@ class MetricSuite:
                     "trains"
                 )
 
-    @property
-    def _keeps_features(self) -> bool:
-        return not {"kid", "pr"}.isdisjoint(self.metrics)
-
     def set_reference(
-        self,
-        images: ImageDataset | None,
-        statistics: Statistics | None,
-        ranks: Ranks,
-        progress: Callable[..., Iterator[Tensor]],
+        self, images: ImageDataset | None, statistics: Statistics | None, ranks: Ranks, progress: Progress
     ) -> str:
         """Set what the images are compared with; every rank must call.
 
@@ -162,7 +148,7 @@ class MetricSuite:
             images: the reference's images, not augmented.
             statistics: their statistics, where a file has them; the Fréchet distance then uses these.
             ranks: the processes that share the work.
-            progress: passes on the batches of (count, batch) pairs and shows how many are done.
+            progress: shows how many images are done.
 
         Returns:
             A description of the reference.
@@ -171,13 +157,13 @@ class MetricSuite:
             UserError: a metric needs the reference's images, and it has statistics only.
         """
         description = "statistics as given"
-        if self._keeps_features and images is None:
+        if self.features and images is None:
             raise UserError(
                 "KID, precision and recall compare features image by image, and the reference has statistics only; "
                 "give a folder of images or a dataset, or request fid"
             )
-        if images is not None and (self._keeps_features or ("fid" in self.metrics and statistics is None)):
-            rows = FeatureTable(len(images), self.extractor.num_features) if self._keeps_features else None
+        if images is not None and (self.features or ("fid" in self.metrics and statistics is None)):
+            rows = FeatureTable(len(images), self.extractor.num_features) if self.features else None
             description = self.frechet.set_reference(images, ranks, progress, sink=rows.put if rows else None)
             self.reference = rows.gather(ranks, self.device) if rows else None
         if statistics is not None and "fid" in self.metrics:
@@ -197,10 +183,6 @@ class MetricSuite:
                 self.logits.put(start, logits)
             start += len(batch)
 
-    def compute_statistics(self, ranks: Ranks) -> Statistics:
-        """Return the statistics of the images of all ranks; every rank must call, before :meth:`compute`."""
-        return self.frechet.compute_statistics(ranks)
-
     def compute(self, ranks: Ranks) -> dict[str, MetricValue]:
         """Compute every metric, by its name; every rank must call.
 
@@ -216,14 +198,14 @@ class MetricSuite:
         if ranks.is_first and features is not None:
             assert self.reference is not None, "set_reference() comes first"
             if "kid" in self.metrics:
-                found[names["kid"]] = compute_kernel_distance(features, self.reference)
+                found[names["kid"]] = scores.compute_kernel_distance(features, self.reference)
             if "pr" in self.metrics:
                 on_device = features.to(self.device), self.reference.to(self.device)
-                found[names["precision"]], found[names["recall"]] = compute_precision_recall(*on_device)
+                found[names["precision"]], found[names["recall"]] = scores.compute_precision_recall(*on_device)
         if ranks.is_first and logits is not None:
             if "is" in self.metrics:
-                found[names["is"]] = compute_inception_score(logits)
+                found[names["is"]] = scores.compute_inception_score(logits)
             if "accuracy" in self.metrics:
                 assert self.classes is not None
-                found |= compute_accuracy(names["accuracy"], logits, self.classes)
+                found |= scores.compute_accuracy(names["accuracy"], logits, self.classes)
         return found

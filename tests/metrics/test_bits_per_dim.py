@@ -34,7 +34,7 @@ from lightning_ddpm.diffusion import (
     q_sample,
 )
 from lightning_ddpm.diffusion.elbo import decoder_log_likelihood, gaussian_kl
-from lightning_ddpm.metrics import BitsPerDimEstimate, ELBOSums
+from lightning_ddpm.metrics.bits_per_dim import BitsPerDimEstimate, ELBOSums
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_classifier import ImageClassifier

@@ -8,7 +8,7 @@ from helpers.brute_force import brute_force
 from helpers.command_line import REPOSITORY, run
 from torch import Tensor
 
-from lightning_ddpm.metrics import NearestNeighbours, NeighbourDistances
+from lightning_ddpm.metrics.nearest_neighbours import NearestNeighbours, NeighbourDistances
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.random import make_generator
 

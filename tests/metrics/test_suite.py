@@ -182,7 +182,7 @@ def test_given_statistics_give_the_same_distance_as_their_images() -> None:
     real, generated = digits(0, 700), digits(700, 1200)
     source = MetricSuite(load(DigitsFeatures()), CPU, set(), len(real))
     source.update(0, real)
-    statistics = source.compute_statistics(Ranks())
+    statistics = source.frechet.compute_statistics(Ranks())
     assert statistics.n == 700
     suite = MetricSuite(load(DigitsFeatures()), CPU, {"fid"}, len(generated))
     suite.set_reference(None, statistics._replace(n=0), Ranks(), show_nothing)
