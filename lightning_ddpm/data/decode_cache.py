@@ -70,14 +70,13 @@ def decode_to_file(data: FileDataset, folder: Path, what: str) -> MappedDataset:
     Raises:
         UserError: an image cannot be used (any more), or the folder cannot be written or has too little space.
     """
-    path = folder / f"{make_decode_key(data)}.npy"
-    if not _is_complete(path, _get_shape(data)):
+    path, shape = folder / f"{make_decode_key(data)}.npy", _get_shape(data)
+    if not _is_complete(path, shape):
         check_writable(folder)
         check_free_space(folder, _count_bytes(data), _count_bytes(data), of="decoded dataset")
 
         def write(file: BinaryIO) -> None:
-            header = {"descr": "|u1", "fortran_order": False, "shape": _get_shape(data)}
-            np.lib.format.write_array_header_1_0(file, header)
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for pixels in _iterate_decoded(data, what):
                 file.write(pixels.numpy().tobytes())
 

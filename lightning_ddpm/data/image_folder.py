@@ -58,9 +58,7 @@ class ImageFolder(ImageSource):
         data, _ = self._list_split(Path(root))
         bad = list(self._find_unusable(data, root).values())
         if bad:
-            report(
-                f"skipped {len(bad)} of the {len(data)} images in {root} (check-data lists them):\n{format_faults(bad)}"
-            )
+            report(f"skipped {len(bad)} of the {len(data)} images in {root} (see check-data):\n{format_faults(bad)}")
 
     def open(self, root: Path, split: Split) -> ImageDataset:
         data, parts = self._list_split(Path(root))

@@ -78,8 +78,7 @@ def read_image(file: Path | BinaryIO, channels: int, size: int) -> DecodedImage:
         UserError: :func:`open_image` or :func:`decode_image` refuses it.
     """
     with open_image(file) as image:
-        form, mode, shape = image.format or "", image.mode, image.size
-        return DecodedImage(form, mode, shape, decode_image(image, channels, size))
+        return DecodedImage(image.format or "", image.mode, image.size, decode_image(image, channels, size))
 
 
 def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
@@ -122,10 +121,7 @@ def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
         image = image.convert("RGB")
     image = image.convert("L" if channels == 1 else "RGB")
     if min(image.size) < size:
-        raise UserError(
-            f"the image is {image.width}x{image.height}, smaller than the {size}x{size} required; "
-            "lower data.source.size"
-        )
+        raise UserError(f"the image is {image.width}x{image.height}, less than {size}x{size}; lower data.source.size")
     if min(image.size) > size:
         image = transforms.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))
@@ -173,18 +169,18 @@ def arrange_grid(pixels: Tensor, columns: int | None = None, titles: Sequence[st
     fonts = [ImageFont.load_default(size) for size in TITLE_SIZES]
     font = next((font for font in fonts if all(font.getbbox(title)[2] <= width for title in titles)), fonts[-1])
     for column, title in enumerate(titles):
+        text = _shorten_title(title, width, font)
         left = column * (width + GRID_PADDING) + (GRID_PADDING if len(pixels) > 1 else 0)  # one image has no padding
-        header.paste(_draw_title(title, width, font), (left, 0))
+        center = left + (width - font.getbbox(text)[2]) // 2
+        ImageDraw.Draw(header).text((center, 1), text, fill="black", font=font)
     return torch.cat([transforms.pil_to_tensor(header).expand(3, -1, -1), grid], dim=1)
 
 
-def _draw_title(title: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
-    """Draw black text in the middle of a white box; text that is too wide is cut and ends with a period."""
+def _shorten_title(title: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Cut text that is wider than this many pixels; it then ends with a period."""
     text = " ".join(title.split())
     kept = len(text)
     while kept and font.getbbox(text)[2] > width:
         kept -= 1
         text = text[:kept].rstrip() + "."
-    box = Image.new("L", (width, TITLE_HEIGHT), "white")
-    ImageDraw.Draw(box).text(((width - font.getbbox(text)[2]) // 2, 1), text, fill="black", font=font)
-    return box
+    return text

@@ -37,7 +37,7 @@ def open_sample_folder(folder: Path) -> ImageDataset:
     if not paths:
         raise UserError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}), nor do its subfolders")
     within = partial(resolve_inside, folder.resolve())
-    content, faults, grayscale = b"", [], True
+    content, bad, grayscale = b"", [], True
     sizes: dict[tuple[int, int], Path] = {}
     for path in show_progress(((1, path) for path in paths), len(paths), f"checking {folder}", len(paths) > 5000):
         try:
@@ -47,11 +47,9 @@ def open_sample_folder(folder: Path) -> ImageDataset:
                 grayscale = grayscale and Image.getmodebase(image.mode) == "L"
             content += bytes.fromhex(hash_bytes(raw))
         except (UserError, OSError) as error:
-            faults.append(f"{path}: {first_line(error)}")
-    if faults:
-        raise UserError(
-            f"{len(faults)} of the {len(paths)} images in {folder} cannot be read:\n{format_faults(faults)}"
-        )
+            bad.append(f"{path}: {first_line(error)}")
+    if bad:
+        raise UserError(f"{len(bad)} of the {len(paths)} images in {folder} cannot be read:\n{format_faults(bad)}")
     if len(sizes) > 1 or any(width != height for width, height in sizes):
         some = ", ".join(f"{path} of {width}x{height}" for (width, height), path in list(sizes.items())[:2])
         raise UserError(

@@ -96,8 +96,7 @@ class Digits(ImageSource):
     def open(self, root: Path, split: Split) -> ImageDataset:
         digits = load_digits()
         images = (torch.tensor(digits.images)[:, None] * 255 / 16).round().to(torch.uint8)
-        held_out = torch.arange(len(images)) % 10 == 9
-        chosen = held_out if split == "test" else ~held_out
+        chosen = (torch.arange(len(images)) % 10 == 9) == (split == "test")
         return MemoryDataset(images[chosen], torch.tensor(digits.target)[chosen])
 
     def image_files(self, root: Path) -> list[FileDataset]:

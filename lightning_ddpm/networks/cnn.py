@@ -35,8 +35,7 @@ class SmallCNN(nn.Module):
         super().__init__()
         if not channels or not size or not classes:
             raise UserError(
-                f"SmallCNN needs channels, size and classes, got {channels}, {size} and {classes}; use a dataset with "
-                "labels"
+                f"SmallCNN needs channels, size and classes, got {channels}, {size} and {classes}; use labelled images"
             )
         if size % 2:
             raise UserError(f"size must be even, got {size}")

@@ -37,13 +37,10 @@ class UNetEncoder(nn.Module):
         if not classes or classes < 1:
             raise UserError(f"UNetEncoder needs the number of classes, got {classes}; use a dataset with labels")
         parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups)
-        assert channels is not None
-        assert size is not None
-        self.channels, self.size, self.classes = channels, size, classes
-        self.embed, self.first, self.down = parts.embed, parts.first, parts.down
-        self.middle1, self.middle2 = parts.middle1, parts.middle2
+        (self.channels, self.size), self.classes = parts.shape, classes
+        self.embed, self.first, self.down, self.middle1, self.middle2 = parts[:5]
         self.norm = make_group_norm(parts.channels, groups)
-        self.pool = AttentionPool(parts.channels, size // 2 ** (len(multipliers) - 1), classes)
+        self.pool = AttentionPool(parts.channels, self.size // 2 ** (len(multipliers) - 1), classes)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Map noisy images (b, channels, size, size) and timesteps (b,) in 1..T to logits (b, classes)."""

@@ -21,6 +21,7 @@ class EncoderParts(NamedTuple):
         channels: output channels of the middle.
         skips: channels of every output of the encoder.
         make_block: builds a block with the same settings: (inputs, outputs, level) -> block.
+        shape: channels and size of the images.
     """
 
     embed: nn.Sequential
@@ -31,6 +32,7 @@ class EncoderParts(NamedTuple):
     channels: int
     skips: list[int]
     make_block: Callable[[int, int, int], UNetBlock]
+    shape: tuple[int, int]
 
 
 def build_encoder(
@@ -82,7 +84,7 @@ def build_encoder(
 
     middle1 = UNetBlock(current, current, embedding, groups, dropout, attention=True)
     middle2 = UNetBlock(current, current, embedding, groups, dropout, attention=False)
-    return EncoderParts(embed, first, down, middle1, middle2, current, skips, make_block)
+    return EncoderParts(embed, first, down, middle1, middle2, current, skips, make_block, (channels, size))
 
 
 def run_encoder(first: nn.Module, down: nn.ModuleList, x_t: Tensor, embedding: Tensor) -> list[Tensor]:
@@ -131,16 +133,10 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if classes is None or classes < 0:
-            raise UserError(
-                f"UNet needs the number of classes, got classes={classes}: the dataset must have labels; "
-                "give classes=0 for a model without"
-            )
+            raise UserError(f"UNet needs the number of classes, got {classes}; use labelled images, or give classes=0")
         parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups)
-        assert channels is not None
-        assert size is not None
-        self.channels, self.size, self.classes = channels, size, classes
-        self.embed, self.first, self.down = parts.embed, parts.first, parts.down
-        self.middle1, self.middle2 = parts.middle1, parts.middle2
+        (self.channels, self.size), self.classes = parts.shape, classes
+        self.embed, self.first, self.down, self.middle1, self.middle2 = parts[:5]
         current, skips = parts.channels, list(parts.skips)
 
         self.up = nn.ModuleList()
@@ -152,7 +148,7 @@ class UNet(nn.Module):
                 self.up.append(layers.UpsampleConv(current))
 
         self.norm = layers.make_group_norm(current, groups)
-        self.last = layers.make_conv(current, outputs * channels, scale=1e-10)
+        self.last = layers.make_conv(current, outputs * self.channels, scale=1e-10)
         if classes:  # initialised last, so that the others start as they do without classes
             self.embed_label = layers.LabelEmbedding(classes, 4 * width)
 

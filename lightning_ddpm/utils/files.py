@@ -15,9 +15,8 @@ from lightning_ddpm.utils.hashing import hash_file
 
 def get_cache_folder() -> Path:
     """Return the folder of cached results: ``$LIGHTNING_DDPM_CACHE``, or one in the user's cache folder."""
-    if given := os.environ.get("LIGHTNING_DDPM_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_ddpm"
+    given = os.environ.get("LIGHTNING_DDPM_CACHE")
+    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_ddpm")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -33,19 +33,13 @@ def seed_globally(device: torch.device, purpose: str, *key: int, index: int = 0)
 
     On exit their previous states are restored.
     """
-    generators = [torch.default_generator]
+    seed, gpus = make_generator("cpu", purpose, *key, index=index).initial_seed(), []
     if device.type == "cuda":
-        index_ = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[index_])
-    before = [each.get_state() for each in generators]
-    seed = make_generator("cpu", purpose, *key, index=index).initial_seed()
-    try:
-        for each in generators:
-            each.manual_seed(seed)
+        gpus = [torch.cuda.current_device() if device.index is None else device.index]
+    with torch.random.fork_rng(gpus):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
+            generator.manual_seed(seed)
         yield
-    finally:
-        for each, state in zip(generators, before, strict=True):
-            each.set_state(state)
 
 
 def get_run_seed() -> int:

@@ -121,7 +121,7 @@ FILES: list[tuple[str, bytes, tuple[int, int, int] | str]] = [
     ("turned.png", turned(), RED),
     ("whole32.tif", saved(Image.fromarray(np.full((8, 8), 7, np.int32)), "TIFF"), "no defined white level"),
     ("float32.tif", saved(plain("F", 0.5), "TIFF"), "no defined white level"),
-    ("small.png", saved(Image.new("L", (8, 7)), "PNG"), "8x7, smaller than the 8x8"),
+    ("small.png", saved(Image.new("L", (8, 7)), "PNG"), "8x7, less than 8x8"),
 ]
 
 

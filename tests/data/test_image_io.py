@@ -170,7 +170,7 @@ def test_images_are_turned_upright_by_their_exif_orientation(orientation: int, u
 
 @pytest.mark.parametrize("size", [(31, 64), (64, 31), (31, 31)])
 def test_an_image_smaller_than_the_crop_is_refused(size: tuple[int, int]) -> None:
-    message = f"the image is {size[0]}x{size[1]}, smaller than the 32x32 required; lower data.source.size"
+    message = f"the image is {size[0]}x{size[1]}, less than 32x32; lower data.source.size"
     with pytest.raises(UserError, match=message):
         decode_image(Image.new("RGB", size), 3, 32)
 

@@ -424,7 +424,7 @@ def test_all_unusable_images_are_named_at_once(tmp_path: Path) -> None:
     assert lines[0].startswith(f"3 of the 7 images in {tmp_path}")
     assert [Path(line.split(": ")[0]).name for line in lines[1:-1]] == ["empty.png", "small.png", "text.jpg"]
     assert lines[1].endswith("the file is empty")
-    assert "20x7, smaller than the 8x8 required; lower data.source.size" in lines[2]
+    assert "20x7, less than 8x8; lower data.source.size" in lines[2]
     assert "skip them with --data.source.on_error skip" in lines[-1]
 
 

@@ -28,12 +28,11 @@ SCHEDULER_SETTINGS: Settings = {
     "set_alpha_to_one": (True, (True,)),
     "thresholding": (False, (False,)),
 }
-# The last two lines concern sampling with fewer than T steps, and thresholding; they have no effect here.
 SCHEDULER_READ = {
-    *("beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type", "trained_betas"),
-    "variance_type",
-    *("timestep_spacing", "steps_offset"),
-    *("dynamic_thresholding_ratio", "sample_max_value", "tensor_format"),
+    *("beta_end", "beta_schedule", "beta_start", "num_train_timesteps", "prediction_type"),
+    *("trained_betas", "variance_type"),
+    # These concern sampling with fewer than T steps, and thresholding; they have no effect here.
+    *("timestep_spacing", "steps_offset", "dynamic_thresholding_ratio", "sample_max_value", "tensor_format"),
 }
 
 
@@ -131,7 +130,7 @@ def parse_scheduler_config(config: Mapping[str, Any], outputs: int) -> dict[str,
     settings = Config(config, "scheduler_config.json")
     settings.check_class(["DDPMScheduler", "DDIMScheduler"])
     settings.check_settings(SCHEDULER_SETTINGS, SCHEDULER_READ)
-    parameterization = settings.read_choice("prediction_type", "epsilon", PREDICTION_TYPES)
+    parameterization = _describe_object(settings.read_choice("prediction_type", "epsilon", PREDICTION_TYPES))
     if config["_class_name"] == "DDIMScheduler":
         sampler = _describe_object(diffusion.DDIM, steps=None)
         if outputs == 2:
@@ -141,11 +140,7 @@ def parse_scheduler_config(config: Mapping[str, Any], outputs: int) -> dict[str,
         variance = settings.read_choice("variance_type", "fixed_small", kinds)
         check_outputs(config.get("variance_type", "fixed_small"), outputs)
         sampler = _describe_object(diffusion.Ancestral, variance=_describe_object(variance), steps=None)
-    return {
-        "schedule": _parse_schedule(settings),
-        "sampler": sampler,
-        "parameterization": _describe_object(parameterization),
-    }
+    return {"schedule": _parse_schedule(settings), "sampler": sampler, "parameterization": parameterization}
 
 
 def _parse_schedule(settings: Config) -> dict[str, Any]:

@@ -164,11 +164,8 @@ def _map_block_names(ours: str, theirs: str, block: int) -> dict[str, str]:
 
 def export_weights(network: UNet) -> dict[str, Tensor]:
     """Return copies of the network's weights in float32 under diffusers' names."""
-    state = network.state_dict()
-    return {
-        theirs: state[ours].detach().to("cpu", torch.float32, copy=True).contiguous()
-        for ours, theirs in map_weight_names(network).items()
-    }
+    state, names = network.state_dict(), map_weight_names(network)
+    return {theirs: state[ours].to("cpu", torch.float32, copy=True).contiguous() for ours, theirs in names.items()}
 
 
 def load_weights(network: UNet, weights: Mapping[str, Tensor]) -> None:
@@ -179,17 +176,13 @@ def load_weights(network: UNet, weights: Mapping[str, Tensor]) -> None:
     """
     given = {_update_name(name): value for name, value in weights.items()}
     state, names = network.state_dict(), map_weight_names(network)
-    if odd := sorted(given.keys() ^ set(names.values())):
-        what = "lack" if odd[0] not in given else "have"
-        raise UserError(
-            f"the weights are not those of the network in config.json: they {what} {odd[0]} ({len(odd)} names differ)"
-        )
+    found = {name: list(weight.shape) for name, weight in given.items()}
+    expected = {theirs: list(state[ours].shape) for ours, theirs in names.items()}
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            difference = f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such weight')}"
+            raise UserError(f"the weights are not those of the network in config.json: {difference}")
     for ours, theirs in names.items():
-        if given[theirs].shape != state[ours].shape:
-            raise UserError(
-                f"the weights are not those of the network in config.json: {theirs} is {list(given[theirs].shape)}, "
-                f"expected {list(state[ours].shape)}"
-            )
         state[ours].copy_(given[theirs])
 
 
