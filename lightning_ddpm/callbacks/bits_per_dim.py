@@ -1,36 +1,28 @@
 """Measures the likelihood of the held-out images under the model, in bits/dim."""
 
 import math
-import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_ddpm.callbacks import trainer_access
+from lightning_ddpm.callbacks.interval import Measurement
 from lightning_ddpm.callbacks.plots import create_figure, render_figure
-from lightning_ddpm.callbacks.run_logger import get_writers
-from lightning_ddpm.callbacks.trainer_access import (
-    get_ranks,
-    log_now,
-    move_to_device,
-    require_ddpm,
-    require_image_data,
-    use_averaged_weights,
-)
-from lightning_ddpm.data.datasets import ImageDataset
-from lightning_ddpm.data.image_io import save_image
+from lightning_ddpm.callbacks.run_logger import log_image
+from lightning_ddpm.data import ImageDataset
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, elbo_term
 from lightning_ddpm.metrics import BitsPerDimEstimate
 from lightning_ddpm.metrics.bits_per_dim import build_denoisers, measure_bits_per_dim
+from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.utils.console import format_duration, report, show_progress
 from lightning_ddpm.utils.errors import UserError
 
 
-class BitsPerDim(Callback):
+class BitsPerDim(Measurement):
     """Computes the variational bound on -log2 p of the held-out images, on all ranks, with EMA weights.
 
     It is logged as ``val/bits_per_dim`` at the end of fit and as ``test/bits_per_dim`` in test, with every x^_0 clipped
@@ -56,40 +48,17 @@ class BitsPerDim(Callback):
     ) -> None:
         if (n is not None and n < 2) or batch_size < 1:
             raise UserError(f"bits/dim needs at least 2 images in batches of at least 1, got {n} and {batch_size}")
+        super().__init__(interval=None)
         self.n, self.variance, self.batch_size, self.seed = n, variance or FixedLarge(), batch_size, seed
         self.likelihoods: dict[str, BitsPerDimEstimate] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._announce(trainer, pl_module, "at the end of training")
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        with move_to_device(trainer, pl_module):
-            log_now(trainer, self.measure(trainer, pl_module, "val"))
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._announce(trainer, pl_module, "after the losses")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            pl_module.log_dict(self.measure(trainer, pl_module, "test"))
-
     def measure(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
-        """Measure with the current weights, print the estimates and save the plot; every rank must call.
-
-        Args:
-            trainer, module: the run.
-            stage: ``val`` or ``test``, the first part of every name.
-
-        Returns:
-            The metrics to log.
-        """
-        model, images = require_ddpm(module, "bits/dim"), _get_held_out(trainer)
-        with use_averaged_weights(trainer, module):
+        """Measure with the averaged weights, print the estimates and save the plot; every rank must call."""
+        model, images, n = self._get_inputs(trainer, module)
+        with trainer_access.use_averaged_weights(trainer, module):
             self.likelihoods = measure_bits_per_dim(
-                *(model, images, self._count(images), self.variance, self.seed, self.batch_size),
-                get_ranks(trainer),
+                *(model, images, n, self.variance, self.seed, self.batch_size),
+                trainer_access.get_ranks(trainer),
                 context=trainer.precision_plugin.forward_context,
                 progress=partial(show_progress, what="bits/dim", show=trainer.is_global_zero, bar=False),
             )
@@ -101,32 +70,31 @@ class BitsPerDim(Callback):
             for what, value in (("", each.mean), ("_standard_error", each.standard_error))
         }
 
-    def _announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
+    def announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
         """Print the cost, estimated from one timed batch, and refuse before any work what cannot be measured."""
-        model, images = require_ddpm(module, "bits/dim"), _get_held_out(trainer)
-        n, schedule = self._count(images), model.schedule
+        model, _, n = self._get_inputs(trainer, module)
+        schedule = model.schedule
         denoise, _ = build_denoisers(model, trainer.precision_plugin.forward_context)
         x = torch.zeros(min(self.batch_size, n), *model.image_shape, dtype=schedule.beta.dtype, device=model.device)
 
-        def one_term() -> float:
-            return float(elbo_term(schedule, self.variance, x, 1, denoise(x, 1)).sum())  # waits for the device
+        def compute_term() -> Tensor:
+            return elbo_term(schedule, self.variance, x, 1, denoise(x, 1))
 
         with evaluation_mode(model):
-            one_term()
-            started = time.monotonic()
-            one_term()
-        batches = math.ceil(math.ceil(n / self.batch_size) / trainer.world_size)
-        seconds = (time.monotonic() - started) * schedule.T * batches
+            seconds = schedule.T * trainer_access.estimate_seconds(trainer, compute_term, n, self.batch_size)
         if trainer.is_global_zero:
-            report(
-                f"bits/dim: {n:,} images x {schedule.T} network evaluations {when}, about {format_duration(seconds)}"
-            )
+            cost = f"{n:,} images x {schedule.T} network evaluations"
+            report(f"bits/dim: {cost} {when}, about {format_duration(seconds)}")
 
-    def _count(self, images: ImageDataset) -> int:
+    def _get_inputs(self, trainer: Trainer, module: LightningModule) -> tuple[DDPM, ImageDataset, int]:
+        """Return the model, the held-out images and how many of them to measure."""
+        model = trainer_access.require_ddpm(module, "bits/dim")
+        purpose = "BitsPerDim measures an ImageDataModule's held-out images"
+        images = trainer_access.require_image_data(trainer, purpose).held_out
         n = min(self.n or len(images), len(images))
         if n < 2:
             raise UserError(f"the standard error of bits/dim needs at least 2 held-out images, got {n}; hold out more")
-        return n
+        return model, images, n
 
     def _report(self, trainer: Trainer, stage: str) -> None:
         clipped, unclipped = self.likelihoods.values()
@@ -144,11 +112,7 @@ class BitsPerDim(Callback):
                     f"t = {steps}; the weights have diverged, or the precision ({trainer.precision}) is too low"
                 )
         plot = _plot_terms(self.likelihoods, title)
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image(plot, folder / f"{stage}_bits_per_dim.png")
-        for writer in get_writers(trainer):
-            writer.add_image(f"{stage}/bits_per_dim_terms", plot, trainer.global_step)
+        log_image(trainer, plot, f"{stage}_bits_per_dim.png", f"{stage}/bits_per_dim_terms")
 
 
 def _format_estimate(likelihood: BitsPerDimEstimate) -> str:
@@ -165,7 +129,3 @@ def _plot_terms(likelihoods: Mapping[str, BitsPerDimEstimate], title: str) -> Te
     axes.legend()
     axes.grid(alpha=0.3)
     return render_figure(figure)
-
-
-def _get_held_out(trainer: Trainer) -> ImageDataset:
-    return require_image_data(trainer, "BitsPerDim measures an ImageDataModule's held-out images").held_out

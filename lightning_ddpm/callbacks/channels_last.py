@@ -2,7 +2,6 @@
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import nn
 
 
 class ChannelsLast(Callback):
@@ -13,6 +12,4 @@ class ChannelsLast(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        network = pl_module.network
-        assert isinstance(network, nn.Module)
-        network.to(memory_format=torch.channels_last)
+        pl_module.get_submodule("network").to(memory_format=torch.channels_last)

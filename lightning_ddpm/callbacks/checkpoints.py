@@ -85,9 +85,7 @@ class Checkpoints(Checkpoint):
         self._stopping = 0
         self._evaluations = find_evaluations(trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if any(each.evaluated_step == trainer.global_step for each in self._evaluations):
             self._keep_best(trainer)  # not after every step: reading the metric waits for the device
         if trainer.global_step == self._step:

@@ -1,7 +1,6 @@
 """Compiles the network."""
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import nn
 
 from lightning_ddpm.utils.compile import check_backend, compile_in_place, restore_eager
 
@@ -21,13 +20,7 @@ class Compile(Callback):
         self.backend, self.mode = backend, mode
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        compile_in_place(_network(pl_module), self.backend, self.mode)
+        compile_in_place(pl_module.get_submodule("network"), self.backend, self.mode)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        restore_eager(_network(pl_module))
-
-
-def _network(module: LightningModule) -> nn.Module:
-    network = module.network
-    assert isinstance(network, nn.Module)
-    return network
+        restore_eager(pl_module.get_submodule("network"))

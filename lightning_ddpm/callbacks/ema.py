@@ -38,23 +38,23 @@ class EMA(WeightAveraging):
     @contextmanager
     def use_average(self, module: LightningModule) -> Iterator[None]:
         """Give the module the averaged weights inside the context and its own afterwards, also after an exception."""
-        if self._average_model is None or self._swapped:
-            yield
-            return
-        self._swap(module)
+        swapped = self._swapped
+        self._swap(module, to_average=True)
         try:
             yield
         finally:
-            self._swap(module)
+            self._swap(module, to_average=swapped)
 
     def update_if_due(self, trainer: Trainer, module: LightningModule) -> None:
         """Average the last step's weights too, if this callback's own hook has not run yet."""
         if self._average_model is not None and not self._swapped:
-            self.on_train_batch_end(trainer, module, None, None, 0)
+            self.on_train_batch_end(trainer, module)
 
-    def _swap(self, module: LightningModule) -> None:
-        self._swap_models(module)
-        self._swapped = not self._swapped
+    def _swap(self, module: LightningModule, to_average: bool) -> None:
+        """Give the module the averaged or its own weights, unless it has them already or there is no average."""
+        if self._average_model is not None and self._swapped != to_average:
+            self._swap_models(module)
+            self._swapped = to_average
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -74,9 +74,7 @@ class EMA(WeightAveraging):
         self._buffers: list[Tensor] = list(pl_module.buffers())
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         model = self._average_model
         if model is None or trainer.global_step == self._latest_update_step:
             return
@@ -90,21 +88,18 @@ class EMA(WeightAveraging):
         model.n_averaged += 1
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._average_model is not None and not self._swapped:
-            self._swap(pl_module)
+        self._swap(pl_module, to_average=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._swapped and trainer.state.fn == "fit":
-            self._swap(pl_module)
+        if trainer.state.fn == "fit":
+            self._swap(pl_module, to_average=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._swapped:
-            self._swap(pl_module)
+        self._swap(pl_module, to_average=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Swapped, not copied, so that a checkpoint written from here on still holds both sets.
-        if self._average_model is not None and not self._swapped:
-            self._swap(pl_module)
+        self._swap(pl_module, to_average=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._average_model is None:

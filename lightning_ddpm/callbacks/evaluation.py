@@ -1,25 +1,16 @@
 """Generates images during training and measures their quality."""
 
-import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch import Tensor
 
-from lightning_ddpm.callbacks.interval import Interval, Occasion, PeriodicCallback
+from lightning_ddpm.callbacks import trainer_access
+from lightning_ddpm.callbacks.interval import Interval, PeriodicCallback
 from lightning_ddpm.callbacks.run_logger import get_writers
-from lightning_ddpm.callbacks.trainer_access import (
-    generate_images,
-    get_ranks,
-    log_now,
-    prepare_evaluation,
-    require_ddpm,
-    require_image_data,
-)
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.metrics import FeatureExtractor, MetricSuite, MetricValue, RequestedClasses
 from lightning_ddpm.metrics.frechet import BATCH
@@ -96,7 +87,7 @@ class Evaluation(PeriodicCallback):
         """Load the extractor's weights, on the first rank first, so that missing files are reported before any work."""
         if stage == "predict" or (self.interval is None and stage != "fit"):
             return
-        prepare_evaluation(trainer, pl_module, self.extractor, self.request)
+        trainer_access.prepare_evaluation(trainer, pl_module, self.extractor, self.request)
         if "fid" in self.metrics and self.request.n < self.extractor.num_features and trainer.is_global_zero:
             warnings.warn(
                 f"{self.request.n} images are too few for the covariance of {self.extractor.num_features} features: "
@@ -107,7 +98,7 @@ class Evaluation(PeriodicCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began, self.seconds = time.monotonic(), []
         self._prepare(trainer, pl_module)
-        cost = self.estimate_cost(trainer, require_ddpm(pl_module))
+        cost = self.estimate_cost(trainer, trainer_access.require_ddpm(pl_module))
         if trainer.is_global_zero:
             report(f"evaluation{'' if self.interval else ' at the end'}: {cost}")
 
@@ -119,18 +110,18 @@ class Evaluation(PeriodicCallback):
         if self.interval:
             pl_module.log_dict(self.evaluate(trainer, pl_module, "test"))
 
-    def run_in_fit(self, trainer: Trainer, module: LightningModule, occasion: Occasion) -> None:
+    def run_in_fit(self, trainer: Trainer, module: LightningModule) -> None:
         """Evaluate and log, unless max_share forbids it."""
-        if occasion is Occasion.END:
+        if self.interval is None:
             values = self.evaluate(trainer, module, "final")
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         elif self._is_affordable(trainer):
             self.last_metrics = values = self.evaluate(trainer, module)
-            on_step = occasion is Occasion.STEP
+            on_step = self.interval.steps is not None
             module.log_dict(values, on_step=on_step, on_epoch=not on_step, logger=False)
         else:
             return
-        log_now(trainer, values)
+        trainer_access.log_now(trainer, values)
 
     def _is_affordable(self, trainer: Trainer) -> bool:
         """Return whether max_share permits an evaluation now; the first rank's clock decides for all."""
@@ -150,9 +141,9 @@ class Evaluation(PeriodicCallback):
         """Return the metrics of the current weights, on all ranks, as ``stage/<metric>``; every rank must call."""
         started = time.monotonic()
         suite = self._prepare(trainer, module)
-        for start, pixels in generate_images(trainer, module, self.request, "evaluation"):
+        for start, pixels in trainer_access.generate_images(trainer, module, self.request, "evaluation"):
             suite.update(start, pixels)
-        values = trainer.strategy.broadcast(suite.compute(get_ranks(trainer)))
+        values = trainer.strategy.broadcast(suite.compute(trainer_access.get_ranks(trainer)))
         self.evaluated_step = trainer.global_step
         self.seconds.append(time.monotonic() - started)
         if trainer.is_global_zero:
@@ -164,25 +155,23 @@ class Evaluation(PeriodicCallback):
         """Describe the cost of one evaluation, estimated from one timed batch of images and one of features."""
         nfe = (self.request.sampler or model.sampler).nfe(model.schedule.T)
         guided = self.request.guidance.nfe if self.request.guidance else 1
-        size, measured = min(self.request.batch_size, self.request.n), min(BATCH, self.request.n)
+        n = self.request.n
+        size, measured = min(self.request.batch_size, n), min(BATCH, n)
+        estimate = partial(trainer_access.estimate_seconds, trainer, n=n)
         pixels = torch.zeros(measured, *model.image_shape, dtype=torch.uint8, device=model.device)
         with evaluation_mode(model):
             with trainer.precision_plugin.forward_context():
                 if nfe is None:  # it depends on the images, so that a whole batch of them is generated
-                    sampling = _time_call(lambda: model.generate(self.request, 0, size))
+                    sampling = estimate(lambda: model.generate(self.request, 0, size), batch_size=size)
                 else:
                     denoise, x, _ = model.prepare_sampling(self.request, 0, size)
-                    sampling = nfe * _time_call(lambda: denoise(x, model.schedule.T // 2 + 1).x_0)
-            extraction = _time_call(lambda: self.extractor(pixels))
-        sampling, extraction = (
-            seconds * math.ceil(math.ceil(self.request.n / batch) / trainer.world_size)
-            for seconds, batch in ((sampling, size), (extraction, measured))
-        )
+                    sampling = nfe * estimate(lambda: denoise(x, model.schedule.T // 2 + 1).x_0, batch_size=size)
+            extraction = estimate(lambda: self.extractor(pixels), batch_size=measured)
         self._estimate = sampling + extraction
         if nfe is None:
-            count = f"{self.request.n} images with as many network evaluations as each needs"
+            count = f"{n} images with as many network evaluations as each needs"
         else:
-            count = f"{self.request.n} images x {nfe * guided} network evaluations"
+            count = f"{n} images x {nfe * guided} network evaluations"
         return (
             f"{count}, about {format_duration(self._estimate)}, {format_duration(extraction)} of it for features; "
             f"{', '.join(self._list_logged_names())} by {self.extractor.protocol}; {self.reference}"
@@ -192,33 +181,23 @@ class Evaluation(PeriodicCallback):
         stage = "val" if self.interval else "final"
         return [f"{stage}/{name}" for name in list_metric_names(self.extractor.metric, self.metrics)]
 
-    def _request_classes(self, model: DDPM) -> RequestedClasses | None:
-        labels = model.choose_labels(self.request, 0, self.request.n)
-        return None if labels is None else RequestedClasses(labels, model.list_class_names(self.request.guidance))
-
     def _prepare(self, trainer: Trainer, module: LightningModule) -> MetricSuite:
         if self.suite is None:
-            data = require_image_data(trainer, "Evaluation compares with an ImageDataModule's training set")
-            self.suite = MetricSuite(
-                self.extractor, module.device, self.metrics, self.request.n, self._request_classes(require_ddpm(module))
-            )
+            model, ranks = trainer_access.require_ddpm(module), trainer_access.get_ranks(trainer)
+            purpose = "Evaluation compares with an ImageDataModule's training set"
+            images = trainer_access.require_image_data(trainer, purpose).reference_images()
+            n, sampler, guidance = self.request.n, self.request.sampler or model.sampler, self.request.guidance
+            labels = model.choose_labels(self.request, 0, n)
+            classes = None if labels is None else RequestedClasses(labels, model.list_class_names(guidance))
+            self.suite = MetricSuite(self.extractor, module.device, self.metrics, n, classes)
             show = partial(show_progress, what="reference", show=trainer.is_global_zero, bar=False)
-            self.reference = self.suite.set_reference(data.reference_images(), None, get_ranks(trainer), show)
-            sampler, guidance = self.request.sampler or require_ddpm(module).sampler, self.request.guidance
-            protocol = f"n={self.request.n}, sampler {sampler}, seed={self.request.seed}"
+            self.reference = self.suite.set_reference(images, None, ranks, show)
+            protocol = f"n={n}, sampler {sampler}, seed={self.request.seed}"
             protocol += f", guidance {guidance}" if guidance else ""
             for writer in get_writers(trainer):
                 for name in self._list_logged_names():
                     writer.add_text(f"{name}/protocol", f"{protocol}, {self.extractor.protocol}, {self.reference}")
         return self.suite
-
-
-def _time_call(work: Callable[[], Tensor]) -> float:
-    """Return the seconds that the second of two calls takes, with the device's work."""
-    float(work().sum())  # waits for the device
-    started = time.monotonic()
-    float(work().sum())
-    return time.monotonic() - started
 
 
 def _format_metric(each: MetricValue) -> str:

@@ -1,12 +1,11 @@
 """Callbacks that run every N steps or epochs, or once at the end of training."""
 
 from abc import ABC, abstractmethod
-from enum import Enum, auto
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from lightning_ddpm.callbacks.trainer_access import move_to_device
+from lightning_ddpm.callbacks.trainer_access import log_now
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -48,14 +47,6 @@ class Interval:
         return self.epochs is not None and (trainer.current_epoch + 1) % self.epochs == 0
 
 
-class Occasion(Enum):
-    """The hook of fit in which a :class:`PeriodicCallback` runs."""
-
-    STEP = auto()
-    EPOCH = auto()
-    END = auto()
-
-
 class PeriodicCallback(Callback, ABC):
     """Runs at an interval during fit, or once when it ends.
 
@@ -68,24 +59,59 @@ class PeriodicCallback(Callback, ABC):
         self.interval = interval
 
     @abstractmethod
-    def run_in_fit(self, trainer: Trainer, module: LightningModule, occasion: Occasion) -> None:
+    def run_in_fit(self, trainer: Trainer, module: LightningModule) -> None:
         """Do the callback's work now; every rank calls it."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.interval:
             self.interval.start(trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.interval and self.interval.is_due_after_batch(trainer):
-            self.run_in_fit(trainer, pl_module, Occasion.STEP)
+            self.run_in_fit(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.interval and self.interval.is_due_after_epoch(trainer):
-            self.run_in_fit(trainer, pl_module, Occasion.EPOCH)
+            self.run_in_fit(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.interval is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            with move_to_device(trainer, pl_module):
-                self.run_in_fit(trainer, pl_module, Occasion.END)
+            device = pl_module.device
+            pl_module.to(trainer.strategy.root_device)  # by now Lightning has moved it to the CPU
+            try:
+                self.run_in_fit(trainer, pl_module)
+            finally:
+                pl_module.to(device)
+
+
+class Measurement(PeriodicCallback):
+    """Measures something of the model in fit, at an interval or once at the end, and in test."""
+
+    @abstractmethod
+    def announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
+        """Print what will be measured ``when``, and its cost; refuse before any work what cannot be measured."""
+
+    @abstractmethod
+    def measure(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
+        """Measure with the averaged weights, print the result and save the plots; every rank must call.
+
+        Args:
+            trainer, module: the run.
+            stage: ``val`` or ``test``, the first part of every name.
+
+        Returns:
+            The metrics to log.
+        """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.announce(trainer, pl_module, "each time" if self.interval else "at the end of training")
+
+    def run_in_fit(self, trainer: Trainer, module: LightningModule) -> None:
+        log_now(trainer, self.measure(trainer, module, "val"))
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.announce(trainer, pl_module, "after the losses")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            pl_module.log_dict(self.measure(trainer, pl_module, "test"))

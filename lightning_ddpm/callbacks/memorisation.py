@@ -4,27 +4,18 @@ import math
 import textwrap
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_ddpm.callbacks.interval import Interval, Occasion, PeriodicCallback
+from lightning_ddpm.callbacks import trainer_access
+from lightning_ddpm.callbacks.interval import Interval, Measurement
 from lightning_ddpm.callbacks.plots import create_figure, render_figure
-from lightning_ddpm.callbacks.run_logger import get_writers
-from lightning_ddpm.callbacks.trainer_access import (
-    generate_images,
-    get_ranks,
-    log_now,
-    prepare_evaluation,
-    require_ddpm,
-    require_image_data,
-)
-from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.data.datasets import ImageDataset
-from lightning_ddpm.data.image_io import arrange_grid, save_image
+from lightning_ddpm.callbacks.run_logger import log_image
+from lightning_ddpm.data import ImageDataModule, ImageDataset
+from lightning_ddpm.data.image_io import arrange_grid
 from lightning_ddpm.diffusion import Sampler
 from lightning_ddpm.metrics import FeatureExtractor, NeighbourDistances, extract_features, find_nearest
 from lightning_ddpm.metrics.nearest_neighbours import MIN_HELD_OUT, QUANTILE
@@ -37,7 +28,7 @@ GAP = 8
 """Additional white pixels between a generated image and its nearest training images."""
 
 
-class Memorisation(PeriodicCallback):
+class Memorisation(Measurement):
     """Finds the un-augmented training images nearest to n generated ones, on all ranks, with EMA weights.
 
     Distances are Euclidean, in a network's features. The callback logs ``val/memorisation_<network>``, the share of
@@ -94,7 +85,7 @@ class Memorisation(PeriodicCallback):
         """Load the extractor's weights, and refuse before any work what cannot be measured."""
         if stage not in ("fit", "test"):
             return
-        prepare_evaluation(trainer, pl_module, self.extractor, self.request)
+        trainer_access.prepare_evaluation(trainer, pl_module, self.extractor, self.request)
         training = self._data(trainer).reference_images()
         if self.neighbours > len(training):
             raise UserError(
@@ -102,35 +93,14 @@ class Memorisation(PeriodicCallback):
                 "neighbours; lower neighbours"
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._announce(trainer, pl_module, "each time" if self.interval else "at the end of training")
-
-    def run_in_fit(self, trainer: Trainer, module: LightningModule, occasion: Occasion) -> None:
-        log_now(trainer, self.measure(trainer, module, "val"))
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._announce(trainer, pl_module, "after the losses")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            pl_module.log_dict(self.measure(trainer, pl_module, "test"))
-
     def measure(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
-        """Search with the current weights, print the share and save the plots; every rank must call.
-
-        Args:
-            trainer, module: the run.
-            stage: ``val`` or ``test``, the first part of every name.
-
-        Returns:
-            The metric to log; empty if too few images are held out.
-        """
-        data, shape = self._data(trainer), require_ddpm(module).image_shape
-        ranks = get_ranks(trainer)
+        """Search with the averaged weights; return the share, or nothing if too few images are held out."""
+        data, shape = self._data(trainer), trainer_access.require_ddpm(module).image_shape
+        ranks = trainer_access.get_ranks(trainer)
         first = FeatureTable(self.shown, math.prod(shape))  # pixels, integers that float32 represents exactly
 
         def images() -> Iterator[tuple[int, Tensor]]:
-            for start, pixels in generate_images(trainer, module, self.request, "memorisation"):
+            for start, pixels in trainer_access.generate_images(trainer, module, self.request, "memorisation"):
                 if start < self.shown:
                     first.put(start, pixels[: self.shown - start].flatten(1).float())
                 yield start, pixels
@@ -142,18 +112,18 @@ class Memorisation(PeriodicCallback):
         self.proximity = found
         samples = first.gather(ranks, module.device).to(torch.uint8).reshape(-1, *shape)
         if trainer.is_global_zero:
-            self._report(trainer, stage, build_panel(samples, training, found.indices[: self.shown]))
+            self._report(trainer, stage, found, build_panel(samples, training, found.indices[: self.shown]))
         return {} if found.share is None else {self._name(stage): found.share}
 
     def _name(self, stage: str) -> str:
         return f"{stage}/{map_metric_names(self.extractor.metric)['memorisation']}"
 
     def _data(self, trainer: Trainer) -> ImageDataModule:
-        return require_image_data(trainer, "Memorisation searches an ImageDataModule's training set")
+        return trainer_access.require_image_data(trainer, "Memorisation searches an ImageDataModule's training set")
 
-    def _announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
+    def announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
         """Print the cost, and whether the share cannot be computed."""
-        data, model = self._data(trainer), require_ddpm(module)
+        data, model = self._data(trainer), trainer_access.require_ddpm(module)
         nfe = (self.request.sampler or model.sampler).nfe(model.schedule.T)
         if trainer.is_global_zero:
             report(
@@ -166,9 +136,8 @@ class Memorisation(PeriodicCallback):
                     f"and n of at least {MIN_HELD_OUT}; got {len(data.held_out)} and n={self.request.n}"
                 )
 
-    def _report(self, trainer: Trainer, stage: str, nearest: Tensor) -> None:
-        found, name = self.proximity, self._name(stage)
-        assert found is not None
+    def _report(self, trainer: Trainer, stage: str, found: NeighbourDistances, nearest: Tensor) -> None:
+        name = self._name(stage)
         if found.share is None:
             title = f"{name}: {self.request.n} generated and {len(found.held_out)} held-out images"
         else:
@@ -178,14 +147,9 @@ class Memorisation(PeriodicCallback):
             )
         report(title if stage == "test" else f"step {trainer.global_step}: {title}")
         distances = _plot_distances(found, title, self.extractor.protocol)
-        folder = Path(trainer.default_root_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = f"memorisation-{'test' if stage == 'test' else f'{trainer.global_step:07d}'}"
-        save_image(nearest, folder / f"{stem}.png")
-        save_image(distances, folder / f"{stem}-distances.png")
-        for writer in get_writers(trainer):
-            writer.add_image(f"{stage}/memorisation", nearest, trainer.global_step)
-            writer.add_image(f"{stage}/memorisation_distances", distances, trainer.global_step)
+        stem = f"samples/memorisation-{'test' if stage == 'test' else f'{trainer.global_step:07d}'}"
+        log_image(trainer, nearest, f"{stem}.png", f"{stage}/memorisation")
+        log_image(trainer, distances, f"{stem}-distances.png", f"{stage}/memorisation_distances")
 
 
 def build_panel(samples: Tensor, training: ImageDataset, indices: Tensor) -> Tensor:

@@ -73,9 +73,7 @@ class NonFinite(Callback):
             optimizer.zero_grad()  # without gradients an optimizer changes neither weights nor its state
         self._count(trainer, record)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if is_accumulating(trainer):
             self._record_losses(trainer, pl_module)
         else:

@@ -15,12 +15,7 @@ from lightning_ddpm.utils.console import format_duration, report
 class StepProgress(ProgressBar, ABC):
     """Counts optimizer steps, not epochs, over the whole run."""
 
-    outputs: Any
-    """What the last training step returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._enabled = True
+    _enabled = True
 
     def enable(self) -> None:
         self._enabled = True
@@ -36,24 +31,23 @@ class StepProgress(ProgressBar, ABC):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._enabled:
-            self.outputs = outputs
-            self.show(trainer, pl_module)
+            self.show(trainer, pl_module, outputs)
 
     @abstractmethod
     def start(self, step: int, total: int) -> None:
         """Begin the display after ``step`` of ``total`` steps."""
 
     @abstractmethod
-    def show(self, trainer: Trainer, module: LightningModule) -> None:
-        """Update the display after a batch."""
+    def show(self, trainer: Trainer, module: LightningModule, outputs: Any) -> None:
+        """Update the display after a batch, for which the training step returned ``outputs``."""
 
-    def format_metrics(self, trainer: Trainer, module: LightningModule) -> str:
+    def format_metrics(self, trainer: Trainer, module: LightningModule, outputs: Any) -> str:
         """Return the step's loss and the metrics of the last validation and evaluations as text.
 
         The loss is not logged for the progress bar, because Lightning would then read it from the device at every step.
         """
         # Lightning divided the loss, so that the losses of a step's batches add up to their mean.
-        shown: dict[str, Any] = {"train/loss": float(self.outputs["loss"]) * trainer.accumulate_grad_batches}
+        shown: dict[str, Any] = {"train/loss": float(outputs["loss"]) * trainer.accumulate_grad_batches}
         shown |= self.get_metrics(trainer, module)
         for each in find_evaluations(trainer):
             shown |= each.last_metrics
@@ -75,13 +69,14 @@ class ProgressLines(StepProgress):
         self._first, self._total = step, total
         self._started = self._printed = time.monotonic()
 
-    def show(self, trainer: Trainer, module: LightningModule) -> None:
+    def show(self, trainer: Trainer, module: LightningModule, outputs: Any) -> None:
         now, step = time.monotonic(), trainer.global_step
         if step == self._first or (now - self._printed < self.seconds and step != self._total):
             return
         self._printed = now
         left = (now - self._started) / (step - self._first) * (self._total - step)
-        report(f"step {step} of {self._total}: {self.format_metrics(trainer, module)}; {format_duration(left)} left")
+        metrics = self.format_metrics(trainer, module, outputs)
+        report(f"step {step} of {self._total}: {metrics}; {format_duration(left)} left")
 
 
 class ProgressRich(StepProgress):
@@ -98,26 +93,19 @@ class ProgressRich(StepProgress):
         self.seconds, self._updated = seconds, 0.0
 
     def start(self, step: int, total: int) -> None:
-        self._bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-        )
+        done = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
+        left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"))
+        self._bar = Progress(*done, *left)
         self._task = self._bar.add_task("fit", total=total, completed=step, metrics="")
         self._bar.start()
 
-    def show(self, trainer: Trainer, module: LightningModule) -> None:
+    def show(self, trainer: Trainer, module: LightningModule, outputs: Any) -> None:
         assert self._bar is not None
         now, step = time.monotonic(), trainer.global_step
-        if (
-            now - self._updated >= self.seconds or step == self._bar.tasks[0].total
-        ):  # reading the loss waits for the device
+        # Not after every step, because reading the loss waits for the device.
+        if now - self._updated >= self.seconds or step == self._bar.tasks[0].total:
             self._updated = now
-            self._bar.update(self._task, completed=step, metrics=self.format_metrics(trainer, module))
+            self._bar.update(self._task, completed=step, metrics=self.format_metrics(trainer, module, outputs))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._bar is not None:

@@ -6,7 +6,10 @@ from typing import Any
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from lightning_ddpm.data.image_io import save_image
 
 
 class RunLogger(TensorBoardLogger):
@@ -52,3 +55,19 @@ def get_writers(trainer: Trainer) -> list[SummaryWriter]:
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def log_image(trainer: Trainer, image: Tensor, file: str, tag: str) -> None:
+    """Save an image as a PNG file in the run's folder, and log it to TensorBoard; for the first rank.
+
+    Args:
+        trainer: the run.
+        image: (c, H, W) uint8.
+        file: path within the run's folder.
+        tag: TensorBoard's name for it.
+    """
+    path = Path(trainer.default_root_dir) / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(image, path)
+    for writer in get_writers(trainer):
+        writer.add_image(tag, image, trainer.global_step)

@@ -32,7 +32,6 @@ class RunSummary(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         last = Path(trainer.default_root_dir) / "last.ckpt"
-        if (
-            stage == "fit" and trainer.is_global_zero and last.is_file()
-        ):  # after on_fit_end, in which callbacks may evaluate
+        # Not in on_fit_end, in which callbacks may evaluate.
+        if stage == "fit" and trainer.is_global_zero and last.is_file():
             report(f"done: python -m lightning_ddpm sample --ckpt {last} --n 64 --out samples")

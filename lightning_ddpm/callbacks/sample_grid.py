@@ -1,15 +1,14 @@
 """Grids of generated images, from the same noise throughout the run."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from lightning_ddpm.callbacks.interval import Interval, Occasion, PeriodicCallback
-from lightning_ddpm.callbacks.run_logger import get_writers
-from lightning_ddpm.callbacks.trainer_access import require_ddpm, use_averaged_weights
-from lightning_ddpm.data.image_io import arrange_grid, save_image
+from lightning_ddpm.callbacks.interval import Interval, PeriodicCallback
+from lightning_ddpm.callbacks.run_logger import log_image
+from lightning_ddpm.callbacks.trainer_access import check_request, require_ddpm, use_averaged_weights
+from lightning_ddpm.data.image_io import arrange_grid
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
@@ -44,12 +43,10 @@ class SampleGrid(PeriodicCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a sampler or guidance that does not fit the model, before any work."""
-        if self.request.sampler is not None and isinstance(pl_module, DDPM):
-            self.request.sampler.nfe(pl_module.schedule.T)  # refuses more steps than the schedule has
-        if self.request.guidance is not None and isinstance(pl_module, DDPM):
-            self.request.guidance.check_model(pl_module)
+        if isinstance(pl_module, DDPM):
+            check_request(pl_module, self.request)
 
-    def run_in_fit(self, trainer: Trainer, module: LightningModule, occasion: Occasion) -> None:
+    def run_in_fit(self, trainer: Trainer, module: LightningModule) -> None:
         """Generate the images on the first rank; the others continue to the next step and wait there."""
         if not trainer.is_global_zero:
             return
@@ -59,8 +56,4 @@ class SampleGrid(PeriodicCallback):
             request = replace(self.request, labels=range(len(classes)) if classes else None)
             images = torch.cat([pixels.cpu() for _, pixels in generate_batches(model, request, context=context)])
         grid = arrange_grid(images, len(classes) if classes else None, classes)
-        folder = Path(trainer.default_root_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image(grid, folder / f"step-{trainer.global_step:07d}.png")
-        for writer in get_writers(trainer):
-            writer.add_image("samples", grid, trainer.global_step)
+        log_image(trainer, grid, f"samples/step-{trainer.global_step:07d}.png", "samples")

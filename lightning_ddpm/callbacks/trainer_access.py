@@ -1,13 +1,15 @@
-"""What callbacks need of the trainer: its model, data, ranks and averaged weights, and images generated with them."""
+"""What callbacks need of the trainer and of one another: model, data, ranks, averaged weights, generated images."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_ddpm.callbacks.protocols import HasEvaluated, KeepsAveragedWeights
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.metrics import FeatureExtractor
 from lightning_ddpm.models.ddpm import DDPM
@@ -16,6 +18,30 @@ from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
+
+
+@runtime_checkable
+class KeepsAveragedWeights(Protocol):
+    """A callback that keeps an average of the weights."""
+
+    def update_if_due(self, trainer: Trainer, module: LightningModule) -> None:
+        """Average the last step's weights too, if the callback's own hook has not run yet."""
+
+    def use_average(self, module: LightningModule) -> AbstractContextManager[None]:
+        """Give the module the averaged weights inside the context and its own afterwards."""
+
+
+@runtime_checkable
+class HasEvaluated(Protocol):
+    """A callback that evaluates the model during training.
+
+    Attributes:
+        evaluated_step: the optimizer step after which it last did so; -1 before the first evaluation.
+        last_metrics: what it then logged.
+    """
+
+    evaluated_step: int
+    last_metrics: dict[str, float]
 
 
 def require_ddpm(module: LightningModule, what: str = "generating images") -> DDPM:
@@ -62,24 +88,25 @@ def use_averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[
         yield
 
 
-@contextmanager
-def move_to_device(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Move the module to the trainer's device inside the context: in ``on_fit_end`` Lightning has it on the CPU.
-
-    That hook runs after last.ckpt is written, and also in a run that is resumed with no step left.
-    """
-    device = module.device
-    module.to(trainer.strategy.root_device)
-    try:
-        yield
-    finally:
-        module.to(device)
-
-
 def log_now(trainer: Trainer, metrics: Mapping[str, float]) -> None:
     """Send metrics of the step just done to all loggers, whatever ``log_every_n_steps`` is."""
     for logger in trainer.loggers:
         logger.log_metrics(dict(metrics), step=trainer.global_step - 1)  # Lightning counts from 0
+
+
+def estimate_seconds(trainer: Trainer, work: Callable[[], Tensor], n: int, batch_size: int) -> float:
+    """Estimate how long all ranks take to do the work of one batch for n images: the second of two calls is timed."""
+    float(work().sum())  # waits for the device
+    started = time.monotonic()
+    float(work().sum())
+    return (time.monotonic() - started) * get_ranks(trainer).share(math.ceil(n / batch_size))
+
+
+def check_request(model: DDPM, request: SampleRequest) -> None:
+    """Refuse a sampler or guidance that does not fit the model."""
+    (request.sampler or model.sampler).nfe(model.schedule.T)  # refuses more steps than the schedule has
+    if request.guidance:
+        request.guidance.check_model(model)
 
 
 def prepare_evaluation(
@@ -88,9 +115,7 @@ def prepare_evaluation(
     """Load the extractor's weights, on the first rank first, and refuse before any work what cannot be evaluated."""
     model = require_ddpm(module)
     extractor.check_images(*model.image_shape[:2])
-    (request.sampler or model.sampler).nfe(model.schedule.T)  # refuses more steps than the schedule has
-    if request.guidance:
-        request.guidance.check_model(model)
+    check_request(model, request)
     if trainer.is_global_zero:
         extractor.load()
     trainer.strategy.barrier()
