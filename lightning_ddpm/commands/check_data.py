@@ -13,45 +13,30 @@ from lightning_ddpm.data.sources import SPLITS
 from lightning_ddpm.data.validation import cache_faults, read_all
 from lightning_ddpm.utils.console import report
 
-OTHERS = (
-    "model",
-    "trainer",
-    "seed_everything",
-    "ckpt_path",
-    "optimizer",
-    "lr_scheduler",
-    "weights_only",
-    "verbose",
-)
+OTHERS = ("model", "trainer", "seed_everything", "ckpt_path", "optimizer", "lr_scheduler", "weights_only", "verbose")
 """Keys of a training config other than its data."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Parse the options and check the data; returns the exit status: 0, or 1 if an image is unusable."""
-    parser = ArgumentParser(
-        "lightning-ddpm check-data", description="Read all images of a dataset.", exit_on_error=False
-    )
-    parser.add_argument("--config", action="config", help="a training config, whose data is checked")
-    parser.add_class_arguments(ImageDataModule, "data")
-    for name in OTHERS:
-        parser.add_argument(f"--{name}", type=Any, help="a key of a training config; ignored")
-    options = parse(parser, arguments, "check-data")
-    return check(instantiate(parser, Namespace(data=options.data)).data)  # type: ignore[no-untyped-call]
-
-
-def check(data: ImageDataModule) -> int:
     """Read every image and print a line for each unusable one, and a summary of the others.
 
     Returns:
         The exit status: 1 if an image is unusable, else 0.
     """
+    description = "Read all images of a dataset."
+    parser = ArgumentParser("lightning-ddpm check-data", description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a training config, whose data is checked")
+    parser.add_class_arguments(ImageDataModule, "data")
+    for name in OTHERS:
+        parser.add_argument(f"--{name}", type=Any, help="a key of a training config; ignored")
+    options = parse(parser, arguments, "check-data")
+    data: ImageDataModule = instantiate(parser, Namespace(data=options.data)).data  # type: ignore[no-untyped-call]
     parts = data.source.image_files(data.root)
     if not parts:
         data.prepare_data()
-        n = [len(data.source.open(data.root, split)) for split in SPLITS]
-        report(
-            f"{n[0]} training images of {data.channels}x{data.size}x{data.size} and {n[1]} held out, stored as arrays"
-        )
+        n, held_out = (len(data.source.open(data.root, split)) for split in SPLITS)
+        shape = f"{data.channels}x{data.size}x{data.size}"
+        report(f"{n} training images of {shape} and {held_out} held out, stored as arrays")
         return 0
     unusable, good = 0, Counter[tuple[str, str, tuple[int, int]]]()
     for files in parts:

@@ -6,16 +6,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lightning_ddpm.commands.parsing import parse
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.interop.diffusers import scheduler, unet
-from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX
+from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX, Config
 from lightning_ddpm.models.checkpoint import build_hyper_parameters, build_module, load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet
@@ -29,18 +29,13 @@ WEIGHTS = "diffusion_pytorch_model"
 
 def run_export(arguments: Sequence[str]) -> None:
     """Parse the options and write a checkpoint as a diffusers pipeline."""
-    parser = ArgumentParser(
-        "lightning-ddpm export", description="Write a checkpoint in another format.", exit_on_error=False
-    )
+    description = "Write a checkpoint in another format."
+    parser = ArgumentParser("lightning-ddpm export", description=description, exit_on_error=False)
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="the checkpoint; its averaged weights are exported")
     add("--out", type=Path, required=True, help="folder to write; must be new or empty")
     add("--format", choices=["diffusers"], required=True, help="format, for diffusers.DDPMPipeline.from_pretrained")
-    add(
-        "--variance",
-        choices=sorted(scheduler.VARIANCES),
-        help="of the reverse steps; default: the checkpoint's own",
-    )
+    add("--variance", choices=sorted(scheduler.VARIANCES), help="of the reverse steps; default: the checkpoint's own")
     options = parse(parser, arguments, "export")
     model = load(options.ckpt, DDPM)
     unet_config = unet.make_unet_config(model.network)
@@ -55,35 +50,33 @@ def run_export(arguments: Sequence[str]) -> None:
     check_writable(options.out)
     if any(options.out.iterdir()):
         raise UserError(f"{options.out} is not empty; choose another folder")
-    weights = safetensors.torch.save(unet.export_weights(model.network), metadata={"format": "pt"})
+    weights = save(unet.export_weights(model.network), metadata={"format": "pt"})
     write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
     _write_json(options.out / "unet" / "config.json", unet_config)
     _write_json(options.out / "scheduler" / "scheduler_config.json", scheduler_config)
     _write_json(options.out / "model_index.json", MODEL_INDEX)
     report(f"wrote {options.out}: a DDPMPipeline of diffusers, EMA weights, variance {variance_type}")
-    for line in _list_skipped(model, options.variance is not None):
-        report(line)
+    if options.variance is None:
+        _report_skipped(model)
 
 
-def _list_skipped(model: DDPM, replaced: bool) -> list[str]:
-    """Return lines on sampler settings that diffusers takes as arguments of a pipeline call, not from its folder."""
-    sampler, steps = model.sampler, model.sampler.nfe(model.schedule.T)
-    if replaced:
-        return []
+def _report_skipped(model: DDPM) -> None:
+    """Print the sampler settings that diffusers takes as arguments of a pipeline call, not from its folder."""
+    sampler, T = model.sampler, model.schedule.T
+    steps = sampler.nfe(T)
     call = f"num_inference_steps={steps}"
     if isinstance(sampler, DDIM):
         call = f"DDIMPipeline: eta={sampler.eta}, use_clipped_model_output=True, {call}"
-    elif steps == model.schedule.T:
-        return []
-    spacing = "" if steps == model.schedule.T else "; diffusers has its own choice of these steps among the T"
-    return [f"its sampler, {sampler}, is not in the folder; in diffusers it is arguments of a call: {call}{spacing}"]
+    elif steps == T:
+        return
+    spacing = "" if steps == T else "; diffusers has its own choice of these steps among the T"
+    report(f"its sampler, {sampler}, is not in the folder; in diffusers it is arguments of a call: {call}{spacing}")
 
 
 def run_import(arguments: Sequence[str]) -> None:
     """Parse the options and write a checkpoint from a diffusers pipeline."""
-    parser = ArgumentParser(
-        "lightning-ddpm import", description="Convert another library's model to a checkpoint.", exit_on_error=False
-    )
+    description = "Convert another library's model to a checkpoint."
+    parser = ArgumentParser("lightning-ddpm import", description=description, exit_on_error=False)
     add = parser.add_argument
     add("--folder", type=Path, required=True, help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers")
     add("--out", type=Path, required=True, metavar="FILE.ckpt", help="checkpoint to write, and FILE.yaml beside it")
@@ -131,12 +124,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """Return class_path and init_args of the model in a diffusers folder."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    index = _read_json(folder / "model_index.json")
-    if index.get("_class_name") not in ("DDPMPipeline", "DDIMPipeline"):
-        raise UserError(
-            f"{folder / 'model_index.json'} has _class_name={index.get('_class_name')!r}, which is not "
-            "supported; supported: DDPMPipeline and DDIMPipeline"
-        )
+    index = folder / "model_index.json"
+    Config(_read_json(index), str(index)).check_class(["DDPMPipeline", "DDIMPipeline"])
     arguments = unet.parse_unet_config(_read_json(_part(folder, "unet") / "config.json"))
     chain = _read_json(_part(folder, "scheduler") / "scheduler_config.json")
     network = {"class_path": "lightning_ddpm.networks.UNet", "init_args": arguments}
@@ -151,11 +140,7 @@ def _read_weights(folder: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise UserError(f"there is neither {safe.name} nor {pickled.name} in {folder}")
     try:
-        weights = (
-            safetensors.torch.load_file(path)
-            if path == safe
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        weights = load_file(path) if path == safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a file that is no pickle can raise anything
         raise UserError(f"{path} is damaged, or holds more than weights: {first_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):

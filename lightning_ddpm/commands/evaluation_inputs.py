@@ -19,6 +19,8 @@ PUBLISHED = 50_000
 """Number of images of published metrics."""
 DATASETS = ("CIFAR10", "CelebA", "Digits", "FashionMNIST", "MNIST")
 """Datasets that --reference can name."""
+REFERENCES = f"a folder of images, an npz file, a run's config.yaml, or one of {', '.join(DATASETS)}"
+"""What --reference can be."""
 
 
 class EvaluatedImages(NamedTuple):
@@ -26,16 +28,13 @@ class EvaluatedImages(NamedTuple):
 
     Attributes:
         n: number of images.
-        channels, size: shape of each image.
-        model: the model that generates them, or ``None``.
-        images: the existing images, or ``None``.
+        shape: (channels, height, width) of each image.
+        images: the existing images, or ``None`` for those that a model generates.
         origin: where they come from, for the provenance.
     """
 
     n: int
-    channels: int
-    size: int
-    model: DDPM | None
+    shape: tuple[int, ...]
     images: ImageDataset | None
     origin: dict[str, Any]
 
@@ -59,7 +58,6 @@ class Reference(NamedTuple):
 def load_evaluated_images(options: Namespace, model: DDPM | None) -> EvaluatedImages:
     """Return the images to evaluate: those of the model, or those of --images where it is ``None``."""
     if model:
-        channels, size, _ = model.image_shape
         origin = {
             "checkpoint": str(options.ckpt),
             "sha256": hash_file(options.ckpt),
@@ -68,14 +66,13 @@ def load_evaluated_images(options: Namespace, model: DDPM | None) -> EvaluatedIm
             "seed": options.seed,
             "batch_size": options.batch_size,
         }
-        evaluated = EvaluatedImages(options.n or PUBLISHED, channels, size, model, None, origin)
+        evaluated = EvaluatedImages(options.n or PUBLISHED, model.image_shape, None, origin)
     else:
         images = _open_images(options.images)
-        channels, size, _ = images[0][0].shape
         if options.n and options.n > len(images):
             raise UserError(f"{options.images} has {len(images)} images and --n is {options.n}; lower --n")
         origin = {"from": str(options.images), "fingerprint": images.fingerprint, "of": len(images)}
-        evaluated = EvaluatedImages(options.n or len(images), channels, size, None, images, origin)
+        evaluated = EvaluatedImages(options.n or len(images), images[0][0].shape, images, origin)
     if evaluated.n < 2:
         raise UserError(f"a covariance needs at least 2 images, got {evaluated.n}; published metrics use {PUBLISHED}")
     return evaluated
@@ -91,18 +88,15 @@ def _open_images(path: Path) -> ImageDataset:
     return samples
 
 
-def load_reference(options: Namespace, evaluated: EvaluatedImages) -> Reference:
-    """Open the reference; UserError if its images have another shape than the evaluated ones."""
+def load_reference(options: Namespace, shape: tuple[int, ...]) -> Reference:
+    """Open the reference; UserError if its images do not have the shape (c, h, w) of the evaluated ones."""
     name = options.reference
     if name is None:
         beside = options.ckpt.parent / "config.yaml" if options.ckpt else None
         if beside is None or not beside.is_file():
-            raise UserError(
-                "there is nothing to compare with: give --reference, a folder of images, an npz file, a run's "
-                f"config.yaml, or one of {', '.join(DATASETS)}"
-            )
+            raise UserError(f"there is nothing to compare with: give --reference, {REFERENCES}")
         name = str(beside)
-    path, data, statistics, images = Path(name), None, None, None
+    path, data, statistics = Path(name), None, None
     if path.suffix == ".npz":
         images = open_npz_samples(path)
         try:
@@ -110,26 +104,18 @@ def load_reference(options: Namespace, evaluated: EvaluatedImages) -> Reference:
         except UserError:
             if images is None:
                 raise
-        origin: dict[str, Any] = {
-            "from": name,
-            "sha256": hash_file(path),
-            "n": statistics.n if statistics else len(images or ()),
-        }
+        n = statistics.n if statistics else len(images or ())
+        origin: dict[str, Any] = {"from": name, "sha256": hash_file(path), "n": n}
     else:
-        if path.is_dir():
-            images = open_sample_folder(path)
-        else:
-            data = _load_data(name, options.root)
-            images = data.reference_images()
+        data = None if path.is_dir() else _load_data(name, options.root)
+        images = data.reference_images() if data else open_sample_folder(path)
         origin = {"from": name, "fingerprint": images.fingerprint, "n": len(images)}
-    if images is not None:
-        channels, size, _ = images[0][0].shape
-        if (channels, size) != (evaluated.channels, evaluated.size):
-            raise UserError(
-                f"the reference {name} has images of {channels}x{size}x{size} and the evaluated ones are "
-                f"{evaluated.channels}x{evaluated.size}x{evaluated.size} (channels x height x width); give a "
-                "reference of the same shape"
-            )
+    if images is not None and images[0][0].shape != shape:
+        found, expected = ("x".join(map(str, each)) for each in (images[0][0].shape, shape))
+        raise UserError(
+            f"the reference {name} has images of {found} and the evaluated ones are {expected} (channels x height x "
+            "width); give a reference of the same shape"
+        )
     return Reference(images, statistics, data, origin)
 
 
@@ -151,10 +137,7 @@ def _load_data(name: str, root: str | None) -> ImageDataModule:
     elif name in DATASETS:
         data = ImageDataModule(getattr(datasets, name)())
     else:
-        raise UserError(
-            f"there is no reference {name}: give a folder of images, an npz file, a run's config.yaml, or one of "
-            f"{', '.join(DATASETS)}"
-        )
+        raise UserError(f"there is no reference {name}: give {REFERENCES}")
     if root:
         data.root = Path(root)
     data.prepare_data()

@@ -37,12 +37,8 @@ def describe_metric(measured: MetricValue, protocol: str) -> dict[str, Any]:
 
 def describe_bits_per_dim(estimate: BitsPerDimEstimate, protocol: str) -> dict[str, Any]:
     """Return the JSON entry of a variational bound."""
-    return {
-        "value": _finite_or_none(estimate.mean),
-        "standard_error": _finite_or_none(estimate.standard_error),
-        "n": estimate.n,
-        "protocol": protocol,
-    }
+    mean, error = _finite_or_none(estimate.mean), _finite_or_none(estimate.standard_error)
+    return {"value": mean, "standard_error": error, "n": estimate.n, "protocol": protocol}
 
 
 def _finite_or_none(value: float) -> float | None:
@@ -61,12 +57,8 @@ def print_metrics(metrics: dict[str, dict[str, Any]], n: int) -> None:
 
 def describe_extractor(extractor: FeatureExtractor) -> dict[str, Any]:
     """Return the provenance of a feature network."""
-    return {
-        "class": type(extractor).__name__,
-        "protocol": extractor.protocol,
-        "sha256": extractor.weights_sha256(),
-        "batch_size": BATCH,
-    }
+    names = {"class": type(extractor).__name__, "protocol": extractor.protocol}
+    return names | {"sha256": extractor.weights_sha256(), "batch_size": BATCH}
 
 
 def describe_settings(n: int, reference: Reference | None, metrics: set[str]) -> dict[str, Any]:

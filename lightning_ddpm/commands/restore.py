@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,17 +9,9 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from lightning_ddpm.commands.options import (
-    add_device_options,
-    add_model_options,
-    get_ranks,
-    launch_fabric,
-    load_model,
-    parse_options,
-    place_model,
-    read_conditions,
-)
+from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.restore_tasks import TASKS, Task
+from lightning_ddpm.commands.sample_folder import write_images
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import arrange_grid, save_image, to_float, to_uint8
 from lightning_ddpm.data.sample_images import open_sample_folder
@@ -40,18 +31,18 @@ TITLES = "given", "restored", "original"
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and restore the images."""
     parser = _build_parser()
-    options = parse_options(parser, arguments, "restore", ["passes"])
+    options = model_options.parse_options(parser, arguments, "restore", ["passes"])
     _check_task_options(options)
-    model = load_model(parser, options)
-    task, conditions = TASKS[options.task](options, model), read_conditions(options, model)
+    model = model_options.load_model(parser, options)
+    task, conditions = TASKS[options.task](options, model), model_options.read_conditions(options, model)
     images = _open_images(options.images, task)
     check_writable(options.out)
     if any(options.out.glob("*.png")):
         raise UserError(f"{options.out} holds images already; empty it or choose another folder")
 
-    fabric = launch_fabric(options)
-    n, ranks = len(images), get_ranks(fabric)
-    batch_sizes = place_model(model, options, fabric)
+    fabric = model_options.launch_fabric(options)
+    n, ranks = len(images), model_options.get_ranks(fabric)
+    batch_sizes = model_options.place_model(model, options, fabric)
     request = conditions.request(n, options)
     metrics = torch.zeros(n, 4, dtype=torch.float64, device=fabric.device)
     rows: list[Tensor] = []
@@ -77,8 +68,7 @@ def run(arguments: Sequence[str]) -> None:
     with evaluation_mode(model), fabric.autocast():
         batches = ((stop - start, (start, restore(start, stop))) for _, start, stop in shard)
         for start, restored in show_progress(batches, restored_here, options.task, ranks.is_first):
-            for index, each in enumerate(restored.cpu(), start):
-                write_atomically(options.out / f"{index:06d}.png", partial(save_image, each))
+            write_images(options.out, start, restored)
     metrics = ranks.reduce(metrics)
     if ranks.is_first:
         shown = torch.cat(rows)
@@ -104,8 +94,8 @@ def _build_parser() -> ArgumentParser:
     add("--factor", type=int, help="superres: ratio of the image sizes")
     add("--sigma", type=float, help="standard deviation of the noise in the images, where black is -1 and white 1")
     add("--strength", type=float, help="sdedit: from 0, the image itself, to 1, a new one")
-    add_model_options(parser, required=True)
-    add_device_options(parser)
+    model_options.add_model_options(parser, required=True)
+    model_options.add_device_options(parser)
     return parser
 
 

@@ -8,19 +8,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightning_ddpm.data.image_io import read_image
-from lightning_ddpm.diffusion import (
-    DDRM,
-    Ancestral,
-    Degradation,
-    Downsample,
-    FixedSmall,
-    Grayscale,
-    Identity,
-    MarkovSampler,
-    RePaint,
-    Sampler,
-    SDEdit,
-)
+from lightning_ddpm.diffusion import Ancestral, FixedSmall, MarkovSampler, RePaint, Sampler, SDEdit
+from lightning_ddpm.diffusion.samplers.ddrm import DDRM, Degradation, Downsample, Grayscale, Identity
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import ImageNoise

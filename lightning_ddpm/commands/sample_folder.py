@@ -1,9 +1,13 @@
 """The folder that ``sample`` writes: numbered images of one set, and a manifest that identifies the set."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
@@ -17,6 +21,12 @@ MANIFEST = "set.json"
 def get_image_path(folder: Path, index: int) -> Path:
     """Return the path of an image."""
     return folder / f"{index:06d}.png"
+
+
+def write_images(folder: Path, start: int, pixels: Tensor) -> None:
+    """Write images start, start + 1, ..., (b, c, h, w) uint8."""
+    for index, each in enumerate(pixels.cpu(), start):
+        write_atomically(get_image_path(folder, index), partial(save_image, each))
 
 
 def check_no_larger_set(folder: Path, n: int) -> None:
