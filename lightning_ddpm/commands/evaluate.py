@@ -128,12 +128,7 @@ def _build_parser() -> ArgumentParser:
         ReverseVariance, "variance", required=False, help="for bpd: FixedLarge (default), FixedSmall, LearnedRange"
     )
     add("--out", type=Path, metavar="FILE.json", help="write every metric and its provenance to this file")
-    add(
-        "--save_stats",
-        type=Path,
-        metavar="FILE.npz",
-        help="write mu and sigma of the images, as pytorch-fid and EDM read them",
-    )
+    add("--save_stats", type=Path, metavar="FILE.npz", help="write mu and sigma of the images in pytorch-fid's format")
     model_options.add_device_options(parser)
     return parser
 
