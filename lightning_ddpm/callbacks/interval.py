@@ -10,7 +10,7 @@ from lightning_ddpm.utils.errors import UserError
 
 
 class Interval:
-    """Tells when something is due.
+    """Determines when something is due.
 
     Args:
         steps: number of optimizer steps between two times, or ``None``.

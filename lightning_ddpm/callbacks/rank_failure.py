@@ -45,6 +45,6 @@ def _is_lost_connection(error: BaseException) -> bool:
     """Return whether another rank did not answer.
 
     NCCL and the store raise ``DistError``. Gloo raises a plain ``RuntimeError`` (torch 2.6 to 2.14), so that only its
-    text tells.
+    text distinguishes it.
     """
     return isinstance(error, torch.distributed.DistError) or any(each in str(error) for each in GLOO_ERRORS)

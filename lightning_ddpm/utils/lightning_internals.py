@@ -13,7 +13,7 @@ from pytorch_lightning import Trainer
 def is_accumulating(trainer: Trainer) -> bool:
     """Return whether the current batch's gradients wait for those of further batches before the optimizer step.
 
-    No public attribute tells so for the last batches of an epoch, where a step may take fewer batches.
+    No public attribute has this for the last batches of an epoch, where a step may take fewer batches.
     """
     return trainer.fit_loop._should_accumulate()
 
