@@ -175,14 +175,14 @@ print(f"{sum(each.numel() for each in network.parameters()):,} parameters")
 # $$L_{t-1} = \mathbb E\left[\frac{\beta_t^2}{2 \sigma_t^2 (1 - \beta_t)(1 - \bar\alpha_t)}
 # \left\| \epsilon - \epsilon_\theta(x_t, t) \right\|^2\right] + C ,$$
 #
-# and Ho et al. drop the weight. The plot shows what that changes: the bound concentrates on the smallest $t$, where
+# and Ho et al. drop the weight. The plot shows what that changes: the ELBO concentrates on the smallest $t$, where
 # the noise is
 # hardly visible.
 
 # %%
 weight = beta[1:] / (2 * (1 - beta[1:]) * (1 - alpha_bar[1:]))  # with sigma^2 = beta
 plt.figure(figsize=(5, 2.5))
-plt.semilogy(range(1, T + 1), weight, label="weight in the bound")
+plt.semilogy(range(1, T + 1), weight, label="weight in the ELBO")
 plt.axhline(1, color="k", ls="--", label=r"weight in $L_\mathrm{simple}$")
 plt.xlabel("t")
 plt.legend()

@@ -141,21 +141,17 @@ def get_element_type(annotation: Any) -> Any:
 
 def describe_type(annotation: Any) -> str:
     """Return a type in words, as in ``int or null``."""
-    words = []
-    for each in split_annotation(annotation):
-        origin, arguments = get_origin(each), get_args(each)
-        if each in (None, type(None)):
-            words.append("null")
-        elif each is bool:
-            words.append("true or false")
-        elif origin is Literal:
-            words.append(" or ".join(map(str, arguments)))
-        elif origin is Callable:
-            words.append("an importable function")
-        elif origin is tuple:
-            words.append(f"[{', '.join(describe_type(argument) for argument in arguments if argument is not ...)}]")
-        elif origin is not None and origin is not dict and arguments:
-            words.append(f"a list of {describe_type(arguments[0])}")
-        else:
-            words.append(getattr(each, "__name__", str(each)))
-    return " or ".join(words)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " or ".join(map(describe_type, arguments))
+    if origin is Literal:
+        return " or ".join(map(str, arguments))
+    if origin is Callable:
+        return "an importable function"
+    if origin is tuple:
+        return f"[{', '.join(describe_type(each) for each in arguments if each is not ...)}]"
+    if origin not in (None, dict) and arguments:
+        return f"a list of {describe_type(arguments[0])}"
+    if annotation in (None, type(None), bool):
+        return "true or false" if annotation is bool else "null"
+    return str(getattr(annotation, "__name__", annotation))

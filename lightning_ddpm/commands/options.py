@@ -56,24 +56,14 @@ def add_model_options(parser: ArgumentParser, required: bool) -> None:
     add = parser.add_argument
     add("--ckpt", type=Path, required=required, help="checkpoint of the model")
     add("--seed", type=int, default=0, help="random seed; image i depends on the seed and i only")
-    add(
-        "--steps",
-        type=int,
-        help="number of sampler steps, of DDIM without --sampler; default: the checkpoint's sampler",
-    )
+    add("--steps", type=int, help="sampler steps, of DDIM without --sampler; default: the checkpoint's sampler")
     parser.add_subclass_arguments(
         Sampler, "sampler", required=False, help="DDIM, DPMSolverPP, Heun, ...; --sampler.help NAME lists its options"
     )
     add("--batch_size", type=int, default=64, help="number of images in a batch on each device")
     add("--raw", action="store_true", help="use the raw weights instead of their moving average")
-    add(
-        "--labels",
-        "--label",
-        type=str,
-        metavar="N,N,...",
-        help="class labels, repeated in turn; default: as in the data",
-    )
-    add("--class_names", "--class", type=str, metavar="NAME,NAME,...", help="the same by class name")
+    add("--labels", "--label", metavar="N,N,...", help="class labels, repeated in turn; default: as in the data")
+    add("--class_names", "--class", metavar="NAME,NAME,...", help="the same by class name")
     add("--guidance", type=float, metavar="W", help="guidance scale; 0: unconditional, 1: conditional (default)")
     add("--guidance_interval", type=int, nargs=2, metavar=("FROM", "TO"), help="guide only at these steps of 1..T")
     add("--classifier", type=Path, metavar="CKPT", help="guide by this classifier of noisy images")

@@ -25,7 +25,7 @@ class BitsPerDimEstimate(NamedTuple):
 
     Attributes:
         n: number of images.
-        mean: mean of the bound over the images.
+        mean: mean of the ELBO over the images.
         standard_error: standard error of the mean: the standard deviation over images / sqrt(n).
         prior: mean of L_T.
         terms: (T,) float64, mean of every L_{t-1} for t = 1..T; the first is the decoder's.
@@ -104,9 +104,9 @@ def measure_bits_per_dim(
     context: Context,
     progress: Callable[..., Iterator[list[ELBOTerms]]],
 ) -> dict[str, BitsPerDimEstimate]:
-    """Estimate the bound with and without clipping, from the same network evaluations; every rank must call.
+    """Estimate the ELBO with and without clipping, from the same network evaluations; every rank must call.
 
-    A model with classes is conditioned on those of the images: the bound is then on -log p(x | y).
+    A model with classes is conditioned on those of the images: the ELBO is then on -log p(x | y).
 
     Args:
         model: the model, with the weights to use.

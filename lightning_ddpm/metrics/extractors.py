@@ -1,4 +1,4 @@
-"""Feature networks. The name of a metric tells which network, and which protocol, it was computed with."""
+"""Feature networks. The name of a metric names its network and its protocol."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path

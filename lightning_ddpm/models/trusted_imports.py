@@ -95,7 +95,7 @@ def _is_within(name: str, modules: tuple[str, ...]) -> bool:
 
 
 def _get_defining_name(found: object) -> str | None:
-    """Return the name under which an object, or the class of an instance, was defined; ``None`` if it does not tell."""
+    """Return the name under which an object, or the class of an instance, was defined; ``None`` if it has none."""
     if isinstance(found, functools.partial):
         return _get_defining_name(found.func)
     if isinstance(found, ModuleType):
