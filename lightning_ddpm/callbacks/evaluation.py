@@ -185,7 +185,7 @@ class Evaluation(PeriodicCallback):
         if self.suite is None:
             model, ranks = trainer_access.require_ddpm(module), trainer_access.get_ranks(trainer)
             purpose = "Evaluation compares with an ImageDataModule's training set"
-            images = trainer_access.require_image_data(trainer, purpose).reference_images()
+            images = trainer_access.require_image_data(trainer, purpose).train
             n, sampler, guidance = self.request.n, self.request.sampler or model.sampler, self.request.guidance
             labels = model.choose_labels(self.request, 0, n)
             classes = None if labels is None else RequestedClasses(labels, model.list_class_names(guidance))

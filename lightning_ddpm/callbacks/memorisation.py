@@ -86,7 +86,7 @@ class Memorisation(Measurement):
         if stage not in ("fit", "test"):
             return
         trainer_access.prepare_evaluation(trainer, pl_module, self.extractor, self.request)
-        training = self._data(trainer).reference_images()
+        training = self._data(trainer).train
         if self.neighbours > len(training):
             raise UserError(
                 f"there are {len(training)} training images and the memorisation panel shows {self.neighbours} "
@@ -107,7 +107,7 @@ class Memorisation(Measurement):
 
         features = extract_features(self.extractor, module.device, self.request.n, images(), ranks)
         show = partial(show_progress, what="training images", show=trainer.is_global_zero, bar=False)
-        training = data.reference_images()
+        training = data.train
         found = find_nearest(self.extractor, features, self.neighbours, training, data.held_out, ranks, show)
         self.proximity = found
         samples = first.gather(ranks, module.device).to(torch.uint8).reshape(-1, *shape)
@@ -128,7 +128,7 @@ class Memorisation(Measurement):
         if trainer.is_global_zero:
             report(
                 f"memorisation: {self.request.n} images x {nfe or 'as many as each needs'} network evaluations "
-                f"and one pass over {len(data.reference_images())} training images, {when}"
+                f"and one pass over {len(data.train)} training images, {when}"
             )
             if min(self.request.n, len(data.held_out)) < MIN_HELD_OUT:
                 report(

@@ -108,7 +108,7 @@ def load_reference(options: Namespace, shape: tuple[int, ...]) -> Reference:
         origin: dict[str, Any] = {"from": name, "sha256": hash_file(path), "n": n}
     else:
         data = None if path.is_dir() else _load_data(name, options.root)
-        images = data.reference_images() if data else open_sample_folder(path)
+        images = data.train if data else open_sample_folder(path)
         origin = {"from": name, "fingerprint": images.fingerprint, "n": len(images)}
     if images is not None and images[0][0].shape != shape:
         found, expected = ("x".join(map(str, each)) for each in (images[0][0].shape, shape))

@@ -1,20 +1,16 @@
-"""Image sources, datasets and the DataModule that feeds them to a model."""
+"""Image sources, datasets and the DataModule that feeds them to a model.
 
-from lightning_ddpm.data.datamodule import ImageDataModule
-from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset
-from lightning_ddpm.data.image_folder import ImageFolder
-from lightning_ddpm.data.sources import CIFAR10, LSUN, MNIST, CelebA, Digits, FashionMNIST, ImageSource
+Each line exports one name that a config or another folder uses, and shows the file that documents it.
+"""
 
-__all__ = [
-    "CIFAR10",
-    "LSUN",
-    "MNIST",
-    "CelebA",
-    "Digits",
-    "FashionMNIST",
-    "ImageDataModule",
-    "ImageDataset",
-    "ImageFolder",
-    "ImageSource",
-    "MemoryDataset",
-]
+from lightning_ddpm.data.datamodule import ImageDataModule as ImageDataModule
+from lightning_ddpm.data.datasets import ImageDataset as ImageDataset
+from lightning_ddpm.data.datasets import MemoryDataset as MemoryDataset
+from lightning_ddpm.data.image_folder import ImageFolder as ImageFolder
+from lightning_ddpm.data.sources import CIFAR10 as CIFAR10
+from lightning_ddpm.data.sources import LSUN as LSUN
+from lightning_ddpm.data.sources import MNIST as MNIST
+from lightning_ddpm.data.sources import CelebA as CelebA
+from lightning_ddpm.data.sources import Digits as Digits
+from lightning_ddpm.data.sources import FashionMNIST as FashionMNIST
+from lightning_ddpm.data.sources import ImageSource as ImageSource

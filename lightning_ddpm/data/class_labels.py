@@ -32,8 +32,7 @@ def spread_labels(counts: Tensor, seed: int, start: int, stop: int) -> Tensor:
     Returns:
         (stop - start,) int64. They are computed on the CPU, whose random numbers do not depend on the device.
     """
-    counts = counts.cpu()
-    shares = counts.double() if counts.any() else torch.ones(len(counts), dtype=torch.float64)
+    shares = counts.cpu().double() if counts.any() else torch.ones(len(counts), dtype=torch.float64)
     ends = (shares / shares.sum()).cumsum(0)[:-1]
     offset = torch.rand((), dtype=torch.float64, generator=make_generator("cpu", "label", seed))
     return torch.bucketize((offset + torch.arange(start, stop, dtype=torch.float64) * GOLDEN) % 1, ends, right=True)

@@ -102,21 +102,16 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def train(self) -> ImageDataset:
-        """The training images, without flips; they are opened at the first access."""
+        """The training images, without flips, which generated images are compared with; opened at the first access."""
         return self._cache_decoded(self.source.open(self.root, "train"))
 
     @cached_property
     def held_out(self) -> ImageDataset:
-        """The images for validation and test; they are opened at the first access."""
+        """The images for validation and test; opened at the first access."""
         return self._cache_decoded(self.source.open(self.root, "test"))
 
-    def reference_images(self) -> ImageDataset:
-        """Return the training images without flips, which generated images are compared with."""
-        return self.train
-
     def train_dataloader(self) -> DataLoader[Batch]:
-        order = ShuffledShard(len(self.train), get_run_seed(), self._ranks, *self._begins)
-        return self._loader(self.train, order)
+        return self._loader(self.train, ShuffledShard(len(self.train), get_run_seed(), self._ranks, *self._begins))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.held_out, Shard(len(self.held_out), self.batch_size, self._ranks))
@@ -172,8 +167,7 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.predicting:
             return batch
-        images, labels = batch
-        x_0 = to_float(images)
+        x_0, labels = to_float(batch[0]), batch[1]
         training = self.trainer is not None and self.trainer.training
         return (self._flip(x_0) if self.flip and training else x_0), labels
 

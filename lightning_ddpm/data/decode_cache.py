@@ -1,5 +1,6 @@
 """Decode image files once: into memory, or into a file that all processes of a machine map."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,7 +41,7 @@ class MappedDataset(ImageDataset):
 
 def fits_in_memory(data: FileDataset) -> bool:
     """Return whether the decoded dataset is small enough to be kept in memory."""
-    return _count_bytes(data) <= MAX_BYTES_IN_MEMORY
+    return math.prod(_get_shape(data)) <= MAX_BYTES_IN_MEMORY
 
 
 def decode_to_memory(data: FileDataset, what: str) -> MemoryDataset:
@@ -71,19 +72,22 @@ def decode_to_file(data: FileDataset, folder: Path, what: str) -> MappedDataset:
         UserError: an image cannot be used (any more), or the folder cannot be written or has too little space.
     """
     path, shape = folder / f"{make_decode_key(data)}.npy", _get_shape(data)
-    if not _is_complete(path, shape):
-        check_writable(folder)
-        check_free_space(folder, _count_bytes(data), _count_bytes(data), of="decoded dataset")
+    with suppress(OSError, ValueError, EOFError):  # there is no such file, or it is damaged
+        mapped = MappedDataset(path, data.labels, data.fingerprint)
+        if mapped.images.shape == shape and mapped.images.dtype == np.uint8:
+            return mapped
+    check_writable(folder)
+    check_free_space(folder, math.prod(shape), math.prod(shape), of="decoded dataset")
 
-        def write(file: BinaryIO) -> None:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for pixels in _iterate_decoded(data, what):
-                file.write(pixels.numpy().tobytes())
+    def write(file: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for pixels in _iterate_decoded(data, what):
+            file.write(pixels.numpy().tobytes())
 
-        try:
-            write_atomically(path, write)
-        except OSError as error:
-            raise UserError(f"the decoded images of {what} cannot be written in {folder}: {error.strerror}") from error
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise UserError(f"the decoded images of {what} cannot be written in {folder}: {error.strerror}") from error
     return MappedDataset(path, data.labels, data.fingerprint)
 
 
@@ -94,17 +98,5 @@ def _iterate_decoded(data: FileDataset, what: str) -> Iterator[Tensor]:
         yield each.pixels
 
 
-def _is_complete(path: Path, shape: tuple[int, ...]) -> bool:
-    """Return whether the file holds uint8 images of this shape."""
-    with suppress(OSError, ValueError, EOFError):
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-        return bool(images.shape == shape and images.dtype == np.uint8)
-    return False
-
-
 def _get_shape(data: FileDataset) -> tuple[int, int, int, int]:
     return len(data), data.channels, data.size, data.size
-
-
-def _count_bytes(data: FileDataset) -> int:
-    return int(np.prod(_get_shape(data), dtype=np.int64))

@@ -83,7 +83,6 @@ class ImageFolder(ImageSource):
         folder, other = _find_split_folder(root, "train"), _find_split_folder(root, "test")
         paths = list_images(folder)
         classes = {name: label for label, name in enumerate(_list_classes(folder, paths))}
-        below = [path.relative_to(folder).parts[0] for path in paths]
         if other == folder:
             stride = max(2, min(round(1 / self.holdout), len(paths)))
             held_out: Sequence[int] = range(stride - 1, len(paths), stride)
@@ -92,10 +91,10 @@ class ImageFolder(ImageSource):
             rest = range(len(paths))
             paths += list_images(other)
             held_out = range(len(rest), len(paths))
-            below += [paths[index].relative_to(other).parts[0] for index in held_out]
         if not paths:
             raise UserError(f"{root} holds no images ({', '.join(EXTENSIONS)}), nor do its subfolders; check data.root")
-        labels = torch.tensor([classes.get(name, -1) for name in below])
+        depth = len(folder.relative_to(root).parts)
+        labels = torch.tensor([classes.get(path.relative_to(root).parts[depth], -1) for path in paths])
         data = build_path_dataset(paths, labels, self.channels, self.size, partial(resolve_inside, root.resolve()))
         return data, {"train": rest, "test": held_out}
 

@@ -52,9 +52,9 @@ def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
         UserError: the file, or what the caller does with the image, fails: it is of another format, has more pixels
             than Pillow's limit against decompression bombs, or is damaged.
     """
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice the limit
     try:
         with Image.open(file, formats=FORMATS) as image:
-            limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice the limit
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
             yield image
@@ -62,8 +62,7 @@ def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(
-            f"the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels, Pillow's limit against decompression bombs; "
-            "save it smaller"
+            f"the image has more than {limit:,} pixels, Pillow's limit against decompression bombs; save it smaller"
         ) from error
     except UnidentifiedImageError as error:
         raise UserError(f"the file is not an image in a supported format ({', '.join(FORMATS)})") from error
@@ -124,8 +123,7 @@ def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
         raise UserError(f"the image is {image.width}x{image.height}, less than {size}x{size}; lower data.source.size")
     if min(image.size) > size:
         image = transforms.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))
-    return pixels
+    return transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))  # type: ignore[no-any-return]
 
 
 def _take_high_byte(image: Image.Image) -> Image.Image:

@@ -56,8 +56,7 @@ def open_sample_folder(folder: Path) -> ImageDataset:
             f"images are evaluated without resizing and must be squares of one size; {folder} has {some}; resize them"
         )
     ((size, _),) = sizes
-    labels = torch.full((len(paths),), -1)
-    data = build_path_dataset(paths, labels, 1 if grayscale else 3, size, within)
+    data = build_path_dataset(paths, torch.full((len(paths),), -1), 1 if grayscale else 3, size, within)
     data.fingerprint = make_cache_key(content)
     return data
 

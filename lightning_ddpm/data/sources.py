@@ -106,11 +106,14 @@ class Digits(ImageSource):
         return [str(digit) for digit in range(10)]
 
 
-class MNIST(ImageSource):
-    """MNIST: 60,000 handwritten digits of 28x28 pixels, and 10,000 held out."""
+class _TorchvisionArrays(ImageSource):
+    """A dataset of torchvision that holds all images in one array.
 
-    channels, size = 1, 28
-    dataset: Any = torchvision.datasets.MNIST
+    Attributes:
+        dataset: torchvision's class.
+    """
+
+    dataset: Any
 
     def prepare(self, root: Path) -> None:
         for train in (True, False):
@@ -118,10 +121,18 @@ class MNIST(ImageSource):
 
     def open(self, root: Path, split: Split) -> ImageDataset:
         data = self.dataset(root, train=split == "train")
-        return MemoryDataset(data.data[:, None], data.targets)
+        images = torch.as_tensor(data.data).reshape(-1, self.size, self.size, self.channels)
+        return MemoryDataset(images.permute(0, 3, 1, 2), torch.as_tensor(data.targets))
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return []
+
+
+class MNIST(_TorchvisionArrays):
+    """MNIST: 60,000 handwritten digits of 28x28 pixels, and 10,000 held out."""
+
+    channels, size = 1, 28
+    dataset = torchvision.datasets.MNIST
 
     def class_names(self, root: Path) -> list[str]:
         return list(self.dataset.classes)
@@ -133,21 +144,11 @@ class FashionMNIST(MNIST):
     dataset = torchvision.datasets.FashionMNIST
 
 
-class CIFAR10(ImageSource):
+class CIFAR10(_TorchvisionArrays):
     """CIFAR-10: 50,000 RGB images of 32x32 pixels in ten classes, and 10,000 held out."""
 
     channels, size = 3, 32
-
-    def prepare(self, root: Path) -> None:
-        for train in (True, False):
-            _fetch(partial(torchvision.datasets.CIFAR10, root, train=train, download=True), "CIFAR10", root)
-
-    def open(self, root: Path, split: Split) -> ImageDataset:
-        data = torchvision.datasets.CIFAR10(root, train=split == "train")
-        return MemoryDataset(torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets))
-
-    def image_files(self, root: Path) -> list[FileDataset]:
-        return []
+    dataset = torchvision.datasets.CIFAR10
 
     def class_names(self, root: Path) -> list[str]:
         return ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -225,8 +226,7 @@ class LSUN(ImageSource):
             with environment.begin() as transaction:
                 return BytesIO(transaction.get(keys[chosen[index]]))
 
-        labels = torch.full((len(chosen),), -1)
-        state = describe_file(folder / "data.mdb")
+        labels, state = torch.full((len(chosen),), -1), describe_file(folder / "data.mdb")
         return FileDataset([f"{folder}[{i}]" for i in chosen], file, labels, self.channels, self.size, state)
 
     def image_files(self, root: Path) -> list[FileDataset]:

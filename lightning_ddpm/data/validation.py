@@ -41,8 +41,7 @@ def read_all(data: FileDataset, what: str, show: bool = True) -> Iterator[Decode
     def results() -> Iterator[tuple[int, DecodedImage | str]]:
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(data), 256):  # in parts, because results wait in memory
-                some = range(start, min(start + 256, len(data)))
-                parts = (some[i : i + 16] for i in range(0, 256, 16))
+                parts = (range(len(data))[i : i + 16] for i in range(start, min(start + 256, len(data)), 16))
                 for part in pool.map(lambda indices: [*map(attempt, indices)], parts):
                     yield from ((1, each) for each in part)
 
@@ -72,9 +71,8 @@ def find_faults(data: FileDataset, what: str) -> dict[int, str]:
 
 def cache_faults(data: FileDataset, bad: Iterable[int]) -> None:
     """Store indices of faulty images for :func:`find_faults`, if the cache can be written."""
-    text = json.dumps(list(bad))
     with suppress(OSError):  # only time is lost
-        write_atomically(_cache_path(data), lambda file: file.write(text.encode()))
+        write_atomically(_cache_path(data), lambda file: file.write(json.dumps(list(bad)).encode()))
 
 
 def _cache_path(data: FileDataset) -> Path:

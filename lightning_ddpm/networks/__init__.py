@@ -1,7 +1,8 @@
-"""Networks in torch and einops: Ho et al.'s U-Net, its encoder as a classifier, and a small classifier."""
+"""Networks in torch and einops: Ho et al.'s U-Net, its encoder as a classifier, and a small classifier.
 
-from lightning_ddpm.networks.cnn import SmallCNN
-from lightning_ddpm.networks.encoder import UNetEncoder
-from lightning_ddpm.networks.unet import UNet
+Each line exports one name that a config or another folder uses, and shows the file that documents it.
+"""
 
-__all__ = ["SmallCNN", "UNet", "UNetEncoder"]
+from lightning_ddpm.networks.cnn import SmallCNN as SmallCNN
+from lightning_ddpm.networks.encoder import UNetEncoder as UNetEncoder
+from lightning_ddpm.networks.unet import UNet as UNet

@@ -39,8 +39,8 @@ class UNetEncoder(nn.Module):
         parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups)
         (self.channels, self.size), self.classes = parts.shape, classes
         self.embed, self.first, self.down, self.middle1, self.middle2 = parts[:5]
-        self.norm = make_group_norm(parts.channels, groups)
-        self.pool = AttentionPool(parts.channels, self.size // 2 ** (len(multipliers) - 1), classes)
+        self.norm = make_group_norm(parts.skips[-1], groups)
+        self.pool = AttentionPool(parts.skips[-1], self.size // 2 ** (len(multipliers) - 1), classes)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Map noisy images (b, channels, size, size) and timesteps (b,) in 1..T to logits (b, classes)."""

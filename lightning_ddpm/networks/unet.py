@@ -18,8 +18,7 @@ class EncoderParts(NamedTuple):
     Attributes:
         embed: maps timesteps (b,) to (b, embedding).
         first, down, middle1, middle2: the layers, in order.
-        channels: output channels of the middle.
-        skips: channels of every output of the encoder.
+        skips: channels of every output of the encoder; the last is also that of the middle.
         make_block: builds a block with the same settings: (inputs, outputs, level) -> block.
         shape: channels and size of the images.
     """
@@ -29,7 +28,6 @@ class EncoderParts(NamedTuple):
     down: nn.ModuleList
     middle1: UNetBlock
     middle2: UNetBlock
-    channels: int
     skips: list[int]
     make_block: Callable[[int, int, int], UNetBlock]
     shape: tuple[int, int]
@@ -84,7 +82,7 @@ def build_encoder(
 
     middle1 = UNetBlock(current, current, embedding, groups, dropout, attention=True)
     middle2 = UNetBlock(current, current, embedding, groups, dropout, attention=False)
-    return EncoderParts(embed, first, down, middle1, middle2, current, skips, make_block, (channels, size))
+    return EncoderParts(embed, first, down, middle1, middle2, skips, make_block, (channels, size))
 
 
 def run_encoder(first: nn.Module, down: nn.ModuleList, x_t: Tensor, embedding: Tensor) -> list[Tensor]:
@@ -137,7 +135,7 @@ class UNet(nn.Module):
         parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups)
         (self.channels, self.size), self.classes = parts.shape, classes
         self.embed, self.first, self.down, self.middle1, self.middle2 = parts[:5]
-        current, skips = parts.channels, list(parts.skips)
+        current, skips = parts.skips[-1], list(parts.skips)
 
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):

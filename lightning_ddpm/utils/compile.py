@@ -1,18 +1,12 @@
 """Compile a network in place."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_ddpm.utils import torch_internals
 from lightning_ddpm.utils.errors import UserError, first_line
-from lightning_ddpm.utils.torch_internals import (
-    allow_any_batch_size,
-    get_compiler_error,
-    remove_compiled_call,
-    wrap_compiled_call,
-)
 
 
 def compile_in_place(network: nn.Module, backend: str = "inductor", mode: str | None = None) -> None:
@@ -27,26 +21,24 @@ def compile_in_place(network: nn.Module, backend: str = "inductor", mode: str | 
     Raises:
         UserError: the backend does not work on this machine; raised at the first call of the network.
     """
-    compiler_error = get_compiler_error()
-
-    def wrap(compiled: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*inputs: Tensor) -> Any:
-            contiguous = [each.contiguous() for each in inputs]  # samplers pass t as an expanded view
-            for each in contiguous:  # otherwise every batch size would be compiled on its own
-                allow_any_batch_size(each)
-            try:
-                return compiled(*contiguous)
-            except compiler_error as error:
-                cause = first_line(getattr(error, "inner_exception", error))
-                raise UserError(
-                    f"torch.compile cannot compile the network here: {cause}; on a CPU it needs a C++ compiler, "
-                    "such as Debian's g++: install one, or train without compilation"
-                ) from error
-
-        return call
-
+    compiler_error = torch_internals.get_compiler_error()
     network.compile(backend=backend, mode=mode)
-    wrap_compiled_call(network, wrap)
+    compiled = torch_internals.get_compiled_call(network)
+
+    def call(*inputs: Tensor) -> Any:
+        contiguous = [each.contiguous() for each in inputs]  # samplers pass t as an expanded view
+        for each in contiguous:  # otherwise every batch size would be compiled on its own
+            torch_internals.allow_any_batch_size(each)
+        try:
+            return compiled(*contiguous)
+        except compiler_error as error:
+            cause = first_line(getattr(error, "inner_exception", error))
+            raise UserError(
+                f"torch.compile cannot compile the network here: {cause}; on a CPU it needs a C++ compiler, such as "
+                "Debian's g++: install one, or train without compilation"
+            ) from error
+
+    torch_internals.set_compiled_call(network, call)
 
 
 def check_backend(name: str) -> None:
@@ -58,4 +50,4 @@ def check_backend(name: str) -> None:
 
 def restore_eager(network: nn.Module) -> None:
     """Undo :func:`compile_in_place`."""
-    remove_compiled_call(network)
+    torch_internals.set_compiled_call(network, None)

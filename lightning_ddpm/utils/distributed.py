@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-def _keep(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 @dataclass(frozen=True)
 class Ranks:
     """This process among all that share the work; without arguments, the only one.
@@ -22,7 +18,7 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
-    reduce: Callable[[Tensor], Tensor] = _keep
+    reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     @property
     def is_first(self) -> bool:

@@ -56,11 +56,10 @@ def check_free_space(folder: Path, largest: int, total: int, of: str = "checkpoi
     Raises:
         UserError: the disk is full, or a quota or a limit on the size of files is exceeded.
     """
-    free = shutil.disk_usage(folder).free
-    if free < total:
+    needed, free = total / 1e6, shutil.disk_usage(folder).free / 1e6
+    if free < needed:
         raise UserError(
-            f"the {of}s take {total / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB left; make room, or "
-            "choose another folder"
+            f"the {of}s take {needed:,.0f} MB and {folder} has {free:,.0f} MB left; make room, or choose another folder"
         )
     try:
         with tempfile.TemporaryFile(dir=folder) as trial:

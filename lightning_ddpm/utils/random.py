@@ -67,11 +67,10 @@ class ImageNoise:
 
     def __call__(self, like: Tensor) -> Tensor:
         """Return the next noise, with the shape (stop - start, ...), device and dtype of ``like``."""
-        first = self.start // self.BLOCK
         if not self.generators:
-            blocks = range(first, (self.stop - 1) // self.BLOCK + 1)
+            blocks = range(self.start // self.BLOCK, (self.stop - 1) // self.BLOCK + 1)
             self.generators = [make_generator(like.device, self.purpose, self.seed, index=block) for block in blocks]
         shape = (self.BLOCK, *like.shape[1:])
         noise = [torch.randn(shape, generator=each, device=like.device, dtype=like.dtype) for each in self.generators]
-        offset = first * self.BLOCK
-        return torch.cat(noise)[self.start - offset : self.stop - offset]
+        first = self.start % self.BLOCK
+        return torch.cat(noise)[first : first + self.stop - self.start]

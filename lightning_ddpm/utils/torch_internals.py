@@ -18,18 +18,17 @@ def disable_own_unscaling(optimizer: Optimizer) -> None:
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
-def wrap_compiled_call(network: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace the function that a network calls after ``network.compile()`` by ``wrap`` of it.
+def get_compiled_call(network: nn.Module) -> Any:
+    """Return the function that a network calls after ``network.compile()``."""
+    return network._compiled_call_impl
+
+
+def set_compiled_call(network: nn.Module, call: Callable[..., Any] | None) -> None:
+    """Replace that function, or with ``None`` undo ``network.compile()``, which has no public inverse.
 
     ``torch.compile`` of a wrapped module would change the names of the weights; a hook cannot catch its exceptions.
     """
-    compiled: Any = network._compiled_call_impl
-    network._compiled_call_impl = wrap(compiled)
-
-
-def remove_compiled_call(network: nn.Module) -> None:
-    """Undo ``network.compile()``, which has no public inverse."""
-    network._compiled_call_impl = None
+    network._compiled_call_impl = call
 
 
 def allow_any_batch_size(tensor: Tensor) -> None:

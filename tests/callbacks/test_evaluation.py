@@ -37,7 +37,7 @@ def evaluation(**arguments: Any) -> Evaluation:
 
 def compute_distance(model: DDPM, n: int = 70) -> float:
     """Compute the distance of the model's images to all training images without the callback."""
-    data = ImageDataModule(Digits()).reference_images()
+    data = ImageDataModule(Digits()).train
     distance = FrechetDistance(DigitsFeatures(), torch.device("cpu"))
     distance.extractor.load()
     distance.set_reference(data, Ranks(), lambda batches, total: (batch for _, batch in batches))
@@ -234,7 +234,7 @@ def test_one_evaluation_computes_all_metrics(tmp_path: Path) -> None:
     trainer = fit(tmp_path, [asked], frozen, logger=tensorboard(tmp_path))
     extractor = DigitsFeatures()
     extractor.load()
-    real = ImageDataModule(Digits()).reference_images()
+    real = ImageDataModule(Digits()).train
     with torch.no_grad():
         reference = extractor(real.__getitems__(range(len(real)))[0])
         made = torch.cat([pixels for _, pixels in generate_batches(frozen, SampleRequest(70, sampler=DDIM(steps=2)))])

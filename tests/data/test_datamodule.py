@@ -237,7 +237,7 @@ def test_a_batch_size_of_0_is_refused() -> None:
 
 def test_the_reference_is_the_whole_training_set_without_flips() -> None:
     data = ImageDataModule(Digits(), batch_size=7, flip=True)
-    reference, train = data.reference_images(), Digits().open(Path("unused"), "train")
+    reference, train = data.train, Digits().open(Path("unused"), "train")
     assert torch.equal(reference.__getitems__(range(len(reference)))[0], train.__getitems__(range(len(train)))[0])
 
 

@@ -40,7 +40,7 @@ def open_training_images(root: Path, folder: Path | None = None, size: int = 8, 
     """Open the training images as a run does."""
     data = ImageDataModule(ImageFolder(channels, size, holdout=0.5), str(root), decode_cache=folder and str(folder))
     data.prepare_data()
-    return data.reference_images()
+    return data.train
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from lightning_fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning_ddpm.utils.torch_internals import (
     allow_any_batch_size,
     disable_own_unscaling,
+    get_compiled_call,
     get_compiler_error,
-    remove_compiled_call,
-    wrap_compiled_call,
+    set_compiled_call,
 )
 
 
@@ -29,10 +29,11 @@ def test_the_call_of_a_compiled_module_can_be_wrapped_and_removed() -> None:
     calls = []
     network = torch.nn.Identity()
     network.compile(backend="eager")
-    wrap_compiled_call(network, lambda compiled: lambda x: (calls.append(x), compiled(x))[1])
+    compiled = get_compiled_call(network)
+    set_compiled_call(network, lambda x: (calls.append(x), compiled(x))[1])
     assert network(torch.ones(2)).sum() == 2, changed
     assert len(calls) == 1, changed
-    remove_compiled_call(network)
+    set_compiled_call(network, None)
     network(torch.ones(2))
     assert len(calls) == 1, changed
 

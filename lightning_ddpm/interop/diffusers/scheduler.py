@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_ddpm import diffusion
+from lightning_ddpm.diffusion import FixedLarge, FixedSmall, LearnedRange
 from lightning_ddpm.interop.diffusers.settings import VERSION, Config, Settings
 from lightning_ddpm.utils.errors import UserError
 
@@ -14,11 +15,8 @@ SCHEDULES: dict[str, type[diffusion.NoiseSchedule]] = {
     "squaredcos_cap_v2": diffusion.Cosine,
 }
 PREDICTION_TYPES = {"epsilon": diffusion.Epsilon, "sample": diffusion.X0, "v_prediction": diffusion.Velocity}
-VARIANCES: dict[str, type[diffusion.ReverseVariance]] = {
-    "fixed_small": diffusion.FixedSmall,
-    "fixed_large": diffusion.FixedLarge,
-    "learned_range": diffusion.LearnedRange,
-}
+Variances = dict[str, type[diffusion.ReverseVariance]]
+VARIANCES: Variances = {"fixed_small": FixedSmall, "fixed_large": FixedLarge, "learned_range": LearnedRange}
 
 SCHEDULER_SETTINGS: Settings = {
     "clip_sample": (True, (True,)),
@@ -92,7 +90,7 @@ def choose_variance(sampler: diffusion.Sampler, outputs: int) -> diffusion.Rever
         UserError: the sampler is neither Ancestral nor DDIM.
     """
     if type(sampler) is diffusion.DDIM:
-        return diffusion.FixedSmall() if outputs == 1 else diffusion.LearnedRange()
+        return FixedSmall() if outputs == 1 else LearnedRange()
     if type(sampler) is diffusion.Ancestral:
         return sampler.variance
     raise UserError(
@@ -136,7 +134,7 @@ def parse_scheduler_config(config: Mapping[str, Any], outputs: int) -> dict[str,
         if outputs == 2:
             raise UserError(f"{settings.where} is of a DDIMScheduler, which cannot read the network's learned variance")
     else:
-        kinds = VARIANCES | {"fixed_small_log": diffusion.FixedSmall}
+        kinds = VARIANCES | {"fixed_small_log": FixedSmall}
         variance = settings.read_choice("variance_type", "fixed_small", kinds)
         check_outputs(config.get("variance_type", "fixed_small"), outputs)
         sampler = _describe_object(diffusion.Ancestral, variance=_describe_object(variance), steps=None)
@@ -147,8 +145,7 @@ def _parse_schedule(settings: Config) -> dict[str, Any]:
     steps = settings.read_positive_int("num_train_timesteps", 1000)
     if settings.values.get("trained_betas") is not None:
         betas = [float(each) for each in settings.read_list("trained_betas", (int, float))]
-        n = len(betas)
-        settings.check(steps == n, "num_train_timesteps", steps, f"{n}, the number of trained_betas")
+        settings.check(steps == len(betas), "num_train_timesteps", steps, f"{len(betas)}, the number of trained_betas")
         return _describe_object(diffusion.ExplicitBetas, betas=betas)
     kind = settings.read_choice("beta_schedule", "linear", SCHEDULES)
     if kind is diffusion.Cosine:

@@ -93,13 +93,9 @@ def parse_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
     settings.check_settings(UNET_SETTINGS, UNET_READ)
     channels = settings.read_list("block_out_channels", int)
     down, up = (settings.read_list(name, str) for name in ("down_block_types", "up_block_types"))
-    if not len(channels) == len(down) == len(up):
-        raise UserError(
-            f"{settings.where} has {len(channels)} block_out_channels, {len(down)} down_block_types and {len(up)} "
-            "up_block_types; their numbers must be equal"
-        )
     for name, blocks, plain in (("down_block_types", down, "DownBlock2D"), ("up_block_types", up, "UpBlock2D")):
         settings.check({*blocks} <= {plain, f"Attn{plain}"}, name, blocks, f"{plain} and Attn{plain}")
+        settings.check(len(blocks) == len(channels), name, blocks, f"{len(channels)} blocks, as in block_out_channels")
     attends = [name.startswith("Attn") for name in down]
     mirrored = [name.startswith("Attn") for name in reversed(up)] == attends
     settings.check(mirrored, "up_block_types", up, "attention at the levels at which down_block_types has it")
@@ -111,9 +107,8 @@ def parse_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
     one_head = head is None or attending == {head}
     settings.check(one_head, "attention_head_dim", head, f"one head: null, or all of {sorted(attending)} channels")
     groups = settings.read_positive_int("norm_num_groups", 32)
-    attention_groups, embedding = config.get("attn_norm_num_groups"), config.get("time_embedding_dim")
-    same_groups = attention_groups in (None, groups)
-    settings.check(same_groups, "attn_norm_num_groups", attention_groups, "null or norm_num_groups")
+    norm_groups, embedding = config.get("attn_norm_num_groups"), config.get("time_embedding_dim")
+    settings.check(norm_groups in (None, groups), "attn_norm_num_groups", norm_groups, "null or norm_num_groups")
     settings.check(embedding in (None, 4 * width), "time_embedding_dim", embedding, f"null or {4 * width}")
     size = config.get("sample_size")
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:

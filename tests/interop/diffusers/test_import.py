@@ -169,7 +169,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "uneven_blocks": (
         lambda folder: change_json(folder / "unet" / "config.json", up_block_types=["UpBlock2D"]),
-        "has 2 block_out_channels, 2 down_block_types and 1 up_block_types",
+        r"up_block_types=\['UpBlock2D'\], which is not supported; supported: 2 blocks, as in block_out_channels",
     ),
     "learned_without_channels": (
         lambda folder: change_json(folder / "scheduler" / "scheduler_config.json", variance_type="learned_range"),
