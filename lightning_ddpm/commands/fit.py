@@ -13,18 +13,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from lightning_ddpm.callbacks import (
-    LearningRate,
-    NonFinite,
-    PredictionWriter,
-    ProgressLines,
-    ProgressRich,
-    Resume,
-    RunLogger,
-    RunSummary,
-    StopAllRanks,
-    Throughput,
-)
+from lightning_ddpm import callbacks as ours
 from lightning_ddpm.commands.parsing import explain, instantiate
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.checkpoint import build_hyper_parameters, read_checkpoint, read_newest_checkpoint
@@ -127,19 +116,20 @@ class DDPMCLI(LightningCLI):
         if not config.fast_dev_run:
             check_writable(folder)
         kwargs["default_root_dir"] = str(folder)
-        callbacks = [Throughput(), RunSummary(), *(config.callbacks or []), PredictionWriter(), StopAllRanks()]
-        if not any(isinstance(each, NonFinite) for each in callbacks):
-            callbacks.append(NonFinite())
-        kwargs["callbacks"] = [Resume(self.config_dump, self._resumed_config), *callbacks]
+        first, last = [ours.Throughput(), ours.RunSummary()], [ours.PredictionWriter(), ours.StopAllRanks()]
+        callbacks = [*first, *(config.callbacks or []), *last]
+        if not any(isinstance(each, ours.NonFinite) for each in callbacks):
+            callbacks.append(ours.NonFinite())
+        kwargs["callbacks"] = [ours.Resume(self.config_dump, self._resumed_config), *callbacks]
         plugins = config.plugins if isinstance(config.plugins, list) else [each for each in [config.plugins] if each]
         if not any(isinstance(each, CheckpointIO) for each in plugins):
             kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         if config.logger is None or config.logger is True:
-            kwargs["logger"] = RunLogger(folder, self._resumed_step)
+            kwargs["logger"] = ours.RunLogger(folder, self._resumed_step)
         if config.logger is not False and not config.fast_dev_run:
-            kwargs["callbacks"].append(LearningRate())
+            kwargs["callbacks"].append(ours.LearningRate())
         if config.enable_progress_bar is not False:
-            kwargs["callbacks"].append(ProgressRich() if is_terminal() else ProgressLines())
+            kwargs["callbacks"].append(ours.ProgressRich() if is_terminal() else ours.ProgressLines())
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
@@ -199,11 +189,6 @@ def _silence_lightning() -> None:
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
     logging.getLogger("lightning_fabric.utilities.seed").addFilter(lambda record: "Seed set" not in record.getMessage())
-    for message in (
-        ".*does not have many workers.*",
-        ".*exists and is not empty.*",
-        ".*LeafSpec.*",
-        ".*infer the batch indices.*",
-        ".*args parameter is intended to run from within Python.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
+    hints = "does not have many workers", "exists and is not empty", "LeafSpec", "infer the batch indices"
+    for hint in (*hints, "args parameter is intended to run from within Python"):
+        warnings.filterwarnings("ignore", message=f".*{hint}")

@@ -13,15 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentParser
 
-from lightning_ddpm.commands.class_names import (
-    describe_type,
-    find_class,
-    find_kinds,
-    get_element_type,
-    list_parameters,
-    split_annotation,
-    suggest,
-)
+from lightning_ddpm.commands import class_names
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.jsonargparse_internals import Option, list_options
 
@@ -128,9 +120,9 @@ class OptionChecker:
         if place.file or owner:
             path, _, last = place.path.rpartition(".")
             siblings = [each.rpartition(".")[2] for each in known if each.rpartition(".")[0] == path]
-            fix = suggest(last, siblings, "" if place.file else f"--{path}.")
+            fix = class_names.suggest(last, siblings, "" if place.file else f"--{path}.")
         else:
-            fix = suggest(place.path, known, "--")
+            fix = class_names.suggest(place.path, known, "--")
         raise UserError(f"there is no option {place}{fix or ';'} {how}")
 
     def _check_mapping(self, config: dict[str, Any], prefix: str, place: Place) -> None:
@@ -150,12 +142,12 @@ class OptionChecker:
         before = self.given.get(option.name)
         if not place.file and option.nargs in (None, "?"):
             if not value and option.nargs is None:
-                raise UserError(f"{place} needs a value, {describe_type(option.annotation)}")
+                raise UserError(f"{place} needs a value, {class_names.describe_type(option.annotation)}")
             if len(value) > 1:
                 raise UserError(f"{place} takes one value, got {', '.join(value)}")
             value = value[0] if value else None
         several = option.nargs not in (None, "?")
-        annotation = get_element_type(option.annotation) if append else option.annotation
+        annotation = class_names.get_element_type(option.annotation) if append else option.annotation
         for each in value if several else [value]:
             self._check_value(annotation, place, each, None if append else before)
         if append:
@@ -178,7 +170,7 @@ class OptionChecker:
 
     def _check_keys(self, annotation: Any, spec: Any, path: list[str], keys: list[str], value: Any) -> None:
         if isinstance(spec, list):  # of the class that was appended last
-            spec, annotation = spec[-1] if spec else {}, get_element_type(annotation)
+            spec, annotation = spec[-1] if spec else {}, class_names.get_element_type(annotation)
         if not isinstance(spec, dict) or keys[0] == "dict_kwargs":
             return
         place = Place(".".join([*path, *keys]))
@@ -202,25 +194,25 @@ class OptionChecker:
 
     def _list_parameters(self, annotation: Any, spec: dict[str, Any], place: Place) -> dict[str, Option] | None:
         """Return the parameters of the class that a spec names; ``None`` where it names none."""
-        kinds, given_by_code = find_kinds(annotation)
+        kinds, given_by_code = class_names.find_kinds(annotation)
         name = spec.get("class_path")
         if not kinds or not isinstance(name, str):
             return None
         where = f" ({place})" if place.file else ""
-        kind = find_class(name, kinds, place.word(), where)
-        return None if kind is None else list_parameters(kind, given_by_code)
+        kind = class_names.find_class(name, kinds, place.word(), where)
+        return None if kind is None else class_names.list_parameters(kind, given_by_code)
 
     def _check_value(self, annotation: Any, place: Place, value: Any, before: Any) -> None:
         if _accepts(annotation, value):
             return
-        element = get_element_type(annotation)
+        element = class_names.get_element_type(annotation)
         if isinstance(value, list) and element is not None:
             for index, each in enumerate(value):
                 self._check_value(element, place._replace(path=f"{place.path}.{index}"), each, None)
-        elif find_kinds(annotation)[0] and isinstance(value, dict | str):
+        elif class_names.find_kinds(annotation)[0] and isinstance(value, dict | str):
             self._check_spec(annotation, place, value, before)
         else:
-            raise UserError(f"{place} expects {describe_type(annotation)}, got {value!r}")
+            raise UserError(f"{place} expects {class_names.describe_type(annotation)}, got {value!r}")
 
     def _check_spec(self, annotation: Any, place: Place, value: Any, before: Any) -> None:
         spec = _as_spec(annotation, value)
@@ -240,7 +232,8 @@ class OptionChecker:
     def _check_required(self, annotation: Any, place: Place, value: Any) -> None:
         if isinstance(value, list):
             for index, each in enumerate(value):
-                self._check_required(get_element_type(annotation), place._replace(path=f"{place.path}.{index}"), each)
+                element = class_names.get_element_type(annotation)
+                self._check_required(element, place._replace(path=f"{place.path}.{index}"), each)
         if not isinstance(value, dict):
             return
         parameters = self._list_parameters(annotation, value, place) or {}
@@ -267,7 +260,8 @@ def _accepts(annotation: Any, value: Any) -> bool:
 
 def _as_spec(annotation: Any, value: Any) -> Any:
     """Return a class that is given by its name alone as a mapping."""
-    named = isinstance(value, str) and find_kinds(annotation)[0] and str not in split_annotation(annotation)
+    is_text = str in class_names.split_annotation(annotation)
+    named = isinstance(value, str) and not is_text and class_names.find_kinds(annotation)[0]
     return {"class_path": value} if named else value
 
 

@@ -191,13 +191,9 @@ def launch_fabric(options: Namespace) -> Fabric:
         UserError: the devices do not exist.
     """
     try:
-        fabric = Fabric(
-            accelerator=options.accelerator,
-            strategy=options.strategy or ("ddp" if options.devices * options.num_nodes > 1 else "auto"),
-            devices=options.devices,
-            num_nodes=options.num_nodes,
-            precision=options.precision,
-        )
+        strategy = options.strategy or ("ddp" if options.devices * options.num_nodes > 1 else "auto")
+        settings = {name: options[name] for name in ("accelerator", "devices", "num_nodes", "precision")}
+        fabric = Fabric(strategy=strategy, **settings)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(
             f"{first_line(error)} Change or remove --accelerator, --devices, --strategy or --precision"
