@@ -118,7 +118,7 @@ def test_arguments_that_do_not_fit_together_are_errors() -> None:
         tiny_model(label_dropout=1.5)
     with pytest.raises(UserError, match="class_names has 2 names and the network 0 classes"):
         tiny_model(class_names=["cat", "dog"])
-    with pytest.raises(UserError, match="the dataset must have labels; give classes=0"):
+    with pytest.raises(UserError, match="got None; use labelled images, or give classes=0"):
         UNet(**TINY, classes=None)
     with pytest.raises(UserError, match=r"and this one has label_dropout=0; use scale 1"):
         ClassifierFree(2.0).check_model(tiny_model(network=tiny_network(classes=10), label_dropout=0.0))
