@@ -25,13 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["DDPM", "ImageDataModule", "SampleRequest", "generate", "load"]
 
-_MODULES = {
-    "DDPM": "models.ddpm",
-    "ImageDataModule": "data.datamodule",
-    "SampleRequest": "models.sample_request",
-    "generate": "models.generate",
-    "load": "models.checkpoint",
-}
+_MODULES = {"DDPM": "models.ddpm", "ImageDataModule": "data.datamodule", "SampleRequest": "models.sample_request"}
+_MODULES |= {"generate": "models.generate", "load": "models.checkpoint"}
 
 
 def __getattr__(name: str) -> object:

@@ -173,13 +173,12 @@ class OptionChecker:
             spec, annotation = spec[-1] if spec else {}, class_names.get_element_type(annotation)
         if not isinstance(spec, dict) or keys[0] == "dict_kwargs":
             return
+        keys = keys[keys[0] == "init_args" :]
         place = Place(".".join([*path, *keys]))
         if keys[0] == "class_path":
             self._check_value(annotation, place, value, spec)
             spec.update(_merge(spec, {"class_path": value}))
             return
-        if keys[0] == "init_args":
-            keys = keys[1:]
         parameters = self._list_parameters(annotation, spec, Place(".".join(path)))
         if parameters is None:
             return

@@ -1,6 +1,7 @@
 """Options of the commands that sample from a checkpoint: the model, the sampler, the conditions and the devices."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,9 +205,5 @@ def launch_fabric(options: Namespace) -> Fabric:
 
 def get_ranks(fabric: Fabric) -> Ranks:
     """Return this process's place among Fabric's ranks."""
-
-    def reduce(tensor: Tensor) -> Tensor:
-        total: Tensor = fabric.all_reduce(tensor, reduce_op="sum")  # type: ignore[assignment]
-        return total
-
-    return Ranks(fabric.global_rank, fabric.world_size, reduce)
+    reduce = partial(fabric.all_reduce, reduce_op="sum")
+    return Ranks(fabric.global_rank, fabric.world_size, reduce)  # type: ignore[arg-type]

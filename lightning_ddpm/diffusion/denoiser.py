@@ -70,10 +70,10 @@ class Denoiser:
         output = self.network(x_t, expand_timesteps(t, x_t)).to(x_t.dtype)
         if output.shape == x_t.shape:
             return output, None
-        if output.shape[1] != 2 * x_t.shape[1]:
+        if output.shape != (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]):
             raise UserError(
-                f"for images of {x_t.shape[1]} channels the network must output {x_t.shape[1]} channels, or "
-                f"{2 * x_t.shape[1]} if it learns the variance, got {output.shape[1]}"
+                f"the network must return the shape of x_t, {tuple(x_t.shape)}, or twice its channels where it learns "
+                f"the variance, got {tuple(output.shape)}"
             )
         output, v = output.chunk(2, dim=1)
         return output, (v + 1) / 2

@@ -51,24 +51,28 @@ def _explain_failure(config: object, allowed: tuple[str, ...]) -> str | None:
 
     jsonargparse has refused what it must before this is called, so that this imports from allowed modules only.
     """
+    refused: list[str] = []
     for name in _find_names(config):
         found = name
         if _is_within(name, allowed):
             try:
                 found = _get_defining_name(pkgutil.resolve_name(name)) or name
-            except (ImportError, AttributeError):
+            except (ImportError, AttributeError) as error:
                 if not _is_within(name, ("lightning_ddpm",)):
-                    continue  # the importer's own message names it
+                    where = "run the command in the folder of its module, or add that folder to PYTHONPATH"
+                    return f"names {name}, which cannot be imported here ({error}); {where}"
                 return (
                     f"was written by an older version of lightning_ddpm: it names {name}, which this version does not "
                     "have; see the table of renames in CHANGELOG.md"
                 )
-        if not _is_within(found, allowed):
-            return (
-                f"is refused: it names {found}, which is not part of {', '.join(TRUSTED_MODULES)}, and building it "
-                f"would run its code; if you trust that code, set LIGHTNING_DDPM_TRUST={found.split('.')[0]}"
-            )
-    return None
+        refused += [] if _is_within(found, allowed) else [found]
+    if not refused:
+        return None
+    modules = ",".join(dict.fromkeys([*allowed[len(TRUSTED_MODULES) :], *(each.split(".")[0] for each in refused)]))
+    return (
+        f"is refused: it names {refused[0]}, which is not part of {', '.join(TRUSTED_MODULES)}, and building it would "
+        f"run its code; if you trust that code, set LIGHTNING_DDPM_TRUST={modules}"
+    )
 
 
 def _find_names(config: object) -> Iterator[str]:

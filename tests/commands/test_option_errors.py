@@ -22,6 +22,10 @@ SAMPLERS = "There are AdaptiveODE, Ancestral, DDIM, DPMSolverPP, EulerMaruyama, 
             "there is no option --sampler.stepz; did you mean --sampler.steps? DDIM has eta, spacing, steps",
         ),
         (
+            (*SAMPLE, "--sampler", "DDIM", "--sampler.init_args.stepz", "10"),
+            "there is no option --sampler.stepz; did you mean --sampler.steps? DDIM has eta, spacing, steps",
+        ),
+        (
             (*DIGITS, "--trainer.max_step", "3"),
             "there is no option --trainer.max_step; did you mean --trainer.max_steps? fit --help lists the options",
         ),

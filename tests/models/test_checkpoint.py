@@ -234,6 +234,26 @@ def test_a_checkpoint_imports_trusted_code_only(
     assert "mine" not in sys.modules
 
 
+def test_the_error_names_all_modules_that_must_be_trusted(
+    working_folder: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content["hyper_parameters"].update(change_alpha_bar("os.system") | {"objective": {"class_path": "shutil.Loss"}})
+    torch.save(content, "model.ckpt")
+    monkeypatch.setenv("LIGHTNING_DDPM_TRUST", "json")
+    with pytest.raises(UserError, match=r"set LIGHTNING_DDPM_TRUST=json,(os,shutil|shutil,os)$"):
+        load("model.ckpt", DDPM)
+
+
+def test_a_trusted_module_that_cannot_be_found_is_named(
+    working_folder: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content["hyper_parameters"].update({"objective": {"class_path": "elsewhere.Loss"}})
+    torch.save(content, "model.ckpt")
+    monkeypatch.setenv("LIGHTNING_DDPM_TRUST", "elsewhere")
+    with pytest.raises(UserError, match=r"names elsewhere.Loss, .*No module named 'elsewhere'.*PYTHONPATH"):
+        load("model.ckpt", DDPM)
+
+
 def test_a_checkpoint_includes_no_other_file(working_folder: Path, content: dict[str, Any]) -> None:
     content["hyper_parameters"].update(change_network("network.yaml"))
     torch.save(content, "model.ckpt")
