@@ -163,6 +163,11 @@ def test_antialiased_resizes_match_pillow_on_floats(resize: Resize, kernel: Imag
     assert resize(x, 299).flatten(0, 1).sub(expected).abs().max() < 0.01  # on the scale of 0..255
 
 
+@pytest.fixture(scope="module")
+def weights_path() -> str:
+    return str(real_data("fid-inception-2015-12-05.pth"))
+
+
 @pytest.mark.slow
 def test_each_protocol_matches_the_program_it_is_named_after(weights_path: str) -> None:
     pixels = make_noise_images().to(torch.uint8)

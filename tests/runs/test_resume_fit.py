@@ -93,13 +93,13 @@ def first_epoch(*ranks: dict[int, list[Any]]) -> list[int]:
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return all TensorBoard curves except speed and the losses by quarter of t.
+    """Return all TensorBoard curves except speed and the training losses by quarter of t.
 
     If no image of a batch has its t in a quarter, Lightning repeats the last value of the epoch, which a process
     that starts in the middle of the epoch does not know.
     """
     events = EventAccumulator(str(run), {"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if "quarter" not in tag and "per_second" not in tag]
+    tags = [tag for tag in events.Tags()["scalars"] if "train/loss_t_" not in tag and "per_second" not in tag]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
