@@ -188,7 +188,7 @@ def test_weights_without_the_published_class_layer_have_no_inception_score(weigh
     extractor = Inception(weights_path)
     extractor.load()
     if extractor.classes is None:  # the hash of the features does not cover the class layer
-        with pytest.raises(UserError, match="no predictions to score"):
+        with pytest.raises(UserError, match="has no logits: the network has no class layer"):
             MetricSuite(extractor, CPU, {"is"}, 100)
     own = FeatureExtractorInceptionV3("own", ["logits_unbiased"], feature_extractor_weights_path=weights_path)
     layer = torch.randn(own.fc.weight.shape, generator=torch.Generator().manual_seed(0))
