@@ -43,7 +43,7 @@ class Task(ABC):
     def _build_sampler(self, default_steps: int) -> MarkovSampler:
         """Return the requested sampler, or ancestral sampling with the requested number of steps."""
         if not self.options.sampler:
-            return Ancestral(FixedSmall(), min(self.options.steps or default_steps, self.model.schedule.T))
+            return Ancestral(FixedSmall(), self.options.steps or min(default_steps, self.model.schedule.T))
         if not isinstance(self.model.sampler, MarkovSampler):
             raise UserError(
                 f"{self.options.task} needs a sampler that takes single steps, got "
@@ -104,9 +104,10 @@ class LinearTask(Task):
         if options.sampler:
             raise UserError(f"{options.task} always uses DDRM; leave --sampler out")
         self.degradation = self.build_degradation()
-        self.steps = min(options.steps or 20, model.schedule.T)
+        self.steps = options.steps or min(20, model.schedule.T)
         y = self.degradation(torch.zeros(1, *model.image_shape))
-        DDRM(self.degradation, y, options.sigma or 0.0, self.steps)  # raises UserError for options that it cannot use
+        # both raise UserError for options that cannot be used
+        DDRM(self.degradation, y, options.sigma or 0.0, self.steps).nfe(model.schedule.T)
         if not options.degrade:
             self.shape = y.shape[1], y.shape[2]
 
@@ -158,7 +159,8 @@ class SDEditTask(Task):
     def __init__(self, options: Namespace, model: DDPM) -> None:
         super().__init__(options, model)
         self.sampler = self._build_sampler(default_steps=100)
-        SDEdit(self.sampler, torch.zeros(model.image_shape), options.strength)  # raises UserError for a bad strength
+        sdedit = SDEdit(self.sampler, torch.zeros(model.image_shape), options.strength)
+        sdedit.nfe(model.schedule.T)  # raises UserError, as the line before does, for a bad strength
 
     def prepare(self, x: Tensor, noise: ImageNoise) -> tuple[Tensor, Sampler]:
         return x, SDEdit(self.sampler, x, self.options.strength)

@@ -20,9 +20,11 @@ absolute error of the noise::
 In a config it is ``model.objective: {class_path: your_module.L1}``.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import final
 
+import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
@@ -30,6 +32,7 @@ from lightning_ddpm.diffusion.elbo import elbo_term
 from lightning_ddpm.diffusion.formatting import format_settings
 from lightning_ddpm.diffusion.process import q_sample, snr
 from lightning_ddpm.diffusion.variance import LearnedRange, ReverseVariance
+from lightning_ddpm.utils.errors import UserError
 
 
 def simple_loss(target: Tensor, output: Tensor) -> Tensor:
@@ -88,6 +91,8 @@ class MinSNR(SNRWeight):
     """min(SNR, gamma), so that nearly clean images do not dominate; Hang et al. 2023 (arXiv:2303.09556)."""
 
     def __init__(self, gamma: float = 5.0) -> None:
+        if not 0 < gamma < math.inf:
+            raise UserError(f"min-SNR's gamma must be above 0 and finite, got {gamma}; Hang et al. use 5")
         self.gamma = gamma
 
     def x_0_weight(self, snr: Tensor) -> Tensor:
@@ -99,6 +104,8 @@ class P2(SNRWeight):
     """SNR / (k + SNR)^gamma: less weight on imperceptible detail; Choi et al. 2022 (arXiv:2204.00227), eq. 8."""
 
     def __init__(self, k: float = 1.0, gamma: float = 1.0) -> None:
+        if not (0 < k < math.inf and 0 <= gamma < math.inf):
+            raise UserError(f"P2 needs k > 0 and gamma >= 0, both finite, got {k} and {gamma}; Choi et al. use 1 and 1")
         self.k, self.gamma = k, gamma
 
     def x_0_weight(self, snr: Tensor) -> Tensor:
@@ -117,6 +124,10 @@ class TruncatedSNR(SNRWeight):
 class SimpleWeighted(Objective):
     """The squared error of x^_0 times a function of the SNR: the same value for every parameterization.
 
+    Where no signal is left (zero terminal SNR, t = T), a weight that vanishes with the SNR would leave the step that
+    sampling starts from untrained. There the squared error of the network's output has the weight 1, as in the code of
+    Hang et al. 2023; P2's has no such case.
+
     Args:
         weight: the function of the SNR.
     """
@@ -125,9 +136,14 @@ class SimpleWeighted(Objective):
         self.weight = weight
 
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        schedule, parameterization = denoise.schedule, denoise.parameterization
-        output_weight = self.weight.x_0_weight(snr(schedule, t)) / parameterization.x_0_factor(schedule, t)
-        return output_weight.float() * Simple().losses(denoise, x_0, t, eps)
+        return self.output_weight(denoise, t) * Simple().losses(denoise, x_0, t, eps)
+
+    def output_weight(self, denoise: Denoiser, t: Tensor) -> Tensor:
+        """Return the weight of the squared error of the network's output, (b,) float32."""
+        ratio = snr(denoise.schedule, t)
+        weight = self.weight.x_0_weight(ratio) / denoise.parameterization.x_0_factor(denoise.schedule, t)
+        vanishes = (ratio < torch.finfo(torch.float32).tiny) & (weight.float() == 0)
+        return torch.where(vanishes, 1.0, weight.float())
 
 
 @final

@@ -29,6 +29,7 @@ from lightning_ddpm.diffusion import (
     Linear,
     LossAwareTimesteps,
     MinSNR,
+    NoiseSchedule,
     Objective,
     Parameterization,
     PosteriorMean,
@@ -36,6 +37,7 @@ from lightning_ddpm.diffusion import (
     Sigmoid,
     Simple,
     SimpleWeighted,
+    SNRWeight,
     TruncatedSNR,
     UniformTimesteps,
     Velocity,
@@ -239,6 +241,32 @@ def test_the_example_in_the_docstring_is_the_mean_absolute_error() -> None:
     _, eps_hat = predict(q_sample(LINEAR, x_0, t, eps), t)
     expected = (eps_hat - eps).abs().flatten(1).mean(1).float()
     torch.testing.assert_close(namespace["L1"]().losses(build_denoiser(Velocity()), x_0, t, eps), expected)
+
+
+ZERO_WEIGHTS = [MinSNR(), MinSNR(0.1), P2(), P2(0.5, 2.0), TruncatedSNR()]
+
+
+@pytest.mark.parametrize("weight", ZERO_WEIGHTS, ids=repr)
+@pytest.mark.parametrize("schedule", [ZeroTerminalSNR(Linear(10)), ExplicitBetas([0.5, 1 - 1e-16])], ids=["0", "1e-16"])
+def test_the_step_that_sampling_starts_from_is_trained(weight: SNRWeight, schedule: NoiseSchedule) -> None:
+    """Hang et al.'s code sets the weight of the output's error to 1 where the SNR is 0."""
+    t = torch.arange(1, schedule.T + 1)
+    for parameterization in (Velocity(), X0()):
+        denoise = Denoiser(lambda x_t, t: x_t, schedule, None, parameterization)
+        weights = SimpleWeighted(weight).output_weight(denoise, t)
+        assert (weights > 0).all()
+        if schedule.alpha_bar_T == 0:
+            assert weights[-1] == 1
+        expected = weight.x_0_weight(snr(schedule, t[:-1])) / parameterization.x_0_factor(schedule, t[:-1])
+        torch.testing.assert_close(weights[:-1], expected.float())
+
+
+@pytest.mark.parametrize(
+    ("weight", "arguments"), [(MinSNR, (0.0,)), (MinSNR, (-1.0,)), (P2, (0.0,)), (P2, (1.0, -1.0)), (P2, (math.nan,))]
+)
+def test_weights_that_train_nothing_or_are_infinite_are_refused(weight: type[SNRWeight], arguments: tuple) -> None:
+    with pytest.raises(UserError, match="finite, got"):
+        weight(*arguments)
 
 
 # ---- finite gradients ------------------------------------------------------------------------------------------------

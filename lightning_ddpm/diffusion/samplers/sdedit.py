@@ -22,7 +22,7 @@ class SDEdit(Sampler):
     Args:
         sampler: makes the steps.
         image: (c, h, w) or (b, c, h, w) in [-1, 1].
-        strength: share of the sampler's steps that are made; 0 returns the image, 1 a new one.
+        strength: share of the sampler's steps that are made, to the nearest step; 0 returns the image, 1 a new one.
     """
 
     def __init__(self, sampler: MarkovSampler, image: Tensor, strength: float) -> None:
@@ -45,6 +45,16 @@ class SDEdit(Sampler):
         return steps + self.sampler.extra_nfe * max(steps - 1, 0)
 
     def _list_steps(self, T: int) -> list[tuple[int, int]]:
-        """Return (t, s) of the last steps of the sampler, a share ``strength`` of all."""
+        """Return (t, s) of the last steps of the sampler, a share ``strength`` of all.
+
+        Raises:
+            UserError: the share is not 0, and less than half a step.
+        """
         steps = list_steps(T, self.sampler.spacing, self.sampler.steps)
-        return steps[len(steps) - round(self.strength * len(steps)) :]
+        made = round(self.strength * len(steps))
+        if self.strength and not made:
+            raise UserError(
+                f"strength {self.strength:g} of {len(steps)} steps is no step; raise it to at least "
+                f"{1 / len(steps):g}, or take more steps"
+            )
+        return steps[len(steps) - made :]

@@ -58,3 +58,8 @@ def test_sdedit_of_a_gaussian_has_the_correlation_of_its_strength(strength) -> N
 def test_an_invalid_strength_is_refused() -> None:
     with pytest.raises(UserError, match=r"must lie in \[0, 1\], got 1.5"):
         SDEdit(DDIM(10), torch.zeros(1, 2, 2), 1.5)
+
+
+def test_a_strength_of_less_than_half_a_step_is_refused() -> None:
+    with pytest.raises(UserError, match=r"strength 0.01 of 20 steps is no step; raise it to at least 0.05"):
+        SDEdit(DDIM(20), torch.zeros(1, 2, 2), 0.01).nfe(1000)
