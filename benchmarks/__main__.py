@@ -27,6 +27,7 @@ TIMINGS = {
     "memory": ("memory.run", "the memory of fit over 10,000 steps"),
     "start": ("start.run rounds", "time until --help, and until the first training step is done"),
     "compiled": ("start.run_compiled rounds", "the first step with torch.compile, with an empty and a warm cache"),
+    "threads": ("threads.run config rounds", "a training step by number of threads and how they wait, idle and busy"),
     "growth": ("growth.run config rounds", "time and memory by batch, image size, T and number of images"),
     "optimizer": ("weights.run_optimizers config rounds", "Adam's step alone, fused and not"),
     "average": ("weights.run_averages config rounds", "the average of the weights, beside diffusers' and torch's"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import re
 import resource
@@ -75,11 +76,13 @@ def alternate_order(contenders: Mapping[str, Work], turn: int) -> list[tuple[str
     return list(contenders.items())[:: -1 if turn % 2 else 1]
 
 
-def measure_in_subprocess(module: str, **settings: Any) -> dict[str, float]:
+def measure_in_subprocess(
+    module: str, environment: Mapping[str, str] = MappingProxyType({}), **settings: Any
+) -> dict[str, float]:
     """Return what ``measure`` of that module of this folder returns for the settings, in a process of its own."""
     program = f"import json, sys; from benchmarks.{module} import measure; found = measure(**json.loads(sys.argv[1]))"
     words = [sys.executable, "-c", f"{program}; print(); print(json.dumps(found))", json.dumps(settings)]
-    ran = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    ran = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
     found: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
     return found
 

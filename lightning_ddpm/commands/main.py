@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.threads import limit_spinning, limit_threads
 
 USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightning_ddpm COMMAND [options])
 
@@ -70,6 +71,7 @@ def _load_command(command: str) -> Callable[[Sequence[str]], int | None]:
     module, _, name = COMMANDS[command].partition(".")
     module = f"{__package__}.{module}"
     if module not in sys.modules:
+        limit_spinning()
         gc.disable()
         try:
             import_module(module)
@@ -77,6 +79,7 @@ def _load_command(command: str) -> Callable[[Sequence[str]], int | None]:
             gc.enable()
         gc.freeze()
         atexit.register(gc.unfreeze)  # Python collects these objects when it ends
+    limit_threads()
     function: Callable[[Sequence[str]], int | None] = getattr(sys.modules[module], name)
     import_module("lightning_ddpm.utils.console").silence_pillow()
     return function
