@@ -16,11 +16,10 @@ from lightning_ddpm.commands import evaluation_report as results
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.class_names import list_classes
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance
 from lightning_ddpm.metrics import METRICS, FeatureExtractor, Inception, MetricSuite, RequestedClasses, Resize
 from lightning_ddpm.metrics.bits_per_dim import measure_bits_per_dim
-from lightning_ddpm.metrics.frechet import BATCH, write_statistics
+from lightning_ddpm.metrics.frechet import iterate_shard, write_statistics
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
@@ -113,7 +112,7 @@ def _build_parser() -> ArgumentParser:
     add = parser.add_argument
     model_options.add_model_options(parser, required=False)
     add("--images", type=Path, help="instead of --ckpt: a folder of images, or an npz file of samples (arr_0)")
-    add("--n", type=int, help=f"number of images; default: {inputs.PUBLISHED}, or all of --images")
+    add("--n", type=int, help=f"number of images; default: {inputs.PUBLISHED}, or all of --images, else spread evenly")
     listed = "; ".join(f"{name}: {what}" for name, what in METRICS.items())
     add("--metrics", type=str, nargs="+", help=f"{listed}; bpd: bits/dim of held-out images; default: fid")
     references = inputs.REFERENCES.replace("npz file", "npz file (mu and sigma, or arr_0)")
@@ -180,8 +179,7 @@ def _iterate_images(
             yield stop - start, (start, pixels)
     else:
         assert evaluated.images is not None
-        for _, start, stop in split_ranges(evaluated.n, 0, BATCH, ranks):
-            yield stop - start, (start, evaluated.images.__getitems__(range(start, stop))[0])
+        yield from iterate_shard(evaluated.images, evaluated.n, ranks)
 
 
 def _measure_bits_per_dim(

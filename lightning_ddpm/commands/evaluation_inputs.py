@@ -12,6 +12,7 @@ from lightning_ddpm.data.sample_images import open_npz_samples, open_sample_fold
 from lightning_ddpm.metrics import Statistics, read_statistics
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.trusted_imports import restrict_imports
+from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_file
 
@@ -72,6 +73,9 @@ def load_evaluated_images(options: Namespace, model: DDPM | None) -> EvaluatedIm
         if options.n and options.n > len(images):
             raise UserError(f"{options.images} has {len(images)} images and --n is {options.n}; lower --n")
         origin = {"from": str(options.images), "fingerprint": images.fingerprint, "of": len(images)}
+        if options.n and options.n < len(images):
+            origin["chosen"] = "spread evenly"
+            report(f"evaluating {options.n} of the {len(images)} images in {options.images}, spread evenly")
         evaluated = EvaluatedImages(options.n or len(images), images[0][0].shape, images, origin)
     if evaluated.n < 2:
         raise UserError(f"a covariance needs at least 2 images, got {evaluated.n}; published metrics use {PUBLISHED}")

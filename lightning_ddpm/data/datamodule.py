@@ -17,6 +17,7 @@ from lightning_ddpm.data.decode_cache import decode_to_file, decode_to_memory, f
 from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.data.sharding import ImageRange, Shard, ShuffledShard, split_ranges
 from lightning_ddpm.data.sources import SPLITS, ImageSource
+from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import get_run_seed, make_generator
@@ -114,10 +115,20 @@ class ImageDataModule(LightningDataModule):
         return self._loader(self.train, ShuffledShard(len(self.train), get_run_seed(), self._ranks, *self._begins))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.held_out, Shard(len(self.held_out), self.batch_size, self._ranks))
+        return self._held_out_loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self.val_dataloader()
+        return self._held_out_loader("test")
+
+    def _held_out_loader(self, stage: str) -> DataLoader[Batch]:
+        """Return a loader of the held-out images, whose first batches stand for all if Lightning takes no others."""
+        n, batch = len(self.held_out), self.batch_size * self._ranks.world_size
+        limit: int | float = getattr(self.trainer, f"limit_{stage}_batches", 1.0)
+        batches = limit if isinstance(limit, int) else int(-(-n // batch) * limit)
+        used = min(batches * batch, n)
+        if 0 < used < n and self._ranks.is_first:
+            report(f"{stage}: {used} of the {n} held-out images, spread evenly (limit_{stage}_batches {limit:g})")
+        return self._loader(self.held_out, Shard(n, self.batch_size, self._ranks, used))
 
     def predict_dataloader(self) -> DataLoader[ImageRange]:
         """Return a loader of ranges of images to generate; it reads no images."""

@@ -1,7 +1,8 @@
 """Folders of image files: list them, refuse unsafe paths, and report or skip unusable images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,17 +18,23 @@ from lightning_ddpm.utils.errors import UserError, first_line
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 
+SPLIT_NAMES = {"train": "train", "training": "train"}
+SPLIT_NAMES |= dict.fromkeys(("test", "testing"), "test")
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+"""The split that a folder of this name is, whatever its case; ``val`` is held out where there is no ``test``."""
+
 
 class ImageFolder(ImageSource):
     """All images in a folder and its subfolders; the subfolders of the first level, if any, are the classes.
 
-    If the root holds ``train`` and ``test`` (or ``val``), these are the two splits. Otherwise a fraction of the images,
-    evenly spaced over the sorted paths, is held out. Hidden files and folders are ignored.
+    Folders in the root with the name of a split (:data:`SPLIT_NAMES`, in any case) are splits and not classes. Without
+    one that is held out, a fraction of the images, evenly spaced over the sorted paths, is held out. Hidden files and
+    folders are ignored.
 
     Args:
         channels: 1 converts every image to grayscale, 3 to RGB.
         size: height and width; the short side of an image is resized and its center cropped. No image is enlarged.
-        holdout: fraction of images held out if the folder has no splits of its own.
+        holdout: fraction of images held out if the folder has no split for that, to one image and at least one.
         on_error: ``refuse`` to start if an image cannot be used, or ``skip`` the image.
         max_skipped: largest fraction of all images that may be skipped.
     """
@@ -55,8 +62,9 @@ class ImageFolder(ImageSource):
         Raises:
             UserError: there are no images, or more unusable ones than may be skipped.
         """
-        data, _ = self._list_split(Path(root))
+        data, parts = self._list_split(Path(root))
         bad = list(self._find_unusable(data, root).values())
+        report(self._describe_splits(Path(root), {split: len(indices) for split, indices in parts.items()}))
         if bad:
             report(f"skipped {len(bad)} of the {len(data)} images in {root} (see check-data):\n{format_faults(bad)}")
 
@@ -64,8 +72,9 @@ class ImageFolder(ImageSource):
         data, parts = self._list_split(Path(root))
         bad = self._find_unusable(data, root)
         chosen = [index for index in parts[split] if index not in bad]
-        folder = _find_split_folder(Path(root), split)
         if not chosen:
+            splits = find_splits(Path(root))
+            folder = (splits.get("train") if split == "train" else _choose_held_out(splits)) or root
             raise UserError(f"{folder} holds no image for the split {split!r}; each split needs at least one")
         return data.subset(chosen)
 
@@ -73,30 +82,41 @@ class ImageFolder(ImageSource):
         return [self._list_split(Path(root))[0]]
 
     def class_names(self, root: Path) -> list[str]:
-        folder = _find_split_folder(Path(root), "train")
+        folder = find_splits(Path(root)).get("train", Path(root))
         return _list_classes(folder, list_images(folder))
 
     def _list_split(self, root: Path) -> tuple[FileDataset, dict[Split, Sequence[int]]]:
         """Return the dataset of all images, and the indices of each split in it."""
         if not root.is_dir():
             raise UserError(f"there is no folder {root}; point data.root at your images")
-        folder, other = _find_split_folder(root, "train"), _find_split_folder(root, "test")
+        splits = find_splits(root)
+        folder = splits.get("train", root)
         paths = list_images(folder)
         classes = {name: label for label, name in enumerate(_list_classes(folder, paths))}
-        if other == folder:
-            stride = max(2, min(round(1 / self.holdout), len(paths)))
-            held_out: Sequence[int] = range(stride - 1, len(paths), stride)
-            rest: Sequence[int] = [index for index in range(len(paths)) if index % stride != stride - 1]
-        else:
-            rest = range(len(paths))
+        if other := _choose_held_out(splits):
+            rest: Sequence[int] = range(len(paths))
             paths += list_images(other)
-            held_out = range(len(rest), len(paths))
+            held_out: Sequence[int] = range(len(rest), len(paths))
+        else:
+            held_out = hold_out(len(paths), self.holdout)
+            rest = sorted(set(range(len(paths))).difference(held_out))
         if not paths:
             raise UserError(f"{root} holds no images ({', '.join(EXTENSIONS)}), nor do its subfolders; check data.root")
         depth = len(folder.relative_to(root).parts)
         labels = torch.tensor([classes.get(path.relative_to(root).parts[depth], -1) for path in paths])
         data = build_path_dataset(paths, labels, self.channels, self.size, partial(resolve_inside, root.resolve()))
         return data, {"train": rest, "test": held_out}
+
+    def _describe_splits(self, root: Path, counts: Mapping[Split, int]) -> str:
+        """Return a line on where the images of each split come from."""
+        splits = find_splits(root)
+        other = _choose_held_out(splits)
+        unread = [str(each) for each in splits.values() if each not in (splits["train"], other)]
+        return (
+            f"images: {counts['train']} to train on in {splits.get('train', root)}, {counts['test']} held out "
+            + (f"in {other}" if other else f"of the same folder, spread evenly (holdout {self.holdout:g})")
+            + "".join(f"; {each} is not read" for each in unread)
+        )
 
     def _find_unusable(self, data: FileDataset, root: Path) -> dict[int, str]:
         """Return the faults of the images to skip, by index.
@@ -163,11 +183,63 @@ def resolve_inside(root: Path, path: Path) -> Path:
     return real
 
 
-def _find_split_folder(root: Path, split: Split) -> Path:
-    for test in ("test", "val"):
-        if (root / "train").is_dir() and (root / test).is_dir():
-            return root / ("train" if split == "train" else test)
-    return root
+def hold_out(n: int, share: float) -> list[int]:
+    """Return the indices of a share of n images: floor(share n) of them, or one of at least two, evenly spaced."""
+    exact = Fraction(str(share))  # as it is written: in binary, 0.1 is a little more
+    ends = [end * exact.numerator // exact.denominator for end in range(n + 1)]
+    return [i for i in range(n) if ends[i] < ends[i + 1]] or [n - 1] * (n > 1)
+
+
+def list_split_folders(root: Path) -> dict[str, list[Path]]:
+    """Return the folders in a folder whose names are those of splits, by split.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    found: dict[str, list[Path]] = {}
+    try:
+        with os.scandir(root) as entries:
+            names = sorted(each.name for each in entries if each.name.lower() in SPLIT_NAMES and each.is_dir())
+    except OSError as error:
+        raise UserError(f"cannot list the folder {root}: {error.strerror}") from error
+    for name in names:
+        found.setdefault(SPLIT_NAMES[name.lower()], []).append(root / name)
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def find_splits(root: Path) -> dict[str, Path]:
+    """Return the folder of each split (``train``, ``test``, ``val``) in a folder; empty if it has no such folders.
+
+    Raises:
+        UserError: two folders are the same split, there are images beside the splits, or there is none to train on.
+    """
+    found = list_split_folders(root)
+    if not found:
+        return {}
+    for folders in found.values():
+        if len(folders) > 1:
+            names = " and ".join(each.name for each in folders)
+            raise UserError(f"{root} holds {names}, which name the same split; merge them, or rename one")
+    splits = {split: folder for split, (folder,) in found.items()}
+    names = ", ".join(each.name for each in splits.values())
+    for path in sorted(root.iterdir()):
+        if path in splits.values() or path.name.startswith("."):
+            continue
+        if list_images(path) if path.is_dir() else path.suffix.lower() in EXTENSIONS:
+            raise UserError(
+                f"{root} holds the splits {names} and images outside them, in {path.name}; move these into a split, or "
+                "rename the folders if they are no splits but classes"
+            )
+    if "train" not in splits:
+        raise UserError(
+            f"{root} holds the splits {names} and no folder train; add one, or rename them if they are no splits"
+        )
+    return splits
+
+
+def _choose_held_out(splits: Mapping[str, Path]) -> Path | None:
+    """Return the folder for validation and test: the test split, or else the validation split."""
+    return splits.get("test") or splits.get("val")
 
 
 def _list_classes(folder: Path, paths: Sequence[Path]) -> list[str]:

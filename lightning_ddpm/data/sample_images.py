@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset, build_path_dataset
-from lightning_ddpm.data.image_folder import list_images, resolve_inside
+from lightning_ddpm.data.image_folder import list_images, list_split_folders, resolve_inside
 from lightning_ddpm.data.image_io import open_image
 from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.utils.console import show_progress
@@ -29,10 +29,15 @@ def open_sample_folder(folder: Path) -> ImageDataset:
     not on their names and dates.
 
     Raises:
-        UserError: there is no folder or no image, an image cannot be read, or they are not squares of one size.
+        UserError: there is no folder or no image, it holds several splits, an image cannot be read, or they are not
+            squares of one size.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name one that holds images")
+    splits = [each for folders in list_split_folders(folder).values() for each in folders]
+    if len(splits) > 1:
+        names = ", ".join(each.name for each in splits)
+        raise UserError(f"{folder} holds the splits {names}; name one of them, such as {splits[0]}")
     paths = [path for path in list_images(folder) if path.name != GRID_NAME and path.suffix.lower() != ".gif"]
     if not paths:
         raise UserError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}), nor do its subfolders")

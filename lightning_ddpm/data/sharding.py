@@ -1,10 +1,12 @@
 """Divide the images of a dataset among ranks, in a reproducible order."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch.utils.data import DistributedSampler
 
+from lightning_ddpm.data.class_labels import GOLDEN
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.random import make_generator
 
@@ -51,17 +53,31 @@ class Shard(DistributedSampler[int]):
         n: number of images.
         batch_size: batch size of the loader.
         ranks: this rank among all.
+        first: number of images, spread evenly over all, that come before the others; ``None`` for all in order.
     """
 
-    def __init__(self, n: int, batch_size: int, ranks: Ranks) -> None:
+    def __init__(self, n: int, batch_size: int, ranks: Ranks, first: int | None = None) -> None:
         super().__init__(range(n), num_replicas=ranks.world_size, rank=ranks.rank, shuffle=False)  # type: ignore[arg-type]
-        self.indices = [i for _, start, stop in split_ranges(n, 0, batch_size, ranks) for i in range(start, stop)]
+        chosen = spread_indices(n if first is None else min(first, n), n)
+        order = [*chosen, *sorted(set(range(n)).difference(chosen))]
+        self.indices = [i for _, start, stop in split_ranges(n, 0, batch_size, ranks) for i in order[start:stop]]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)
+
+
+def spread_indices(n: int, total: int) -> list[int]:
+    """Return the indices of n of ``total`` images that stand for all of them: one from each of n equal parts.
+
+    Where in its part an image lies varies, so that a set whose classes take turns is not sampled in step with them. All
+    images are returned in order for n = total.
+    """
+    places = [(i * GOLDEN) % 1 for i in range(n)]
+    ends = [i * total // n for i in range(n + 1)]
+    return [first + int(place * (end - first)) for place, (first, end) in zip(places, pairwise(ends), strict=True)]
 
 
 ImageRange = tuple[int, int, int]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.data.sharding import split_ranges, spread_indices
 from lightning_ddpm.metrics.extractors import FeatureExtractor
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.distributed import Ranks
@@ -157,9 +158,9 @@ def iterate_shard(data: ImageDataset, n: int, ranks: Ranks) -> Iterator[tuple[in
     Yields:
         The number of images, and (index of the first one among the n, (b, c, h, w) uint8).
     """
-    for start in range(0, n, BATCH)[ranks.rank :: ranks.world_size]:
-        indices = [i * len(data) // n for i in range(start, min(start + BATCH, n))]
-        yield len(indices), (start, data.__getitems__(indices)[0])
+    chosen = spread_indices(n, len(data))
+    for _, start, stop in split_ranges(n, 0, BATCH, ranks):
+        yield stop - start, (start, data.__getitems__(chosen[start:stop])[0])
 
 
 def to_contiguous(pixels: Tensor, device: torch.device) -> Tensor:

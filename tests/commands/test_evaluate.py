@@ -142,6 +142,24 @@ def test_n_limits_the_number_of_images(evaluate, folders):
     assert result["n"] == 100
 
 
+def test_n_images_of_class_folders_are_spread_over_the_classes(evaluate, tmp_path):
+    images, labels = Digits().open(Path("unused"), "train").__getitems__(range(500))
+    for index, (each, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / "classes" / str(int(label))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_image(each, folder / f"{index}.png")
+    arguments = "--images", tmp_path / "classes", "--reference", "Digits", "--extractor", "DigitsFeatures"
+    out, result = evaluate(*arguments, "--n", "100")
+    assert "evaluating 100 of the 500 images" in out
+    assert result["images"]["chosen"] == "spread evenly"
+    first = tmp_path / "first"  # the first images in the order of the paths, nearly all of one class or two
+    first.mkdir()
+    for path in sorted((tmp_path / "classes").rglob("*.png"))[:100]:
+        shutil.copy(path, first)
+    _, of_few_classes = evaluate("--images", first, *arguments[2:])
+    assert result["metrics"]["fd_digits"]["value"] < of_few_classes["metrics"]["fd_digits"]["value"] / 3
+
+
 # files of other programs
 
 

@@ -12,8 +12,8 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from lightning_ddpm.data import Digits, ImageDataModule, ImageFolder
-from lightning_ddpm.data.image_io import to_uint8
-from lightning_ddpm.data.sharding import Shard, ShuffledShard
+from lightning_ddpm.data.image_io import to_float, to_uint8
+from lightning_ddpm.data.sharding import Shard, ShuffledShard, spread_indices
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
@@ -158,6 +158,33 @@ def test_validation_and_test_use_the_held_out_images_in_order(tmp_path: Path) ->
     for batches in (recorder.validation_batches, recorder.test_batches):
         assert torch.equal(to_uint8(seen(batches)), images), "un-flipped"
         assert torch.equal(torch.cat([labels for _, labels in batches]), labels)
+
+
+@pytest.mark.parametrize("limit", [2, 0.5])
+def test_limited_validation_uses_images_from_all_of_the_held_out_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: float
+) -> None:
+    data = ImageDataModule(Digits(), batch_size=40)
+    recorder = fit(data, tmp_path, limit_train_batches=1, limit_val_batches=limit)
+    images = seen(recorder.validation_batches)
+    assert len(images) == 80
+    assert "val: 80 of the 179 held-out images, spread evenly" in capsys.readouterr().out
+    held_out = to_float(data.held_out.__getitems__(range(179))[0])
+    chosen = [int((held_out == each).flatten(1).all(1).nonzero()[0]) for each in images]
+    assert all(i * 179 // 80 <= index < (i + 1) * 179 // 80 for i, index in enumerate(chosen))
+
+
+@pytest.mark.parametrize(("n", "total"), [(1, 1), (3, 10), (100, 1000), (128, 179), (999, 1000), (1000, 1000)])
+def test_spread_indices_has_one_of_each_equal_part(n: int, total: int) -> None:
+    found = spread_indices(n, total)
+    assert all(i * total // n <= index < (i + 1) * total // n for i, index in enumerate(found))
+
+
+def test_spread_indices_samples_every_class_where_classes_are_sorted_or_take_turns() -> None:
+    chosen = torch.tensor(spread_indices(100, 1000))
+    for labels in (torch.arange(1000) // 100, torch.arange(1000) % 10, torch.arange(1000) % 5):
+        counts = labels[chosen].bincount()
+        assert counts.min() >= 0.6 * counts.float().mean()
 
 
 # flips
