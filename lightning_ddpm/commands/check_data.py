@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from lightning_ddpm.commands.parsing import instantiate, parse
 from lightning_ddpm.data import ImageDataModule
@@ -12,6 +12,7 @@ from lightning_ddpm.data.image_io import DecodedImage
 from lightning_ddpm.data.sources import SPLITS
 from lightning_ddpm.data.validation import cache_faults, read_all
 from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.yaml_text import build_parser
 
 OTHERS = ("model", "trainer", "seed_everything", "ckpt_path", "optimizer", "lr_scheduler", "weights_only", "verbose")
 """Keys of a training config other than its data."""
@@ -24,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit status: 1 if an image is unusable, else 0.
     """
     description = "Read all images of a dataset."
-    parser = ArgumentParser("lightning-ddpm check-data", description=description, exit_on_error=False)
+    parser = build_parser("check-data", description)
     parser.add_argument("--config", action="config", help="a training config, whose data is checked")
     parser.add_class_arguments(ImageDataModule, "data")
     for name in OTHERS:

@@ -9,11 +9,11 @@ from pkgutil import iter_modules
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.jsonargparse_internals import Option, list_options
+from lightning_ddpm.utils.yaml_text import build_parser
 
 MAX_LISTED = 24
 """Longer lists of names are not printed."""
@@ -107,7 +107,7 @@ def list_parameters(kind: type, given_by_code: int = 0) -> dict[str, Option]:
         kind: the class.
         given_by_code: number of its first parameters that the program gives, as the weights of an optimizer.
     """
-    parser = ArgumentParser(exit_on_error=False)
+    parser = build_parser()
     parser.add_class_arguments(kind, skip={given_by_code} if given_by_code else None, fail_untyped=False)
     return {option.name: option for option in list_options(parser)}
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -22,6 +20,7 @@ from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_writable, write_atomically
+from lightning_ddpm.utils.yaml_text import build_parser, dump_yaml
 
 WEIGHTS = "diffusion_pytorch_model"
 """File name of a model's weights in diffusers, without .safetensors or .bin."""
@@ -30,7 +29,7 @@ WEIGHTS = "diffusion_pytorch_model"
 def run_export(arguments: Sequence[str]) -> None:
     """Parse the options and write a checkpoint as a diffusers pipeline."""
     description = "Write a checkpoint in another format."
-    parser = ArgumentParser("lightning-ddpm export", description=description, exit_on_error=False)
+    parser = build_parser("export", description)
     add = parser.add_argument
     add("--ckpt", type=Path, required=True, help="the checkpoint; its averaged weights are exported")
     add("--out", type=Path, required=True, help="folder to write; must be new or empty")
@@ -76,7 +75,7 @@ def _report_skipped(model: DDPM) -> None:
 def run_import(arguments: Sequence[str]) -> None:
     """Parse the options and write a checkpoint from a diffusers pipeline."""
     description = "Convert another library's model to a checkpoint."
-    parser = ArgumentParser("lightning-ddpm import", description=description, exit_on_error=False)
+    parser = build_parser("import", description)
     add = parser.add_argument
     add("--folder", type=Path, required=True, help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers")
     add("--out", type=Path, required=True, metavar="FILE.ckpt", help="checkpoint to write, and FILE.yaml beside it")
@@ -109,7 +108,7 @@ def run_import(arguments: Sequence[str]) -> None:
         "hyper_parameters": parameters,
     }
     write_atomically(options.out, lambda file: torch.save(checkpoint, file))
-    text = yaml.safe_dump({"model": config}, sort_keys=False)
+    text = dump_yaml({"model": config})
     write_atomically(config_file, lambda file: file.write(text.encode()))
     report(f"wrote {options.out}; `sample --ckpt {options.out}` generates images from it")
     report(f"wrote {config_file}; `fit --config CONFIG --config {config_file} --ckpt_path {options.out}` fine-tunes it")

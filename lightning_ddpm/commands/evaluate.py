@@ -27,6 +27,7 @@ from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable
+from lightning_ddpm.utils.yaml_text import build_parser
 
 BITS_PER_DIM = "bpd"
 
@@ -108,7 +109,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _build_parser() -> ArgumentParser:
     description = "Compute metrics of the images that a checkpoint generates, or of those in a folder."
-    parser = ArgumentParser("lightning-ddpm evaluate", description=description, exit_on_error=False)
+    parser = build_parser("evaluate", description)
     add = parser.add_argument
     model_options.add_model_options(parser, required=False)
     add("--images", type=Path, help="instead of --ckpt: a folder of images, or an npz file of samples (arr_0)")

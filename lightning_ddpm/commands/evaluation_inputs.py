@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from lightning_ddpm import data as datasets
 from lightning_ddpm.data import ImageDataModule, ImageDataset
@@ -15,6 +14,7 @@ from lightning_ddpm.models.trusted_imports import restrict_imports
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_file
+from lightning_ddpm.utils.yaml_text import build_parser, load_yaml
 
 PUBLISHED = 50_000
 """Number of images of published metrics."""
@@ -126,10 +126,10 @@ def load_reference(options: Namespace, shape: tuple[int, ...]) -> Reference:
 def _load_data(name: str, root: str | None) -> ImageDataModule:
     """Build and prepare the data of a run's config, or a dataset by its name."""
     if Path(name).suffix in (".yaml", ".yml"):
-        parser = ArgumentParser(exit_on_error=False)
+        parser = build_parser()
         parser.add_class_arguments(ImageDataModule, "data")
         try:
-            config = yaml.safe_load(Path(name).read_text())["data"]
+            config = load_yaml(Path(name).read_text())["data"]
             with restrict_imports(name, config):
                 data: ImageDataModule = parser.instantiate(parser.parse_object({"data": config})).data
         except FileNotFoundError as error:

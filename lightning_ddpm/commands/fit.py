@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.plugins import CheckpointIO
@@ -21,6 +20,7 @@ from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
 from lightning_ddpm.utils.console import is_terminal, report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable
+from lightning_ddpm.utils.yaml_text import MODE, build_parser, load_yaml
 
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, None)
 """The precisions of Lightning that keep the weights in float32."""
@@ -43,7 +43,7 @@ class DDPMCLI(LightningCLI):
     _parsers: tuple[LightningArgumentParser, ...] = ()
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = super().init_parser(exit_on_error=False, allow_abbrev=False, **kwargs)
+        parser = super().init_parser(exit_on_error=False, allow_abbrev=False, parser_mode=MODE, **kwargs)
         self._parsers = (*self._parsers, parser)
         return parser
 
@@ -101,8 +101,8 @@ class DDPMCLI(LightningCLI):
 
     def _dump_complete_config(self) -> dict[str, Any]:
         """Return the configuration as plain data."""
-        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="yaml")
-        config: dict[str, Any] = yaml.safe_load(text)[self.subcommand]
+        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+        config: dict[str, Any] = load_yaml(text)[self.subcommand]
         return config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -143,7 +143,7 @@ def _fill_shape(model: Namespace, data: Namespace) -> None:
         UserError: the network is configured for other data.
     """
     arguments = model.network.init_args
-    parser = ArgumentParser(exit_on_error=False)
+    parser = build_parser()
     parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False)
     module = instantiate(parser, Namespace(data=data.clone())).data  # type: ignore[no-untyped-call]
     shape = {"channels": module.channels, "size": module.size}

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 from lightning_ddpm.commands import class_names
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.jsonargparse_internals import Option, list_options
+from lightning_ddpm.utils.yaml_text import build_parser, load_yaml
 
 SPEC = ("class_path", "init_args", "dict_kwargs")
 """The keys of a class in a config."""
@@ -101,7 +102,7 @@ class OptionChecker:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            config = yaml.safe_load(Path(name).read_text())
+            config = load_yaml(Path(name).read_text())
         except FileNotFoundError as error:
             raise UserError(f"there is no file {name}") from error
         except OSError as error:
@@ -248,7 +249,7 @@ def _accepts(annotation: Any, value: Any) -> bool:
     """Return whether a value is of a type, as jsonargparse sees it."""
     if annotation is None:
         return True
-    parser = ArgumentParser(exit_on_error=False)
+    parser = build_parser()
     parser.add_argument("--value", type=annotation)
     try:
         parser.parse_object({"value": value})

@@ -21,6 +21,7 @@ from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable, write_atomically
 from lightning_ddpm.utils.random import ImageNoise
+from lightning_ddpm.utils.yaml_text import build_parser
 
 SHOWN = 12
 """Largest number of images in side_by_side.png."""
@@ -82,7 +83,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _build_parser() -> ArgumentParser:
     description = "Inpaint, enlarge, denoise, colorize or vary images."
-    parser = ArgumentParser("lightning-ddpm restore", description=description, exit_on_error=False)
+    parser = build_parser("restore", description)
     add = parser.add_argument
     add("--task", required=True, help=", ".join(TASKS))
     add("--images", type=Path, required=True, help="folder of square images of the model's size (superres: smaller)")

@@ -18,6 +18,7 @@ from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.files import check_writable
 from lightning_ddpm.utils.hashing import hash_file
+from lightning_ddpm.utils.yaml_text import build_parser
 
 SHOWN = 64
 """Largest number of images in grid.png."""
@@ -80,7 +81,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _build_parser() -> ArgumentParser:
     description = "Generate images from a checkpoint."
-    parser = ArgumentParser("lightning-ddpm sample", description=description, exit_on_error=False)
+    parser = build_parser("sample", description)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for 000000.png, 000001.png, ... and grid.png")
     add("--n", type=int, default=64, help="number of images")

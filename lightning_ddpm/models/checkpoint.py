@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import torch
-from jsonargparse import ArgumentParser
 from pytorch_lightning import LightningModule
 
 from lightning_ddpm.models.ddpm import DDPM
@@ -15,6 +14,7 @@ from lightning_ddpm.models.trusted_imports import restrict_imports
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_published, sync_folder, write_atomically
 from lightning_ddpm.utils.hashing import hash_content
+from lightning_ddpm.utils.yaml_text import build_parser
 
 DIGEST_KEY = "sha256"
 """Key of a checkpoint that holds the :func:`hash_content` of all its other keys."""
@@ -126,7 +126,7 @@ def build_module(parameters: dict[str, Any], kind: type[Module], path: Path | st
     others = ("_class_path", "_instantiator", "optimizer", "lr_scheduler")
     class_path, init_args = parameters["_class_path"], {k: v for k, v in parameters.items() if k not in others}
     model = {"class_path": class_path, "init_args": init_args}
-    parser = ArgumentParser(exit_on_error=False)
+    parser = build_parser()
     parser.add_subclass_arguments(kind, "model", fail_untyped=False)
     with restrict_imports(path, model):
         try:

@@ -15,6 +15,7 @@ from jsonargparse import set_parsing_settings
 
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.jsonargparse_internals import restore_parsing_settings
+from lightning_ddpm.utils.yaml_text import load_yaml
 
 TRUSTED_MODULES = ("lightning_ddpm", "torch.nn", "torch.optim")
 """Modules that a file may import from; the user adds others by ``$LIGHTNING_DDPM_TRUST``, separated by commas."""
@@ -91,7 +92,7 @@ def _find_names(config: object) -> Iterator[str]:
             yield config
     elif isinstance(config, str) and config.lstrip().startswith(("{", "[")):  # jsonargparse parses it, too
         with suppress(yaml.YAMLError):
-            yield from _find_names(yaml.safe_load(config))
+            yield from _find_names(load_yaml(config))
 
 
 def _is_within(name: str, modules: tuple[str, ...]) -> bool:
