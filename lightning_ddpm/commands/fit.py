@@ -20,6 +20,7 @@ from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
 from lightning_ddpm.utils.console import is_terminal, report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable
+from lightning_ddpm.utils.jsonargparse_internals import keep_nested_text
 from lightning_ddpm.utils.yaml_text import MODE, build_parser, load_yaml
 
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, None)
@@ -50,7 +51,8 @@ class DDPMCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
         try:
-            super().parse_arguments(parser, args)
+            with keep_nested_text():
+                super().parse_arguments(parser, args)
         except Exception as error:
             parsers = dict(zip(self.subcommands(), self._parsers[1:], strict=True))
             failure = explain(error, parsers[args[0]], args[1:], args[0])

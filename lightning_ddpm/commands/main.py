@@ -88,13 +88,14 @@ def _load_command(command: str) -> Callable[[Sequence[str]], int | None]:
 def _report(failure: Exception) -> int:
     """Print the user's mistake and return 2, or raise the exception that is none, after the user's line in it."""
     causes = import_module(f"{__package__}.causes")
+    make_printable = import_module("lightning_ddpm.utils.console").make_printable
     mistake = causes.find_user_error(failure)
     if mistake is None:
         raised, line = causes.find_user_code(failure) or (failure, None)
         if line:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {make_printable(line)}", file=sys.stderr)
         raise raised
     # the worker process of a data loader puts its traceback before the message
     sentence = str(mistake).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {make_printable(sentence)}", file=sys.stderr)
     return 2

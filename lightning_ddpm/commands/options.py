@@ -1,5 +1,6 @@
 """Options of the commands that sample from a checkpoint: the model, the sampler, the conditions and the devices."""
 
+import json
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -48,8 +49,13 @@ class Conditions(NamedTuple):
         guidance = {"guidance": str(self.guidance)} if self.guidance else {}
         if not self.names:
             return guidance
-        requested = [self.names[label] for label in self.labels or ()]
+        requested = [_quote(self.names[label]) for label in self.labels or ()]
         return {"classes": ", ".join(requested) or "as in the training data"} | guidance
+
+
+def _quote(name: str) -> str:
+    """Return a class name as it stands in a list that is separated by commas."""
+    return json.dumps(name, ensure_ascii=False) if "," in name or name.startswith('"') else name
 
 
 def add_model_options(parser: ArgumentParser, required: bool) -> None:
@@ -63,7 +69,7 @@ def add_model_options(parser: ArgumentParser, required: bool) -> None:
     )
     add("--batch_size", type=int, default=64, help="number of images in a batch on each device")
     add("--raw", action="store_true", help="use the raw weights instead of their moving average")
-    add("--labels", "--label", metavar="N,N,...", help="class labels, repeated in turn; default: as in the data")
+    add("--labels", "--label", metavar="N,N,...", help="classes by number from 0, in turn; default: as in the data")
     add("--class_names", "--class", metavar="NAME,NAME,...", help="the same by class name")
     add("--guidance", type=float, metavar="W", help="guidance scale; 0: unconditional, 1: conditional (default)")
     add("--guidance_interval", type=int, nargs=2, metavar=("FROM", "TO"), help="guide only at these steps of 1..T")
@@ -150,7 +156,7 @@ def read_conditions(options: Namespace, model: DDPM) -> Conditions:
             f"{options.ckpt} was trained without classes and cannot be conditioned on {given}; remove the class, "
             "guide the model by --classifier, or train a conditional one, as configs/digits_conditional.yaml does"
         )
-    requested = parse_labels([each.strip() for each in given.split(",")], names, by_name=options.labels is None)
+    requested = parse_labels(given, names, by_name=options.labels is None)
     return Conditions(guidance, requested, names)
 
 
@@ -162,7 +168,10 @@ def describe_generation(model: DDPM, n: int, raw: bool, conditions: Conditions) 
     else:
         most = "up to " if guidance and guidance.interval else ""
         cost = f"{most}{nfe * (guidance.nfe if guidance else 1)} network evaluations each"
-    settings = "".join(f", {name} {value}" for name, value in conditions.describe().items())
+    described = conditions.describe()
+    if conditions.names and conditions.labels:
+        described["classes"] = ", ".join(f"{conditions.names[label]} (label {label})" for label in conditions.labels)
+    settings = "".join(f", {name} {value}" for name, value in described.items())
     return f"{n} images with {'raw' if raw else 'EMA'} weights by {model.sampler}{settings}: {cost}"
 
 

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning_ddpm.commands.causes import find_user_code, find_user_error, list_causes
 from lightning_ddpm.commands.option_errors import OptionChecker
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.jsonargparse_internals import keep_nested_text
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str], command: str) -> Namespace:
@@ -25,7 +26,8 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], command: str) -> Nam
     """
     parser.allow_abbrev = False
     try:
-        return parser.parse_args([*arguments])
+        with keep_nested_text():
+            return parser.parse_args([*arguments])
     except Exception as error:  # a file may be no YAML
         failure = explain(error, parser, arguments, command)
     raise failure

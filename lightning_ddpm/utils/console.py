@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -20,7 +21,15 @@ def is_terminal() -> bool:
 
 def report(line: str) -> None:
     """Print a line without buffering; on a terminal it stands above the progress bar, if there is one."""
-    print(line, flush=True)
+    print(make_printable(line), flush=True)
+
+
+def make_printable(text: str) -> str:
+    """Return text with its control characters escaped: names of files and classes must not steer a terminal."""
+    shown = (each.isprintable() or each in "\n\t" or unicodedata.category(each) == "Zs" for each in text)
+    return "".join(
+        each if show else each.encode("unicode_escape").decode() for each, show in zip(text, shown, strict=True)
+    )
 
 
 def silence_pillow() -> None:
@@ -60,11 +69,17 @@ def show_progress(
 
 
 def _with_bar(batches: Iterable[tuple[int, Item]], total: int, what: str) -> Iterator[Item]:
-    speed = TextColumn("{task.fields[speed]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    speed = TextColumn("{task.fields[speed]}", markup=False)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        speed,
+        TimeRemainingColumn(),
+    )
     start, done = time.monotonic(), 0
     with Progress(*columns, console=Console()) as bar:
-        task = bar.add_task(what, total=total, speed="")
+        task = bar.add_task(make_printable(what), total=total, speed="")
         for n, batch in batches:
             yield batch
             done += n

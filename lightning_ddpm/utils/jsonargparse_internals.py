@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, ArgumentParser, _typehints  # type: ignore[attr-defined]
 from jsonargparse._common import parsing_settings
+from jsonargparse._util import NestedArg
 
 
 class Option(NamedTuple):
@@ -60,3 +61,49 @@ def restore_parsing_settings() -> Iterator[None]:
         yield
     finally:
         parsing_settings.update(before)
+
+
+class _List(list[Any]):
+    """A list that is formatted as the text that it was read from."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Dict(dict[str, Any]):
+    """A mapping that is formatted as the text that it was read from."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@contextmanager
+def keep_nested_text() -> Iterator[None]:
+    """Let an option of a class in a class, such as ``--model.network.classes null``, reach its class as it was typed.
+
+    On the way through the outer classes jsonargparse reads the value as YAML and formats it by Python, so that null
+    becomes the string ``None``. No public setting changes that.
+    """
+    module: Any = _typehints
+    original = module.parse_value_or_config
+
+    def parse_value(value: Any, *args: Any, **kwargs: Any) -> Any:
+        parsed, path = original(value, *args, **kwargs)
+        if isinstance(value, NestedArg) and isinstance(value.val, str):
+            if parsed.val is None:
+                parsed = value
+            elif type(parsed.val) in (list, dict):
+                kept = (_List if isinstance(parsed.val, list) else _Dict)(parsed.val)
+                kept.text = value.val
+                parsed = NestedArg(value.key, kept)
+        return parsed, path
+
+    module.parse_value_or_config = parse_value
+    try:
+        yield
+    finally:
+        module.parse_value_or_config = original

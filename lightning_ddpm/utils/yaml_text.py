@@ -4,6 +4,7 @@ PyYAML writes ``1e3`` without quotes, because YAML 1.1 reads it as a string; jso
 that is a value alone, as on the command line, is YAML only if it is written as such: a folder ``#x`` is no comment.
 """
 
+import re
 from typing import Any
 
 import yaml
@@ -11,6 +12,8 @@ from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
 
 MODE = "lightning_ddpm"
 """The name of this format in jsonargparse, as the ``parser_mode`` of a parser."""
+NUMBER = re.compile(r"[-+.0-9][-+.0-9_:eE]*")
+"""Texts that one of the readers could take for a number."""
 
 
 def build_parser(command: str | None = None, description: str | None = None) -> ArgumentParser:
@@ -28,8 +31,8 @@ def load_yaml(text: str) -> Any:
     """
     try:
         return get_loader("yaml")(text)
-    except TypeError as error:  # of jsonargparse, for a mapping of nothing, ``?``
-        raise yaml.YAMLError(f"{text!r} is no YAML") from error
+    except (TypeError, ValueError) as error:  # the reader's, for ``?`` and ``._``
+        raise yaml.YAMLError(f"it cannot be read: {error}") from error
 
 
 def dump_yaml(data: Any) -> str:
@@ -43,15 +46,7 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _is_number(text) else None)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.replace("_", ""))
-    except ValueError:
-        return False
-    return True
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if NUMBER.fullmatch(text) else None)
 
 
 def _load(text: str, path: Any = None) -> Any:

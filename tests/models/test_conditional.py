@@ -141,11 +141,23 @@ def test_generated_images_have_the_class_frequencies_of_the_data_as_a_function_o
 
 
 def test_classes_are_requested_by_number_or_by_name() -> None:
-    assert parse_labels(["1", "0"], ["cat", "dog"], by_name=False) == [1, 0]
-    assert parse_labels(["dog", "dog"], ["cat", "dog"], by_name=True) == [1, 1]
-    for given, by_name in (("2", False), ("-1", False), ("cat", False), ("0", True)):
-        with pytest.raises(UserError, match=rf"no class '{given}'; there are 0 \(cat\), 1 \(dog\)"):
-            parse_labels([given], ["cat", "dog"], by_name)
+    assert parse_labels("1, 0", ["cat", "dog"], by_name=False) == [1, 0]
+    assert parse_labels("dog,dog", ["cat", "dog"], by_name=True) == [1, 1]
+    for given, by_name in (("2", False), ("-1", False), ("cat", False), ("0", True), ("", True), ("cat,,dog", True)):
+        unknown = "" if given == "cat,,dog" else given
+        with pytest.raises(
+            UserError, match=rf"there is no class (named )?'{unknown}'.*; there are 0 \(cat\), 1 \(dog\)"
+        ):
+            parse_labels(given, ["cat", "dog"], by_name)
+    with pytest.raises(UserError, match=r"23 \(23\) and 976 more$"):
+        parse_labels("1000", [str(label) for label in range(1000)], by_name=False)
+
+
+def test_names_with_commas_and_spaces_are_found_the_longest_first() -> None:
+    names = ["a", "a,b", "b", " c ", "d, e", "f,g,h"]
+    assert parse_labels("a,b,b", names, by_name=True) == [1, 2]
+    assert parse_labels("b,a,b,a", names, by_name=True) == [2, 1, 0]
+    assert parse_labels(" c ,d, e, f,g,h ,a", names, by_name=True) == [3, 4, 5, 0]
 
 
 def test_images_are_conditioned_on_their_classes_and_on_none_with_guidance_0() -> None:

@@ -134,7 +134,7 @@ def test_sample_generates_the_classes_in_turn_one_per_column(perturbed_ckpt, com
     with Image.open(tmp_path / "grid.png") as grid:
         width, height = grid.size
     assert height > width  # three rows of two
-    assert "classes 7, 3, guidance ClassifierFree(scale=2.0): 10 network evaluations each" in out
+    assert "classes 7 (label 7), 3 (label 3), guidance ClassifierFree(scale=2.0): 10 network evaluations each" in out
     assert "10 network evaluations each" in out
     manifest = json.loads((tmp_path / "set.json").read_text())
     assert (manifest["classes"], manifest["guidance"]) == ("7, 3", "ClassifierFree(scale=2.0)")
@@ -274,8 +274,8 @@ def test_a_classifier_guides_a_model_with_or_without_classes(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--label", "10"), "there is no class '10'; there are 0 (0), 1 (1), 2 (2)"),
-        (("--class", "cat"), "there is no class 'cat'; there are 0 (0)"),
+        (("--label", "10"), "there is no class '10', counted from 0; there are 0 (0), 1 (1), 2 (2)"),
+        (("--class", "cat"), "there is no class named 'cat'; there are 0 (0)"),
         (("--label", "1", "--class", "1"), "--labels and --class_names both name classes"),
         (("--guidance", "-1"), "the guidance scale must be at least 0 and finite, got -1"),
         (("--guidance", "2", "--guidance_interval", "5", "21"), "ends at t=21 and T is 20"),
