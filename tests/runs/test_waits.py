@@ -5,21 +5,16 @@ a size that depends on values, a number copied to the device. All else runs on a
 and shapes but no values, so that reading one, or mixing it with the host's, is an error.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.fake_gpu import GPU, fake_gpu
 from helpers.tiny import quiet_trainer, real_data, tiny_model, tiny_network
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_ddpm.callbacks import EMA, Checkpoints, NonFinite, ProgressLines
@@ -155,27 +150,6 @@ def test_a_training_step_reads_only_whether_the_previous_one_was_finite(
     reads.end(trainer)
     assert reads.found[1:5] == [0, 0, 0, 0]  # the first is logged, and the last saved
     assert reads.reads_of_previous == 5, "in every step but the first"
-
-
-class HostGenerator(torch.Generator):
-    """A generator for the fake GPU, whose random tensors have no values anyway."""
-
-    def __new__(cls, device: object = "cpu") -> "HostGenerator":
-        return super().__new__(cls, "cpu")
-
-
-GPU = torch.device("cuda", 0)
-
-
-@contextmanager
-def fake_gpu() -> Iterator[None]:
-    """Provide a fake GPU inside the context; tensors from outside lose their values when they move there."""
-    if torch.__version__ < (2, 11) and not torch.cuda.is_available():
-        pytest.skip("torch 2.6 needs CUDA's driver even for tensors without values, 2.11 does not")
-    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
-        patch.setattr(torch, "Generator", HostGenerator)
-        patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
-        yield
 
 
 def test_the_fake_gpu_detects_waiting_and_mixing() -> None:
