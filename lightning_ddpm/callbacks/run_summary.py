@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.devices import name_device
 from lightning_ddpm.utils.threads import describe_threads
 
 
@@ -18,7 +18,7 @@ class RunSummary(Callback):
         if not trainer.is_global_zero:
             return
         device = pl_module.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {describe_threads()}"
+        name = name_device(device) + (f", {describe_threads()}" if device.type == "cpu" else "")
         batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         per_epoch = -(-len(data.train_dataloader()) // trainer.accumulate_grad_batches)
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())

@@ -24,6 +24,7 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
+from lightning_ddpm.utils.devices import name_device
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable
@@ -102,7 +103,7 @@ def run(arguments: Sequence[str]) -> None:
             "reference": reference.origin if reference else None,
             "extractors": [results.describe_extractor(each) for each in extractors],
             "settings": results.describe_settings(evaluated.n, reference, metrics),
-            "devices": f"{fabric.world_size} x {fabric.device.type}, {options.precision}",
+            "devices": f"{fabric.world_size} x {name_device(fabric.device)}, {options.precision}",
         }
         results.write_result(options.out, result, time.monotonic() - started)
 

@@ -16,6 +16,7 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
+from lightning_ddpm.utils.devices import name_device
 from lightning_ddpm.utils.files import check_writable
 from lightning_ddpm.utils.hashing import hash_file
 from lightning_ddpm.utils.yaml_text import build_parser
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
         "sampler": str(model.sampler),
         "seed": options.seed,
         "batch_size": options.batch_size,
-        "device": fabric.device.type,  # each kind of device has its own random numbers
+        "device": name_device(fabric.device),  # each has its own random numbers
         "precision": options.precision,
     } | conditions.describe()
     manifest |= {"network": "compiled"} if options.compile else {}

@@ -12,6 +12,7 @@ from lightning_ddpm.metrics.resize import TF1, Resize
 from lightning_ddpm.networks import SmallCNN
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_file, hash_tensors
+from lightning_ddpm.utils.precision import compute_exactly
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -60,6 +61,24 @@ class FeatureExtractor(nn.Module, ABC):
     def weights_sha256(self) -> str:
         """Return the SHA-256 of the loaded weights, for the provenance of a metric."""
         return hash_tensors(self.state_dict())
+
+
+def compute_features(extractor: FeatureExtractor, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Compute a batch's features and, where the network has them, logits.
+
+    Images on any device and in any memory layout give the same features up to the rounding of float32 sums: they are
+    copied into one layout, and the arithmetic is :func:`float32's <compute_exactly>`.
+
+    Args:
+        extractor: loaded feature network, on the device.
+        pixels: images (b, c, h, w) uint8.
+        device: where the features are computed.
+
+    Returns:
+        Features (b, num_features) float32, and logits (b, classes) or ``None``.
+    """
+    with compute_exactly():
+        return extractor.features_and_logits(pixels.to(device).clone(memory_format=torch.contiguous_format))
 
 
 class DINOv2(FeatureExtractor):

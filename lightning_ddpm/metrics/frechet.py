@@ -16,12 +16,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.sharding import split_ranges, spread_indices
-from lightning_ddpm.metrics.extractors import FeatureExtractor
+from lightning_ddpm.metrics.extractors import FeatureExtractor, compute_features
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import get_cache_folder, write_atomically
 from lightning_ddpm.utils.hashing import make_cache_key
+from lightning_ddpm.utils.precision import FLOAT32
 
 Sink = Callable[[int, Tensor], object]
 """Receives the features (b, d) of images start, start + 1, ..."""
@@ -103,7 +104,7 @@ class FrechetDistance:
 
     def get_cache_path(self, data: ImageDataset) -> Path:
         """Return the cache file of this dataset and extractor: mu, sigma (as pytorch-fid writes them) and n."""
-        key = make_cache_key(f"{data.fingerprint} {self.extractor.protocol} {BATCH}")
+        key = make_cache_key(f"{data.fingerprint} {self.extractor.protocol} {BATCH} {FLOAT32}")
         return get_cache_folder() / "reference" / f"{self.extractor.metric}-{key}.npz"
 
     def _compute_reference(self, data: ImageDataset, ranks: Ranks, progress: Progress, sink: Sink | None) -> Statistics:
@@ -111,7 +112,7 @@ class FrechetDistance:
         products = torch.zeros(self.extractor.num_features, self.extractor.num_features, dtype=torch.float64)
         with torch.no_grad():
             for start, pixels in progress(iterate_shard(data, len(data), ranks), ranks.share(len(data))):
-                features = self.extractor(to_contiguous(pixels, self.device)).cpu()
+                features = compute_features(self.extractor, pixels, self.device)[0].cpu()
                 if sink:
                     sink(start, features)
                 features = features.double()
@@ -128,7 +129,7 @@ class FrechetDistance:
     def update(self, pixels: Tensor) -> None:
         """Add generated images, (b, c, h, w) uint8, in batches of the fixed size."""
         for batch in torch.split(pixels, BATCH):
-            self.update_features(self.extractor(to_contiguous(batch, self.device)))
+            self.update_features(compute_features(self.extractor, batch, self.device)[0])
 
     def update_features(self, features: Tensor) -> None:
         """Add the features (b, d) of generated images."""
@@ -161,11 +162,6 @@ def iterate_shard(data: ImageDataset, n: int, ranks: Ranks) -> Iterator[tuple[in
     chosen = spread_indices(n, len(data))
     for _, start, stop in split_ranges(n, 0, BATCH, ranks):
         yield stop - start, (start, data.__getitems__(chosen[start:stop])[0])
-
-
-def to_contiguous(pixels: Tensor, device: torch.device) -> Tensor:
-    """Copy images to the device in one memory layout: the layout changes the rounding of features."""
-    return pixels.to(device).clone(memory_format=torch.contiguous_format)
 
 
 class _PassThrough(nn.Module):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.data.datasets import ImageDataset
-from lightning_ddpm.metrics.extractors import FeatureExtractor
-from lightning_ddpm.metrics.frechet import BATCH, Progress, iterate_shard, to_contiguous
+from lightning_ddpm.metrics.extractors import FeatureExtractor, compute_features
+from lightning_ddpm.metrics.frechet import BATCH, Progress, iterate_shard
 from lightning_ddpm.metrics.suite import FeatureTable
 from lightning_ddpm.utils.distributed import Ranks
 
@@ -115,7 +115,7 @@ def extract_features(
     rows = FeatureTable(n, extractor.num_features)
     for start, pixels in images:
         for offset, batch in enumerate(torch.split(pixels, BATCH)):
-            rows.put(start + offset * BATCH, extractor(to_contiguous(batch, device)))
+            rows.put(start + offset * BATCH, compute_features(extractor, batch, device)[0])
     return rows.gather(ranks, device).to(device)
 
 
@@ -145,7 +145,7 @@ def find_nearest(
     held_out_features = extract_features(extractor, device, m, batches, ranks)
     near_images, near_held_out = NearestNeighbours(images, k), NearestNeighbours(held_out_features, 1)
     for start, pixels in progress(iterate_shard(training, len(training), ranks), ranks.share(len(training))):
-        features = extractor(to_contiguous(pixels, device))
+        features = compute_features(extractor, pixels, device)[0]
         near_images.update(start, features)
         near_held_out.update(start, features)
     return NeighbourDistances(*near_images.gather(ranks), near_held_out.gather(ranks)[0][:, 0])

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics import scores
-from lightning_ddpm.metrics.extractors import FeatureExtractor
-from lightning_ddpm.metrics.frechet import BATCH, FrechetDistance, Progress, Statistics, to_contiguous
+from lightning_ddpm.metrics.extractors import FeatureExtractor, compute_features
+from lightning_ddpm.metrics.frechet import BATCH, FrechetDistance, Progress, Statistics
 from lightning_ddpm.metrics.scores import MetricValue, RequestedClasses
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
@@ -174,7 +174,7 @@ class MetricSuite:
     def update(self, start: int, pixels: Tensor) -> None:
         """Add images start, start + 1, ..., (b, c, h, w) uint8, in batches of the fixed size."""
         for batch in torch.split(pixels, BATCH):
-            features, logits = self.extractor.features_and_logits(to_contiguous(batch, self.device))
+            features, logits = compute_features(self.extractor, batch, self.device)
             self.frechet.update_features(features)
             if self.features:
                 self.features.put(start, features)
