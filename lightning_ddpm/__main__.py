@@ -5,4 +5,4 @@ import sys
 from lightning_ddpm.commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -19,5 +19,6 @@ from lightning_ddpm.callbacks.rank_failure import StopAllRanks as StopAllRanks
 from lightning_ddpm.callbacks.resume import Resume as Resume
 from lightning_ddpm.callbacks.run_logger import RunLogger as RunLogger
 from lightning_ddpm.callbacks.run_summary import RunSummary as RunSummary
+from lightning_ddpm.callbacks.run_table import RunTable as RunTable
 from lightning_ddpm.callbacks.sample_grid import SampleGrid as SampleGrid
 from lightning_ddpm.callbacks.throughput import Throughput as Throughput

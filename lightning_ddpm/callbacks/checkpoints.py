@@ -2,10 +2,8 @@
 
 import math
 import signal
-import threading
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -22,17 +20,15 @@ from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_free_space, check_writable
 from lightning_ddpm.utils.lightning_internals import is_validation_next, log_step_metrics
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that SLURM, torchrun and cloud machines send before they end a process."""
+from lightning_ddpm.utils.signals import get_signal, hold_signals, note_signals, release_signals
 
 
 class Checkpoints(Checkpoint):
     """Writes ``last.ckpt`` at an interval and at the end, and ``best.ckpt``, in the run's folder.
 
     The metric is compared at the moment it is logged, so that best.ckpt holds the weights that were evaluated; NaN is
-    never best. SIGTERM or SIGUSR1 to any rank makes all ranks save after the current step, or with several ranks after
-    the next one, and exit with status 0.
+    never best. SIGTERM, SIGUSR1 or Ctrl-C to any rank makes all ranks save after the current step, or with several
+    ranks after the next one, and exit with status 0.
 
     Attributes:
         best: the metric of best.ckpt, also kept in the checkpoints; infinite before there is one.
@@ -56,7 +52,6 @@ class Checkpoints(Checkpoint):
         self.monitor = monitor
         self._sign = -1 if monitor and is_higher_better(monitor.rpartition("/")[2]) else 1
         self.best = self._sign * math.inf
-        self.signal: signal.Signals | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a folder without enough free space, before the first step."""
@@ -73,10 +68,11 @@ class Checkpoints(Checkpoint):
         check_free_space(folder, size, max(kept * size - existing, size))
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._handle_signals()
+        """Replace Lightning's signal handlers, which communicate with other ranks in the middle of a step."""
+        note_signals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._handle_signals()
+        hold_signals()
         if self.interval:
             self.interval.start(trainer)
         self._step, self._saved, self._after_validation = trainer.global_step, -1, False
@@ -121,6 +117,7 @@ class Checkpoints(Checkpoint):
         if self._saved != trainer.global_step:
             self._save(trainer, "last")
         self._require_saved(trainer)
+        release_signals("stopped after the end of training; to measure what is missing, resume with --ckpt_path last")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -142,15 +139,6 @@ class Checkpoints(Checkpoint):
         if name == "last":
             self._saved, self._saved_at = trainer.global_step, time.monotonic()
 
-    def _handle_signals(self) -> None:
-        """Replace Lightning's signal handlers, which communicate with other ranks in the middle of a step."""
-        if threading.current_thread() is threading.main_thread():
-            for each in SIGNALS:
-                signal.signal(each, self._note_signal)
-
-    def _note_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-
     def _exchange_requests(self, trainer: Trainer) -> tuple[int, bool]:
         """Return the signal that any rank has received, or 0, and whether by the first rank's clock a save is due.
 
@@ -158,8 +146,8 @@ class Checkpoints(Checkpoint):
         """
         late = trainer.is_global_zero and time.monotonic() - self._saved_at >= self.seconds
         if trainer.world_size == 1:
-            return int(self.signal or 0), late
-        mine = [torch.full((), int(each), device=trainer.strategy.root_device) for each in (self.signal or 0, late)]
+            return int(get_signal() or 0), late
+        mine = [torch.full((), int(each), device=trainer.strategy.root_device) for each in (get_signal() or 0, late)]
         together = torch.stack(mine)
         torch.distributed.all_reduce(together, torch.distributed.ReduceOp.MAX)
         previous, self._requests = self._requests, (trainer.global_step, DeferredRead(together))

@@ -34,7 +34,7 @@ class StopAllRanks(Callback):
                 f"rank {trainer.global_rank} lost the connection to another rank after step {trainer.global_step} "
                 f"({first_line(exception)}); once its machine is back, resume with --ckpt_path last"
             )
-        for process in list_child_processes(trainer):
+        for process in list_child_processes(trainer.strategy):
             try:
                 process.wait(self.seconds)
             except subprocess.TimeoutExpired:

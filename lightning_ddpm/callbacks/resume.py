@@ -1,16 +1,18 @@
 """Resumes an interrupted run, under a config that may have changed."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from lightning_ddpm.callbacks.checkpoints import Checkpoints
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.optimizer import normalize_optimizer_state
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import set_batches_done
+from lightning_ddpm.utils.signals import hold_signals, release_signals
 
 COMPARED = ("seed_everything", "trainer", "model", "data")
 FIXED = ("class_path", "network", "schedule", "parameterization", "optimizer.class_path", "lr_scheduler.class_path")
@@ -27,13 +29,20 @@ class Resume(Callback):
     Args:
         config: the current config, complete, as plain data.
         before: the checkpoint's config; ``None`` for a new run.
+        list_loggers: returns what loggers need to continue, for the checkpoint.
 
     Raises:
         UserError: something has changed that must not.
     """
 
-    def __init__(self, config: dict[str, Any], before: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        before: dict[str, Any] | None = None,
+        list_loggers: Callable[[], list[list[str | None]]] = list,
+    ) -> None:
         self.config = {name: config.get(name) for name in COMPARED}
+        self.list_loggers = list_loggers
         self.changes = list(_find_changes(before, self.config)) if before else []
         for name, old, new in self.changes:
             within = name.removeprefix("model.").removeprefix("init_args.")
@@ -50,7 +59,7 @@ class Resume(Callback):
                 report(f"changed: {name} was {old}, is {new}")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"config": self.config}
+        return {"config": self.config, "loggers": self.list_loggers()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count the batches of the interrupted epoch in the current batch size."""
@@ -69,7 +78,14 @@ class Resume(Callback):
         set_batches_done(checkpoint, done)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the optimizer and its schedule, which the checkpoint restored, the arguments of the current config."""
+        """Give the optimizer and its schedule, which the checkpoint restored, the arguments of the current config.
+
+        From here on, before anything is written, a signal waits for the end of the step, if something saves it then.
+        """
+        if any(isinstance(each, Checkpoints) for each in trainer.callbacks):  # type: ignore[attr-defined]
+            hold_signals()
+        else:
+            release_signals("stopped; nothing is saved, because the config has no Checkpoints callback", None)
         if not any(".optimizer." in name or ".lr_scheduler." in name for name, _, _ in self.changes):
             return
         fresh: Any = pl_module.configure_optimizers()

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_ddpm import callbacks as ours
+from lightning_ddpm.commands.loggers import (
+    Stage,
+    complete_loggers,
+    let_logging_fail,
+    list_identities,
+    make_folders_optional,
+)
 from lightning_ddpm.commands.parsing import explain, instantiate
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.checkpoint import build_hyper_parameters, read_checkpoint, read_newest_checkpoint
@@ -21,6 +29,8 @@ from lightning_ddpm.utils.console import is_terminal, report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable
 from lightning_ddpm.utils.jsonargparse_internals import keep_nested_text
+from lightning_ddpm.utils.lightning_internals import list_child_processes
+from lightning_ddpm.utils.signals import end_with_ranks
 from lightning_ddpm.utils.yaml_text import MODE, build_parser, load_yaml
 
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, None)
@@ -28,19 +38,23 @@ PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, N
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml into the run's folder when training starts, and only then."""
+    """Writes config.yaml into the run's folder when training starts, whatever the loggers are, and only then."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Do nothing: a run that is stopped before its first step leaves nothing behind."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / self.config_filename
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
 
 
 class DDPMCLI(LightningCLI):
     """LightningCLI for this project."""
 
     _ckpt_path: str | None = None
-    _resumed_step = 0
-    _resumed_config: dict[str, Any] | None = None
+    _step = 0
+    _resumed: dict[str, Any] = {}  # noqa: RUF012
     _parsers: tuple[LightningArgumentParser, ...] = ()
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -85,9 +99,11 @@ class DDPMCLI(LightningCLI):
         elif self.subcommand != "fit":
             raise UserError(f"{self.subcommand} needs trained weights: give --ckpt_path RUN/last.ckpt")
         if starts and checkpoint and checkpoint.get("optimizer_states") != []:  # else an imported model, to fine-tune
-            starts, self._resumed_step = False, checkpoint["global_step"]
-            self._resumed_config = checkpoint.get("callbacks", {}).get("Resume", {}).get("config")
-            rank_zero_only(report)(f"resuming after step {self._resumed_step} from {config.ckpt_path}")
+            starts, self._step = False, checkpoint["global_step"]
+            self._resumed = checkpoint.get("callbacks", {}).get("Resume", {})
+            rank_zero_only(report)(f"resuming after step {self._step} from {config.ckpt_path}")
+        if checkpoint and self.subcommand != "fit":
+            self._step = checkpoint.get("global_step", 0)
         if starts and (folder / "last.ckpt").exists():
             raise UserError(
                 f"{folder} already holds a run; resume it with --ckpt_path last, start another one with "
@@ -96,10 +112,20 @@ class DDPMCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         self.config_dump = self._dump_complete_config()
-        self.config_init = instantiate(self.parser, self.config)
+        self.config_init = instantiate(self.parser, self._complete_config())
         config = self.config_init[self.subcommand]
         self.datamodule, self.model = config.data, config.model
         self.trainer = self.instantiate_trainer()
+        end_with_ranks(partial(list_child_processes, self.trainer.strategy))
+
+    def _complete_config(self) -> Namespace:
+        """Return the configuration with what only this process needs to know, and config.yaml does not."""
+        config: Namespace = self.config.clone()
+        trainer = config[str(self.subcommand)].trainer
+        folder = Path(trainer.default_root_dir or "checkpoints/run")
+        stage = Stage(str(self.subcommand), folder, self._step, self._resumed.get("loggers", ()))
+        trainer.logger = complete_loggers(trainer.logger, stage)
+        return config
 
     def _dump_complete_config(self) -> dict[str, Any]:
         """Return the configuration as plain data."""
@@ -122,13 +148,15 @@ class DDPMCLI(LightningCLI):
         callbacks = [*first, *(config.callbacks or []), *last]
         if not any(isinstance(each, ours.NonFinite) for each in callbacks):
             callbacks.append(ours.NonFinite())
-        kwargs["callbacks"] = [ours.Resume(self.config_dump, self._resumed_config), *callbacks]
+        used = config.logger if isinstance(config.logger, list) else [each for each in [config.logger] if each]
+        for each in used:
+            let_logging_fail(each)
+        resume = ours.Resume(self.config_dump, self._resumed.get("config"), partial(list_identities, used))
+        kwargs["callbacks"] = [resume, *callbacks]
         plugins = config.plugins if isinstance(config.plugins, list) else [each for each in [config.plugins] if each]
         if not any(isinstance(each, CheckpointIO) for each in plugins):
             kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
-        if config.logger is None or config.logger is True:
-            kwargs["logger"] = ours.RunLogger(folder, self._resumed_step)
-        if config.logger is not False and not config.fast_dev_run:
+        if used and not config.fast_dev_run:
             kwargs["callbacks"].append(ours.LearningRate())
         if config.enable_progress_bar is not False:
             kwargs["callbacks"].append(ours.ProgressRich() if is_terminal() else ours.ProgressLines())
@@ -171,19 +199,19 @@ def run(arguments: Sequence[str]) -> None:
         arguments: the command and its options.
     """
     _silence_lightning()
-    DDPMCLI(
-        LightningModule,
-        ImageDataModule,
-        subclass_mode_model=True,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        trainer_defaults={"enable_model_summary": False},
-        parser_kwargs={"prog": "lightning-ddpm"},
-        args=list(arguments),
-    )
+    with make_folders_optional():
+        DDPMCLI(
+            LightningModule,
+            ImageDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            trainer_defaults={"enable_model_summary": False},
+            parser_kwargs={"prog": "lightning-ddpm"},
+            args=list(arguments),
+        )
 
 
 def _silence_lightning() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.signals import release_signals, watch_signals
 from lightning_ddpm.utils.threads import limit_spinning, limit_threads
 
 USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightning_ddpm COMMAND [options])
@@ -40,13 +41,17 @@ COMMANDS = TRAINER | {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    Args:
+        arguments: the command and its options; ``None`` for those of this program, which then also handles signals.
+
     Returns:
         the exit status: 0; 1 where check-data finds a fault; 2 for bad input, which is reported in a sentence.
 
     Raises:
         Exception: a bug, of this package or in code of the user's; the first line printed is then the user's own.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        return _run_program(sys.argv[1:])
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         print(USAGE)
@@ -56,10 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             nearest = import_module("difflib").get_close_matches(command, COMMANDS, n=1)
             fix = f"did you mean {nearest[0]}?" if nearest else "--help lists the commands"
             raise UserError(f"there is no command {command}; {fix}")
-        return _load_command(command)(arguments if command in TRAINER else arguments[1:]) or 0
+        return _load_command(command)(list(arguments if command in TRAINER else arguments[1:])) or 0
     except Exception as error:
         failure = error
     return _report(failure)
+
+
+def _run_program(arguments: list[str]) -> int:
+    """Run one command as this program, in which a signal ends in a sentence and a status at every moment."""
+    command = arguments[0] if arguments else "--help"
+    again = "run the same command again"
+    if command == "fit":
+        watch_signals(f"stopped before the first step; {again}", 0)
+    else:
+        watch_signals(f"{command} stopped before it was done; {again}", None)
+    status = main(arguments)
+    release_signals("", status)
+    return status
 
 
 def _load_command(command: str) -> Callable[[Sequence[str]], int | None]:

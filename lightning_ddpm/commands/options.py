@@ -22,6 +22,8 @@ from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.compile import compile_in_place
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.lightning_internals import list_child_processes
+from lightning_ddpm.utils.signals import end_with_ranks
 
 CONDITIONS = ("labels", "class_names", "guidance", "guidance_interval", "classifier", "weaker")
 """Names of the options that condition the images on classes or guide them."""
@@ -208,6 +210,7 @@ def launch_fabric(options: Namespace) -> Fabric:
         raise UserError(
             f"{first_line(error)} Change or remove --accelerator, --devices, --strategy or --precision"
         ) from error
+    end_with_ranks(partial(list_child_processes, fabric.strategy))
     fabric.launch()
     return fabric
 

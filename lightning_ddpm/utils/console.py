@@ -6,6 +6,7 @@ import time
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 from rich.console import Console
@@ -20,8 +21,12 @@ def is_terminal() -> bool:
 
 
 def report(line: str) -> None:
-    """Print a line without buffering; on a terminal it stands above the progress bar, if there is one."""
-    print(make_printable(line), flush=True)
+    """Print a line without buffering; on a terminal it stands above the progress bar, if there is one.
+
+    If the file that the output goes to cannot be written, as on a full disk, the line is tried again with the next one.
+    """
+    with suppress(OSError):
+        print(make_printable(line), flush=True)
 
 
 def make_printable(text: str) -> str:

@@ -56,6 +56,9 @@ def set_batches_done(checkpoint: dict[str, Any], done: int) -> None:
     progress["current"] = {name: count + shift for name, count in progress["current"].items()}
 
 
-def list_child_processes(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
-    """Return the processes of the other ranks that this one has started; there is no public list of them."""
-    return getattr(trainer.strategy.launcher, "procs", [])
+def list_child_processes(strategy: Any) -> list[subprocess.Popen[bytes]]:
+    """Return the processes of the other ranks that a Trainer's or Fabric's strategy has started in this one.
+
+    There is no public list of them.
+    """
+    return getattr(strategy.launcher, "procs", [])

@@ -1,11 +1,14 @@
 """Every use of torch's private API stands here, with the reason; tests fail in words when a release changes one."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def disable_own_unscaling(optimizer: Optimizer) -> None:
@@ -45,3 +48,23 @@ def get_compiler_error() -> type[Exception]:
     from torch._dynamo.exc import BackendCompilerFailed
 
     return BackendCompilerFailed
+
+
+def create_summary_writer(folder: str, event_writer: Any) -> "SummaryWriter":
+    """Return a ``SummaryWriter`` whose events go to ``event_writer``, which has the methods of an ``EventFileWriter``.
+
+    Its own event writer cannot be chosen: its thread ends at the first error of the disk, and the clock names its file.
+    """
+    from torch.utils.tensorboard.writer import FileWriter, SummaryWriter  # slow to import
+
+    class Files(FileWriter):
+        def __init__(self) -> None:
+            self.event_writer = event_writer
+
+    class Writer(SummaryWriter):
+        def _get_file_writer(self) -> Any:
+            files: Any = Files() if self.file_writer is None else self.file_writer
+            self.file_writer, self.all_writers = files, cast("Any", {folder: files})
+            return files
+
+    return Writer(folder)

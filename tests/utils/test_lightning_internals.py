@@ -118,12 +118,12 @@ def test_a_run_resumes_after_the_batches_that_its_checkpoint_is_given(tmp_path: 
 
 
 def test_the_first_rank_lists_the_processes_that_it_started(tmp_path: Path) -> None:
-    assert list_child_processes(quiet_trainer(tmp_path)) == []
+    assert list_child_processes(quiet_trainer(tmp_path).strategy) == []
     trainer = quiet_trainer(tmp_path, strategy="ddp")
     launcher = trainer.strategy.launcher
     assert isinstance(launcher, _SubprocessScriptLauncher)
     assert launcher.procs == [], GONE.format("_SubprocessScriptLauncher.procs", "list_child_processes")
-    assert list_child_processes(trainer) is launcher.procs
+    assert list_child_processes(trainer.strategy) is launcher.procs
 
 
 def test_weight_averaging_has_what_the_moving_average_overrides() -> None:
