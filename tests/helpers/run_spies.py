@@ -82,3 +82,26 @@ class Fails(Callback):
         if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
             (self.folder / "failed-at").write_text(str(time.time()))
             raise ArithmeticError("on this rank alone")
+
+
+class SignalAt(Callback):
+    """Sends signals to this process, or to its whole group, when a hook is called, and then waits.
+
+    Args:
+        hook: the hook, such as ``on_fit_start``.
+        names: the signals, a moment apart.
+        seconds: how long it waits; the process should not live so long.
+        rank: the rank that does this.
+        group: whether all processes of the group get the signals, as from a terminal.
+    """
+
+    def __init__(self, hook: str, names: list[str], seconds: float = 0.0, rank: int = 0, group: bool = False) -> None:
+        def send(trainer: Trainer, *_: Any, **__: Any) -> None:
+            if trainer.global_rank != rank:
+                return
+            for name in names:
+                (os.killpg if group else os.kill)(0 if group else os.getpid(), signal.Signals[name])
+                time.sleep(0.3)  # for the handlers to run
+            time.sleep(seconds)
+
+        setattr(self, hook, send)
