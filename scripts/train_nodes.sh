@@ -7,9 +7,10 @@
 config=$1 run=$2
 shift 2
 resume=()
-if [ -e "$run/last.ckpt" ] || [ -e "$run/last-previous.ckpt" ]; then
+# .unsaved: the run was stopped before its first checkpoint, and begins again
+if [ -e "$run/last.ckpt" ] || [ -e "$run/last-previous.ckpt" ] || [ -e "$run/.unsaved" ]; then
     resume=(--ckpt_path last)
 fi
 exec torchrun --nnodes "$NODES" --nproc_per_node "$GPUS" --rdzv_backend c10d --rdzv_endpoint "$HOST:29400" \
     -m lightning_ddpm fit --config "$config" --trainer.default_root_dir "$run" --trainer.strategy ddp \
-    --trainer.num_nodes "$NODES" --trainer.devices "$GPUS" "${resume[@]}" "$@"
+    --trainer.num_nodes "$NODES" --trainer.devices "$GPUS" "$@" "${resume[@]}"

@@ -63,7 +63,7 @@ def test_a_job_that_ends_by_itself_is_not_requeued(machine: dict[str, str], tmp_
     assert step.endswith("--data.num_workers 4")
 
 
-@pytest.mark.parametrize("existing", ["last.ckpt", "last-previous.ckpt", None])
+@pytest.mark.parametrize("existing", ["last.ckpt", "last-previous.ckpt", ".unsaved", None])
 def test_both_scripts_resume_where_there_is_a_checkpoint(
     machine: dict[str, str], tmp_path: Path, existing: str | None
 ) -> None:
@@ -71,7 +71,7 @@ def test_both_scripts_resume_where_there_is_a_checkpoint(
         (tmp_path / existing).touch()
     variables = {"NODES": "2", "GPUS": "8", "HOST": "first"}
     for script in ("train.sbatch", "train_nodes.sh"):
-        assert start(machine, script, "c.yaml", tmp_path, **variables).wait(30) == 0
+        assert start(machine, script, "c.yaml", tmp_path, "--ckpt_path", "old.ckpt", **variables).wait(30) == 0
     for line in read_calls(machine):
-        assert ("--ckpt_path last" in line) == (existing is not None)
+        assert line.endswith("--ckpt_path last" if existing else "--ckpt_path old.ckpt")
     assert "--rdzv_endpoint first:29400 -m lightning_ddpm fit --config c.yaml" in read_calls(machine)[1]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.jsonargparse_internals import Option, list_options
+from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser
 
 MAX_LISTED = 24
@@ -152,6 +153,8 @@ def describe_type(annotation: Any) -> str:
         return f"[{', '.join(describe_type(each) for each in arguments if each is not ...)}]"
     if origin not in (None, dict) and arguments:
         return f"a list of {describe_type(arguments[0])}"
+    if annotation is resolve_path:
+        return "a path"
     if annotation in (None, type(None), bool):
         return "true or false" if annotation is bool else "null"
     return str(getattr(annotation, "__name__", annotation))

@@ -20,6 +20,7 @@ from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_writable, write_atomically
+from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser, dump_yaml
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -31,8 +32,8 @@ def run_export(arguments: Sequence[str]) -> None:
     description = "Write a checkpoint in another format."
     parser = build_parser("export", description)
     add = parser.add_argument
-    add("--ckpt", type=Path, required=True, help="the checkpoint; its averaged weights are exported")
-    add("--out", type=Path, required=True, help="folder to write; must be new or empty")
+    add("--ckpt", type=resolve_path, required=True, help="the checkpoint; its averaged weights are exported")
+    add("--out", type=resolve_path, required=True, help="folder to write; must be new or empty")
     add("--format", choices=["diffusers"], required=True, help="format, for diffusers.DDPMPipeline.from_pretrained")
     add("--variance", choices=sorted(scheduler.VARIANCES), help="of the reverse steps; default: the checkpoint's own")
     options = parse(parser, arguments, "export")
@@ -77,8 +78,19 @@ def run_import(arguments: Sequence[str]) -> None:
     description = "Convert another library's model to a checkpoint."
     parser = build_parser("import", description)
     add = parser.add_argument
-    add("--folder", type=Path, required=True, help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers")
-    add("--out", type=Path, required=True, metavar="FILE.ckpt", help="checkpoint to write, and FILE.yaml beside it")
+    add(
+        "--folder",
+        type=resolve_path,
+        required=True,
+        help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers",
+    )
+    add(
+        "--out",
+        type=resolve_path,
+        required=True,
+        metavar="FILE.ckpt",
+        help="checkpoint to write, and FILE.yaml beside it",
+    )
     options = parse(parser, arguments, "import")
     config_file = options.out.with_suffix(".yaml")
     if options.out.suffix != ".ckpt":

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from lightning_ddpm.utils.devices import name_device
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable
+from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser
 
 BITS_PER_DIM = "bpd"
@@ -113,7 +113,7 @@ def _build_parser() -> ArgumentParser:
     parser = build_parser("evaluate", description)
     add = parser.add_argument
     model_options.add_model_options(parser, required=False)
-    add("--images", type=Path, help="instead of --ckpt: a folder of images, or an npz file of samples (arr_0)")
+    add("--images", type=resolve_path, help="instead of --ckpt: a folder of images, or an npz file of samples (arr_0)")
     add("--n", type=int, help=f"number of images; default: {inputs.PUBLISHED}, or all of --images, else spread evenly")
     listed = "; ".join(f"{name}: {what}" for name, what in METRICS.items())
     add("--metrics", type=str, nargs="+", help=f"{listed}; bpd: bits/dim of held-out images; default: fid")
@@ -128,8 +128,13 @@ def _build_parser() -> ArgumentParser:
     parser.add_subclass_arguments(
         ReverseVariance, "variance", required=False, help="for bpd: FixedLarge (default), FixedSmall, LearnedRange"
     )
-    add("--out", type=Path, metavar="FILE.json", help="write every metric and its provenance to this file")
-    add("--save_stats", type=Path, metavar="FILE.npz", help="write mu and sigma of the images in pytorch-fid's format")
+    add("--out", type=resolve_path, metavar="FILE.json", help="write every metric and its provenance to this file")
+    add(
+        "--save_stats",
+        type=resolve_path,
+        metavar="FILE.npz",
+        help="write mu and sigma of the images in pytorch-fid's format",
+    )
     model_options.add_device_options(parser)
     return parser
 

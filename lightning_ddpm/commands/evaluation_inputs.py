@@ -13,7 +13,9 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.trusted_imports import restrict_imports
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.files import read_utf8
 from lightning_ddpm.utils.hashing import hash_file
+from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser, load_yaml
 
 PUBLISHED = 50_000
@@ -100,7 +102,7 @@ def load_reference(options: Namespace, shape: tuple[int, ...]) -> Reference:
         if beside is None or not beside.is_file():
             raise UserError(f"there is nothing to compare with: give --reference, {REFERENCES}")
         name = str(beside)
-    path, data, statistics = Path(name), None, None
+    path, data, statistics = resolve_path(name), None, None
     if path.suffix == ".npz":
         images = open_npz_samples(path)
         try:
@@ -125,15 +127,14 @@ def load_reference(options: Namespace, shape: tuple[int, ...]) -> Reference:
 
 def _load_data(name: str, root: str | None) -> ImageDataModule:
     """Build and prepare the data of a run's config, or a dataset by its name."""
-    if Path(name).suffix in (".yaml", ".yml"):
+    path = resolve_path(name)
+    if path.suffix in (".yaml", ".yml"):
         parser = build_parser()
         parser.add_class_arguments(ImageDataModule, "data")
         try:
-            config = load_yaml(Path(name).read_text())["data"]
+            config = load_yaml(read_utf8(path))["data"]
             with restrict_imports(name, config):
                 data: ImageDataModule = parser.instantiate(parser.parse_object({"data": config})).data
-        except FileNotFoundError as error:
-            raise UserError(f"there is no file {name}") from error
         except UserError:
             raise
         except Exception as error:  # jsonargparse raises many kinds; all mean that this is not a run's config
@@ -143,6 +144,6 @@ def _load_data(name: str, root: str | None) -> ImageDataModule:
     else:
         raise UserError(f"there is no reference {name}: give {REFERENCES}")
     if root:
-        data.root = Path(root)
+        data.root = resolve_path(root)
     data.prepare_data()
     return data

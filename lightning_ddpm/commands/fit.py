@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_ddpm import callbacks as ours
+from lightning_ddpm.commands import run_folder
 from lightning_ddpm.commands.loggers import (
     Stage,
     complete_loggers,
@@ -23,13 +25,15 @@ from lightning_ddpm.commands.loggers import (
 )
 from lightning_ddpm.commands.parsing import explain, instantiate
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.models.checkpoint import build_hyper_parameters, read_checkpoint, read_newest_checkpoint
+from lightning_ddpm.models.checkpoint import build_hyper_parameters
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
 from lightning_ddpm.utils.console import is_terminal, report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable
 from lightning_ddpm.utils.jsonargparse_internals import keep_nested_text
 from lightning_ddpm.utils.lightning_internals import list_child_processes
+from lightning_ddpm.utils.paths import resolve_lightning_paths
+from lightning_ddpm.utils.run_files import remove_run_files
 from lightning_ddpm.utils.signals import end_with_ranks
 from lightning_ddpm.utils.yaml_text import MODE, build_parser, load_yaml
 
@@ -37,16 +41,35 @@ PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, N
 """The precisions of Lightning that keep the weights in float32."""
 
 
+INVOCATION = ("ckpt_path", "weights_only")
+"""Options of ``fit`` that belong to one call of it, not to the run, and are not kept in its config.yaml."""
+
+
 class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml into the run's folder when training starts, whatever the loggers are, and only then."""
+    """Writes config.yaml into the run's folder when training starts, whatever the loggers are, and only then.
+
+    Args:
+        origin: path of the checkpoint that a new run starts from, empty for initial weights; ``None`` for a run that is
+            resumed.
+        arguments: see Lightning.
+    """
+
+    def __init__(self, *arguments: Any, origin: str | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._origin = origin
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Do nothing: a run that is stopped before its first step leaves nothing behind."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / self.config_filename
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
+            folder, config = Path(trainer.default_root_dir), self.config.clone()
+            if self._origin is not None:
+                run_folder.note_origin(folder, self._origin)
+            for name in INVOCATION:
+                config.pop(name, None)
+            path = folder / self.config_filename
+            self.parser.save(config, path, skip_none=False, overwrite=True, multifile=self.multifile)
 
 
 class DDPMCLI(LightningCLI):
@@ -54,8 +77,18 @@ class DDPMCLI(LightningCLI):
 
     _ckpt_path: str | None = None
     _step = 0
+    _is_new = False
     _resumed: dict[str, Any] = {}  # noqa: RUF012
     _parsers: tuple[LightningArgumentParser, ...] = ()
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        with ExitStack() as self._resources:
+            try:
+                super().__init__(*arguments, **options)
+            except Exception:
+                if self._is_new and not (hasattr(self, "trainer") and self.trainer.global_step):
+                    remove_run_files(Path(self.config[self.subcommand].trainer.default_root_dir))
+                raise
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(exit_on_error=False, allow_abbrev=False, parser_mode=MODE, **kwargs)
@@ -71,44 +104,34 @@ class DDPMCLI(LightningCLI):
             parsers = dict(zip(self.subcommands(), self._parsers[1:], strict=True))
             failure = explain(error, parsers[args[0]], args[1:], args[0])
         else:
-            # LightningCLI would let the hyperparameters of a checkpoint that stands here overrule the configuration
             config = self.config[args[0]]
-            self._ckpt_path, config.ckpt_path = config.ckpt_path, None
+            config.trainer.default_root_dir = config.trainer.default_root_dir or run_folder.DEFAULT
+            resolve_lightning_paths(config)
+            # LightningCLI would let the hyperparameters of a checkpoint that stands here overrule the configuration
+            self._ckpt_path, config.ckpt_path = run_folder.read_checkpoint_option(args, config.ckpt_path), None
             return
         raise failure
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
-        config.ckpt_path = self._ckpt_path
-        self._resolve_checkpoint(config)
+        config, command = self.config[self.subcommand], str(self.subcommand)
+        folder, writes = Path(config.trainer.default_root_dir), not config.trainer.fast_dev_run
+        guards = command == "fit" and writes and run_folder.is_first_rank()
+        if guards:
+            self._resources.enter_context(run_folder.enter_run_folder(folder))
+        elif writes:
+            check_writable(folder)
+        source = run_folder.find_source(folder, self._ckpt_path, command)
+        if guards:
+            self._is_new = run_folder.check_unused(folder, source)
+        config.weights_only, config.ckpt_path = True, source.path and str(source.path)
+        if source.content and (source.resumes or command != "fit"):
+            self._step = source.content.get("global_step", 0)
+        if source.content and source.resumes:
+            self._resumed = source.content.get("callbacks", {}).get("Resume", {})
+            rank_zero_only(report)(f"resuming after step {self._step} from {source.path}")
+        self.save_config_kwargs["origin"] = source.get_origin(folder)
         if config.get("model.init_args.network.init_args") is not None:
             _fill_shape(config.model.init_args, config.data)
-
-    def _resolve_checkpoint(self, config: Namespace) -> None:
-        folder = Path(config.trainer.default_root_dir or ".")
-        config.weights_only = True
-        starts, checkpoint = self.subcommand == "fit", None
-        if config.get("ckpt_path") in ("last", "best"):
-            requested = folder / f"{config.ckpt_path}.ckpt"
-            checkpoint, found = read_newest_checkpoint(requested)
-            if found != requested:
-                rank_zero_only(report)(f"{requested} is missing or damaged; using the previous one, {found}")
-            config.ckpt_path = str(found)
-        elif config.get("ckpt_path"):
-            checkpoint = read_checkpoint(config.ckpt_path)
-        elif self.subcommand != "fit":
-            raise UserError(f"{self.subcommand} needs trained weights: give --ckpt_path RUN/last.ckpt")
-        if starts and checkpoint and checkpoint.get("optimizer_states") != []:  # else an imported model, to fine-tune
-            starts, self._step = False, checkpoint["global_step"]
-            self._resumed = checkpoint.get("callbacks", {}).get("Resume", {})
-            rank_zero_only(report)(f"resuming after step {self._step} from {config.ckpt_path}")
-        if checkpoint and self.subcommand != "fit":
-            self._step = checkpoint.get("global_step", 0)
-        if starts and (folder / "last.ckpt").exists():
-            raise UserError(
-                f"{folder} already holds a run; resume it with --ckpt_path last, start another one with "
-                "--trainer.default_root_dir FOLDER, or delete it"
-            )
 
     def instantiate_classes(self) -> None:
         self.config_dump = self._dump_complete_config()
@@ -122,7 +145,7 @@ class DDPMCLI(LightningCLI):
         """Return the configuration with what only this process needs to know, and config.yaml does not."""
         config: Namespace = self.config.clone()
         trainer = config[str(self.subcommand)].trainer
-        folder = Path(trainer.default_root_dir or "checkpoints/run")
+        folder = Path(trainer.default_root_dir)
         stage = Stage(str(self.subcommand), folder, self._step, self._resumed.get("loggers", ()))
         trainer.logger = complete_loggers(trainer.logger, stage)
         return config
@@ -140,10 +163,6 @@ class DDPMCLI(LightningCLI):
                 f"trainer.precision {config.precision} does not keep the weights in float32, as EMA requires; "
                 "use bf16-mixed or 16-mixed, whose network computes in half precision, or 32-true"
             )
-        folder = Path(config.default_root_dir or "checkpoints/run")
-        if not config.fast_dev_run:
-            check_writable(folder)
-        kwargs["default_root_dir"] = str(folder)
         first, last = [ours.Throughput(), ours.RunSummary()], [ours.PredictionWriter(), ours.StopAllRanks()]
         callbacks = [*first, *(config.callbacks or []), *last]
         if not any(isinstance(each, ours.NonFinite) for each in callbacks):

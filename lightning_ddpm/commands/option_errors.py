@@ -15,7 +15,9 @@ from jsonargparse import ArgumentParser
 
 from lightning_ddpm.commands import class_names
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.files import read_utf8
 from lightning_ddpm.utils.jsonargparse_internals import Option, list_options
+from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser, load_yaml
 
 SPEC = ("class_path", "init_args", "dict_kwargs")
@@ -102,12 +104,8 @@ class OptionChecker:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            config = load_yaml(Path(name).read_text())
-        except FileNotFoundError as error:
-            raise UserError(f"there is no file {name}") from error
-        except OSError as error:
-            raise UserError(f"{name} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            config = load_yaml(read_utf8(resolve_path(name)))
+        except yaml.YAMLError as error:
             raise UserError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict):
             raise UserError(f"{name} holds no options: it must be a mapping, got {config!r}")

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from lightning_ddpm.utils.compile import compile_in_place
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.lightning_internals import list_child_processes
+from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.signals import end_with_ranks
 
 CONDITIONS = ("labels", "class_names", "guidance", "guidance_interval", "classifier", "weaker")
@@ -63,7 +63,7 @@ def _quote(name: str) -> str:
 def add_model_options(parser: ArgumentParser, required: bool) -> None:
     """Add the options that determine the images."""
     add = parser.add_argument
-    add("--ckpt", type=Path, required=required, help="checkpoint of the model")
+    add("--ckpt", type=resolve_path, required=required, help="checkpoint of the model")
     add("--seed", type=int, default=0, help="random seed; image i depends on the seed and i only")
     add("--steps", type=int, help="sampler steps, of DDIM without --sampler; default: the checkpoint's sampler")
     parser.add_subclass_arguments(
@@ -75,8 +75,8 @@ def add_model_options(parser: ArgumentParser, required: bool) -> None:
     add("--class_names", "--class", metavar="NAME,NAME,...", help="the same by class name")
     add("--guidance", type=float, metavar="W", help="guidance scale; 0: unconditional, 1: conditional (default)")
     add("--guidance_interval", type=int, nargs=2, metavar=("FROM", "TO"), help="guide only at these steps of 1..T")
-    add("--classifier", type=Path, metavar="CKPT", help="guide by this classifier of noisy images")
-    add("--weaker", type=Path, metavar="CKPT", help="guide away from this weaker model (autoguidance)")
+    add("--classifier", type=resolve_path, metavar="CKPT", help="guide by this classifier of noisy images")
+    add("--weaker", type=resolve_path, metavar="CKPT", help="guide away from this weaker model (autoguidance)")
 
 
 def add_device_options(parser: ArgumentParser) -> None:

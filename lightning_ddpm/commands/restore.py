@@ -20,6 +20,7 @@ from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable, write_atomically
+from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.random import ImageNoise
 from lightning_ddpm.utils.yaml_text import build_parser
 
@@ -86,10 +87,15 @@ def _build_parser() -> ArgumentParser:
     parser = build_parser("restore", description)
     add = parser.add_argument
     add("--task", required=True, help=", ".join(TASKS))
-    add("--images", type=Path, required=True, help="folder of square images of the model's size (superres: smaller)")
-    add("--out", type=Path, required=True, help="folder for 000000.png, ... in the order of the images' paths")
+    add(
+        "--images",
+        type=resolve_path,
+        required=True,
+        help="folder of square images of the model's size (superres: smaller)",
+    )
+    add("--out", type=resolve_path, required=True, help="folder for 000000.png, ... in the order of the images' paths")
     add("--degrade", action="store_true", help="the images are originals: degrade them first, and report PSNR and SSIM")
-    add("--mask", type=Path, help="inpaint: an image, white where pixels are to be generated")
+    add("--mask", type=resolve_path, help="inpaint: an image, white where pixels are to be generated")
     add("--box", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="inpaint: a box instead of a mask")
     add("--passes", type=int, help="inpaint: number of times each step is made; default: 5")
     add("--factor", type=int, help="superres: ratio of the image sizes")

@@ -19,6 +19,7 @@ from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.devices import name_device
 from lightning_ddpm.utils.files import check_writable
 from lightning_ddpm.utils.hashing import hash_file
+from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser
 
 SHOWN = 64
@@ -84,10 +85,15 @@ def _build_parser() -> ArgumentParser:
     description = "Generate images from a checkpoint."
     parser = build_parser("sample", description)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder for 000000.png, 000001.png, ... and grid.png")
+    add("--out", type=resolve_path, required=True, help="folder for 000000.png, 000001.png, ... and grid.png")
     add("--n", type=int, default=64, help="number of images")
     model_options.add_model_options(parser, required=True)
-    add("--trajectory", type=Path, metavar="FILE.gif", help="write an animation of x_T ... x_0 of the first images")
+    add(
+        "--trajectory",
+        type=resolve_path,
+        metavar="FILE.gif",
+        help="write an animation of x_T ... x_0 of the first images",
+    )
     model_options.add_device_options(parser)
     return parser
 

@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from lightning_ddpm.data.sources import SPLITS, ImageSource
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.random import get_run_seed, make_generator
 
 
@@ -52,9 +52,9 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        self.source, self.root, self.batch_size = source, Path(root), batch_size
+        self.source, self.root, self.batch_size = source, resolve_path(root), batch_size
         self.flip, self.num_workers, self.predict_images = flip, num_workers, predict_images
-        self.decode_cache = None if decode_cache is None else Path(decode_cache)
+        self.decode_cache = None if decode_cache is None else resolve_path(decode_cache)
         self.channels, self.size = source.channels, source.size
 
     def class_names(self) -> list[str]:

@@ -12,6 +12,7 @@ from lightning_ddpm.metrics.extractors import FeatureExtractor
 from lightning_ddpm.metrics.resize import TF1, Resize
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_file, hash_tensors
+from lightning_ddpm.utils.paths import resolve_path
 
 FILE_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """SHA-256 of weights-inception-2015-12-05-6726825d.pth as torch-fidelity and pytorch-fid publish it."""
@@ -44,7 +45,9 @@ class Inception(FeatureExtractor):
 
     def load(self) -> None:
         if self.network is None:
-            state, is_published = _read_weights(Path(self.weights_path) if self.weights_path else _download_weights())
+            state, is_published = _read_weights(
+                resolve_path(self.weights_path) if self.weights_path else _download_weights()
+            )
             buffer = io.BytesIO()
             torch.save(state, buffer)
             buffer.seek(0)

@@ -14,6 +14,8 @@ from lightning_ddpm.models.trusted_imports import restrict_imports
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_published, sync_folder, write_atomically
 from lightning_ddpm.utils.hashing import hash_content
+from lightning_ddpm.utils.paths import resolve_path
+from lightning_ddpm.utils.run_files import UNSAVED
 from lightning_ddpm.utils.yaml_text import build_parser
 
 DIGEST_KEY = "sha256"
@@ -58,6 +60,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
             os.link(path, before)
     try:
         write_atomically(path, lambda file: torch.save({**content, DIGEST_KEY: hash_content(content)}, file))
+        (path.parent / UNSAVED).unlink(missing_ok=True)
         if before.exists():
             os.replace(before, previous_path(path))
             sync_folder(path.parent)
@@ -84,7 +87,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, not the published one, holds code, or was written by another program.
     """
-    path = Path(path)
+    path = resolve_path(path)
     if not path.is_file():
         others = ", ".join(map(str, sorted(path.parent.glob("*.ckpt"))))
         raise UserError(f"there is no checkpoint {path}" + (f"; there is {others}" if others else ""))

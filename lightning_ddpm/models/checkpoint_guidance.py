@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import final
 
 import torch
@@ -14,6 +13,7 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.noisy_classifier import NoisyClassifier
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_file
+from lightning_ddpm.utils.paths import resolve_path
 
 
 @final
@@ -65,7 +65,7 @@ class ClassifierGuidance(Guidance):
         return guide_by_classifier(denoise, log_probability, lambda t: torch.where(self.is_active(t), self.scale, 0.0))
 
     def settings(self) -> dict[str, object]:
-        return {"sha256": hash_file(Path(self.ckpt))[:12]} | super().settings()
+        return {"sha256": hash_file(resolve_path(self.ckpt))[:12]} | super().settings()
 
 
 @final
@@ -112,7 +112,7 @@ class Autoguidance(Guidance):
         return denoise.with_network(guided)
 
     def settings(self) -> dict[str, object]:
-        return {"sha256": hash_file(Path(self.ckpt))[:12]} | super().settings()
+        return {"sha256": hash_file(resolve_path(self.ckpt))[:12]} | super().settings()
 
 
 def _check_compatible(ckpt: str, other: DDPM | NoisyClassifier, model: GuidableModel) -> None:

@@ -11,12 +11,32 @@ from typing import BinaryIO
 
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_file
+from lightning_ddpm.utils.paths import resolve_path
 
 
 def get_cache_folder() -> Path:
     """Return the folder of cached results: ``$LIGHTNING_DDPM_CACHE``, or one in the user's cache folder."""
-    given = os.environ.get("LIGHTNING_DDPM_CACHE")
-    return Path(given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_ddpm")
+    if given := os.environ.get("LIGHTNING_DDPM_CACHE"):
+        return resolve_path(given)
+    return resolve_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lightning_ddpm"
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a UTF-8 file, without its byte order mark.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; save it as UTF-8"
+        ) from error
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -94,7 +114,7 @@ def check_published(path: Path) -> None:
         UserError: the digest differs.
     """
     sums = path.parent / "SHA256SUMS"
-    lines = sums.read_text().splitlines() if sums.is_file() else []
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
     expected = {name.strip(" *"): digest for digest, _, name in (line.partition(" ") for line in lines)}
     if path.name in expected and (digest := hash_file(path)) != expected[path.name]:
         raise UserError(
