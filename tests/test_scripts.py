@@ -55,6 +55,33 @@ def test_a_job_at_its_time_limit_saves_and_is_requeued(machine: dict[str, str], 
     assert "--ckpt_path" not in step
 
 
+def test_a_job_that_is_signalled_before_there_is_a_run_is_requeued(machine: dict[str, str], tmp_path: Path) -> None:
+    """Bash handles signals after the command that it executes, here a slow look for checkpoints."""
+    slow = tmp_path / "slow"
+    slow.write_text('[() { sleep 0.5; builtin [ "$@"; }\n')
+    job = start(machine, "train.sbatch", "c.yaml", tmp_path / "run", TENTHS="600", BASH_ENV=str(slow))
+    time.sleep(0.3)
+    assert read_calls(machine) == []
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(30) == 0
+    assert read_calls(machine)[-1] == "scontrol requeue 77"
+
+
+@pytest.mark.parametrize(("status", "requeued"), [("138", True), ("1", False), ("2", False), ("137", False)])
+def test_a_signalled_job_whose_run_failed_is_requeued_only_if_the_signal_ended_it(
+    machine: dict[str, str], tmp_path: Path, status: str, requeued: bool
+) -> None:
+    program = Path(machine["PATH"].split(":")[0]) / "srun"
+    program.write_text(program.read_text().replace("exit 0", f"exit {status}"))
+    job = start(machine, "train.sbatch", "c.yaml", tmp_path / "run", TENTHS="600")
+    while not read_calls(machine):
+        time.sleep(0.05)
+    time.sleep(0.3)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(30) == (0 if requeued else int(status))
+    assert ("scontrol requeue 77" in read_calls(machine)) == requeued
+
+
 @pytest.mark.parametrize("status", ["0", "3"])
 def test_a_job_that_ends_by_itself_is_not_requeued(machine: dict[str, str], tmp_path: Path, status: str) -> None:
     job = start(machine, "train.sbatch", "c.yaml", tmp_path, "--data.num_workers", 4, STATUS=status)

@@ -1,5 +1,6 @@
 """Find what an exception comes from: the user's mistake, or a line of the user's own code."""
 
+import errno
 import os
 import sysconfig
 import traceback
@@ -16,6 +17,9 @@ NOT_THEIRS = tuple(
 LIBRARIES = {"site-packages", "dist-packages"}
 """Names of the folders that libraries are installed in."""
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""Errors of a disk that is full, limited, read-only or broken."""
+
 
 def list_causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an exception, the one that it was raised from, and so on."""
@@ -29,6 +33,17 @@ def list_causes(error: BaseException | None) -> Iterator[BaseException]:
 def find_user_error(error: BaseException) -> UserError | None:
     """Return the user's mistake that an exception comes from, if there is one."""
     return next((each for each in list_causes(error) if isinstance(each, UserError)), None)
+
+
+def describe_full_disk(error: BaseException) -> str | None:
+    """Return a sentence on the file that could not be written, if a disk is what an exception comes from."""
+    causes = list(list_causes(error))
+    full = next((each for each in causes if isinstance(each, OSError) and each.errno in FULL), None)
+    if full is None:
+        return None
+    notes = [note for each in causes for note in getattr(each, "__notes__", ())]
+    where = f"; {notes[0]}" if notes else f": {full.filename}" if full.filename else ""
+    return f"the disk cannot be written ({full.strerror}{where}); make room, and run the same command again"
 
 
 def find_user_code(error: BaseException) -> tuple[BaseException, str] | None:

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command and its options; ``None`` for those of this program, which then also handles signals.
 
     Returns:
-        the exit status: 0; 1 where check-data finds a fault; 2 for bad input, which is reported in a sentence.
+        the exit status: 0; 1 where check-data finds a fault; 2 for bad input or a full disk, reported in a sentence.
 
     Raises:
         Exception: a bug, of this package or in code of the user's; the first line printed is then the user's own.
@@ -76,8 +77,21 @@ def _run_program(arguments: list[str]) -> int:
     else:
         watch_signals(f"{command} stopped before it was done; {again}", None)
     status = main(arguments)
+    if not _flush_output() and command != "fit":  # fit's output is only for viewing
+        print("error: the output cannot be written; make room, or send it elsewhere", file=sys.stderr)
+        status = status or 2
     release_signals("", status)
     return status
+
+
+def _flush_output() -> bool:
+    """Write what is left of the output; return whether that succeeds. Python itself would print a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _load_command(command: str) -> Callable[[Sequence[str]], int | None]:
@@ -109,7 +123,11 @@ def _report(failure: Exception) -> int:
     make_printable = import_module("lightning_ddpm.utils.console").make_printable
     mistake = causes.find_user_error(failure)
     if mistake is None:
-        raised, line = causes.find_user_code(failure) or (failure, None)
+        theirs = causes.find_user_code(failure)
+        if theirs is None and (sentence := causes.describe_full_disk(failure)):
+            print(f"error: {make_printable(sentence)}", file=sys.stderr)
+            return 2
+        raised, line = theirs or (failure, None)
         if line:
             print(f"error: {make_printable(line)}", file=sys.stderr)
         raise raised

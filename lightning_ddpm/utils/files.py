@@ -50,7 +50,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
+        error.add_note(f"{path} was being written")
         temporary.unlink(missing_ok=True)
         raise
 

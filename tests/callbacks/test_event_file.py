@@ -1,12 +1,9 @@
 """EventFile and RunTable: what is on the disk when it was full, or when the clock went backwards."""
 
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from helpers.full_disk import limit_files
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_ddpm.callbacks import RunLogger, RunTable, event_file
@@ -27,19 +24,6 @@ def shown(folder: Path) -> list[tuple[int, float]]:
     points = [(each.step, each.value) for each in events.Scalars("x")]
     assert [(each.step, -each.value) for each in events.Scalars("y")] == points
     return points
-
-
-@contextmanager
-def limit_files(size: int) -> Iterator[None]:
-    """Let no file grow beyond a size, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, old)
 
 
 @pytest.mark.parametrize("later", [1.0, 1_700_000_000.0, 9_999_999_998.0])
