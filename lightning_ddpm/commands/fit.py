@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_ddpm import callbacks as ours
 from lightning_ddpm.commands import run_folder
+from lightning_ddpm.commands.list_options import set_list_options, split_list_options
 from lightning_ddpm.commands.loggers import (
     Stage,
     complete_loggers,
@@ -23,7 +24,7 @@ from lightning_ddpm.commands.loggers import (
     list_identities,
     make_folders_optional,
 )
-from lightning_ddpm.commands.parsing import explain, instantiate
+from lightning_ddpm.commands.parsing import complete_names, explain, instantiate
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.checkpoint import build_hyper_parameters
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
@@ -97,12 +98,14 @@ class DDPMCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
+        others, of_lists = split_list_options(complete_names(args))
         try:
             with keep_nested_text():
-                super().parse_arguments(parser, args)
+                super().parse_arguments(parser, others)
+            set_list_options(self.config[args[0]].trainer, of_lists, args[0])
         except Exception as error:
             parsers = dict(zip(self.subcommands(), self._parsers[1:], strict=True))
-            failure = explain(error, parsers[args[0]], args[1:], args[0])
+            failure = explain(error, parsers[args[0]], others[1:], args[0])
         else:
             config = self.config[args[0]]
             config.trainer.default_root_dir = config.trainer.default_root_dir or run_folder.DEFAULT

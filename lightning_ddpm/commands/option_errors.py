@@ -7,6 +7,7 @@ that they name.
 
 from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -257,10 +258,14 @@ def _accepts(annotation: Any, value: Any) -> bool:
 
 
 def _as_spec(annotation: Any, value: Any) -> Any:
-    """Return a class that is given by its name alone as a mapping."""
+    """Return a class that is given by its name alone, or by a mapping as text, as a mapping."""
     is_text = str in class_names.split_annotation(annotation)
-    named = isinstance(value, str) and not is_text and class_names.find_kinds(annotation)[0]
-    return {"class_path": value} if named else value
+    if not isinstance(value, str) or is_text or not class_names.find_kinds(annotation)[0]:
+        return value
+    if value.lstrip().startswith("{"):
+        with suppress(yaml.YAMLError):
+            return load_yaml(value)
+    return {"class_path": value}
 
 
 def _merge(before: Any, value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_ddpm import diffusion
 from lightning_ddpm.commands.causes import find_user_code, find_user_error, list_causes
 from lightning_ddpm.commands.option_errors import OptionChecker
 from lightning_ddpm.utils.errors import UserError, first_line
@@ -27,10 +28,29 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], command: str) -> Nam
     parser.allow_abbrev = False
     try:
         with keep_nested_text():
-            return parser.parse_args([*arguments])
+            return parser.parse_args(complete_names(arguments))
     except Exception as error:  # a file may be no YAML
         failure = explain(error, parser, arguments, command)
     raise failure
+
+
+def complete_names(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with the module before each name of a function of :mod:`lightning_ddpm.diffusion`.
+
+    jsonargparse finds classes by their names alone, but not functions: ``--sampler.spacing quadratic_spacing``.
+    """
+    completed, option = list[str](), ""
+    for word in arguments:
+        if word.startswith("--"):
+            option, equals, name = word.partition("=")
+        else:
+            equals, name = "", word
+        kind = option.rpartition(".")[2]
+        if "." in option and name.endswith(f"_{kind}") and name in vars(diffusion):
+            name = f"{diffusion.__name__}.{name}"
+            word = f"{option}={name}" if equals else name
+        completed.append(word)
+    return completed
 
 
 def instantiate(parser: ArgumentParser, options: Namespace) -> Namespace:
