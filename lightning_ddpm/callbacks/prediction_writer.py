@@ -1,5 +1,6 @@
 """Writes the images that ``predict`` generates."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.data.sharding import ImageRange
+from lightning_ddpm.utils.files import write_atomically
 
 
 class PredictionWriter(Callback):
@@ -16,6 +18,5 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageRange, *_: Any
     ) -> None:
         folder = Path(trainer.default_root_dir) / "predictions"
-        folder.mkdir(parents=True, exist_ok=True)
         for index, pixels in enumerate(outputs, start=int(batch[1])):
-            save_image(pixels, folder / f"{index:06d}.png")
+            write_atomically(folder / f"{index:06d}.png", partial(save_image, pixels))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
@@ -117,9 +118,11 @@ def _read_signals(descriptor: int) -> None:
 def _react(received: signal.Signals) -> None:
     if _watch.ending is not None:
         if _watch.parent is not None and _watch.parent == os.getppid() and not _watch.asked_parent:
-            _watch.asked_parent = True  # all ranks end together, by the signal that the parent sends
-            os.kill(_watch.parent, signal.SIGTERM)
-            return
+            _watch.asked_parent = True
+            time.sleep(0.5)  # the parent may have got the signal as well, and then ends all ranks
+            if _watch.parent == os.getppid():
+                os.kill(_watch.parent, signal.SIGTERM)
+                return
         sentence, status = _watch.ending
         _end(received, sentence, 128 + received if status is None else status)
     elif received is signal.SIGINT and _watch.interrupts > 1:
@@ -129,7 +132,7 @@ def _react(received: signal.Signals) -> None:
 def _end(received: signal.Signals, sentence: str, status: int) -> None:
     """End the process as SIGKILL does, which every file that this package writes survives, but with a status."""
     for rank in _watch.list_ranks():
-        rank.terminate() if status == 0 else rank.kill()
+        rank.kill()  # asked to end by itself, it could first report that it has lost this rank
     if sentence and (_watch.parent is None or status):
         show = "\x1b[?25h" if os.isatty(1) else ""  # a progress bar hides the cursor
         with contextlib.suppress(OSError):

@@ -85,7 +85,7 @@ class Fails(Callback):
 
 
 class SignalAt(Callback):
-    """Sends signals to this process, or to its whole group, when a hook is called, and then waits.
+    """Sends signals to this process, or to its whole group, when a hook is called first, and then waits.
 
     Args:
         hook: the hook, such as ``on_fit_start``.
@@ -97,11 +97,13 @@ class SignalAt(Callback):
 
     def __init__(self, hook: str, names: list[str], seconds: float = 0.0, rank: int = 0, group: bool = False) -> None:
         def send(trainer: Trainer, *_: Any, **__: Any) -> None:
-            if trainer.global_rank != rank:
+            if trainer.global_rank != rank or self.sent:
                 return
+            self.sent = True
             for name in names:
                 (os.killpg if group else os.kill)(0 if group else os.getpid(), signal.Signals[name])
                 time.sleep(0.3)  # for the handlers to run
             time.sleep(seconds)
 
+        self.sent = False
         setattr(self, hook, send)

