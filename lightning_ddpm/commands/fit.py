@@ -166,7 +166,10 @@ class DDPMCLI(LightningCLI):
                 f"trainer.precision {config.precision} does not keep the weights in float32, as EMA requires; "
                 "use bf16-mixed or 16-mixed, whose network computes in half precision, or 32-true"
             )
-        first, last = [ours.Throughput(), ours.RunSummary()], [ours.PredictionWriter(), ours.StopAllRanks()]
+        first, last = (
+            [ours.Throughput(), ours.RunSummary()],
+            [ours.PredictionWriter(), ours.RankExchange(), ours.StopAllRanks()],
+        )
         callbacks = [*first, *(config.callbacks or []), *last]
         if not any(isinstance(each, ours.NonFinite) for each in callbacks):
             callbacks.append(ours.NonFinite())

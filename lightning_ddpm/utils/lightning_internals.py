@@ -5,9 +5,41 @@ What a function cannot replace, :class:`~lightning_ddpm.callbacks.EMA` uses as a
 """
 
 import subprocess
+from inspect import signature
 from typing import Any
 
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+
+def skip_signal_broadcast(trainer: Trainer) -> None:
+    """Let training batches start without an exchange among the ranks; the program handles signals itself.
+
+    Before every batch Lightning broadcasts whether the first rank received SIGTERM, and reads it from the device, which
+    waits for all work on it. There is no option against this.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def set_ddp_defaults(trainer: Trainer) -> None:
+    """Let DDP exchange gradients only, and without a copy; arguments that the user gave to the strategy stay.
+
+    By default each forward pass broadcasts all buffers from the first rank, although those of this package are equal on
+    all ranks; only BatchNorm's running statistics are not. A strategy that Lightning builds from its name takes no
+    arguments.
+    """
+    strategy, module = trainer.strategy, trainer.lightning_module
+    if not isinstance(strategy, DDPStrategy):
+        return
+    options = strategy._ddp_kwargs
+    options.setdefault("gradient_as_bucket_view", True)
+    if any(isinstance(each, _BatchNorm) and each.track_running_stats for each in module.modules()):
+        return
+    if not {"broadcast_buffers", "forward_sync_buffers"} & set(options):
+        known = signature(DistributedDataParallel).parameters  # the first name is deprecated since torch 2.13
+        options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
 
 
 def is_accumulating(trainer: Trainer) -> bool:

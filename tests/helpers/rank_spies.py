@@ -60,6 +60,29 @@ class RankSpy(Callback):
         (self.folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(self.seen))
 
 
+class ExchangeSpy(Callback):
+    """Writes exchanges-0.json, ... into a folder: how often a step, after the first ones, calls each operation.
+
+    Args:
+        folder: the folder.
+        steps: number of steps that are counted; the run has one more before and one after them.
+    """
+
+    def __init__(self, folder: str, steps: int = 4) -> None:
+        self.folder, self.steps = Path(folder), steps
+        self.profiler = None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 2:
+            self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self.profiler.start()
+        if batch_idx == 2 + self.steps:
+            self.profiler.stop()
+            counts = {each.key: each.count for each in self.profiler.key_averages() if each.key.startswith("c10d::")}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / f"exchanges-{trainer.global_rank}.json").write_text(json.dumps(counts))
+
+
 class WatchedDigits(Digits):
     """The digits; creates a file ``prepare-<process>`` or ``open-<process>`` when they are prepared or opened."""
 

@@ -51,6 +51,20 @@ def test_weights_and_average_are_equal_on_both_ranks_and_in_the_checkpoint(train
     assert weights(trained / "run" / "last.ckpt") == {"raw": first["raw"], "ema": first["ema"]}
 
 
+def test_a_step_exchanges_gradients_and_requests_to_stop_and_nothing_else(tmp_path):
+    config = watched(tmp_path)
+    config["trainer"].update(max_steps=8, log_every_n_steps=100, val_check_interval=100, callbacks=[])
+    for name, arguments in (("callbacks.EMA", {}), ("callbacks.Checkpoints", {"every_n_steps": 100})):
+        config["trainer"]["callbacks"].append({"class_path": f"lightning_ddpm.{name}", "init_args": arguments})
+    spy = {"class_path": "helpers.rank_spies.ExchangeSpy", "init_args": {"folder": str(tmp_path)}}
+    config["trainer"]["callbacks"].append(spy)
+    ended = ddpm("fit", "--config", write_yaml(tmp_path / "config.yaml", config), *TWO, PYTHONPATH=REPOSITORY / "tests")
+    assert ended.returncode == 0, ended.stderr
+    for rank in (0, 1):
+        counts = json.loads((tmp_path / f"exchanges-{rank}.json").read_text())
+        assert counts == {"c10d::allreduce_": 2 * 4}, "one of gradients and one of requests in each of 4 steps"
+
+
 def test_images_steps_and_noise_differ_between_the_ranks(trained):
     first, second = seen(trained, 0), seen(trained, 1)
     assert first["images"] != second["images"]

@@ -10,7 +10,9 @@ from helpers.tiny import quiet_trainer, tiny_model
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch import nn
 
 from lightning_ddpm.callbacks import EMA
 from lightning_ddpm.data import Digits, ImageDataModule
@@ -21,6 +23,8 @@ from lightning_ddpm.utils.lightning_internals import (
     list_child_processes,
     log_step_metrics,
     set_batches_done,
+    set_ddp_defaults,
+    skip_signal_broadcast,
 )
 
 GONE = f"pytorch-lightning {version('pytorch-lightning')} has no {{}} any more: rewrite {{}}, which depends on it"
@@ -124,6 +128,40 @@ def test_the_first_rank_lists_the_processes_that_it_started(tmp_path: Path) -> N
     assert isinstance(launcher, _SubprocessScriptLauncher)
     assert launcher.procs == [], GONE.format("_SubprocessScriptLauncher.procs", "list_child_processes")
     assert list_child_processes(trainer.strategy) is launcher.procs
+
+
+def test_training_batches_start_with_a_broadcast_that_can_be_skipped(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path)
+    loop = trainer.fit_loop.epoch_loop
+    assert hasattr(loop, "_broadcast_sigterm_tensor"), GONE.format(
+        "_TrainingEpochLoop._broadcast_sigterm_tensor", "skip_signal_broadcast"
+    )
+    skip_signal_broadcast(trainer)
+    assert loop._broadcast_sigterm_tensor() is None
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "synchronised"),
+    [(nn.Identity(), {}, False), (nn.BatchNorm2d(1), {}, None), (nn.Identity(), {"broadcast_buffers": True}, True)],
+    ids=["constant buffers", "running statistics", "as the user asks"],
+)
+def test_ddp_gets_the_defaults_that_the_user_has_not_set(
+    network: nn.Module, given: dict[str, Any], synchronised: bool | None, tmp_path: Path
+) -> None:
+    trainer = quiet_trainer(tmp_path, strategy=DDPStrategy(**given))
+    module = LightningModule()
+    module.network = network
+    trainer.strategy.connect(module)
+    set_ddp_defaults(trainer)
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert hasattr(trainer.strategy, "_ddp_kwargs"), GONE.format("DDPStrategy._ddp_kwargs", "set_ddp_defaults")
+    options = dict(trainer.strategy._ddp_kwargs)
+    assert options.pop("gradient_as_bucket_view")
+    assert list(options.values()) == ([] if synchronised is None else [synchronised])
+
+
+def test_other_strategies_stay_as_they_are(tmp_path: Path) -> None:
+    set_ddp_defaults(quiet_trainer(tmp_path))
 
 
 def test_weight_averaging_has_what_the_moving_average_overrides() -> None:
