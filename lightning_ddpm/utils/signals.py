@@ -16,7 +16,7 @@ LAUNCHER = "LIGHTNING_DDPM_LAUNCHER"
 """Environment variable with the process that started the others of a run."""
 
 WORKER_SECONDS = 60
-"""How long a worker process of a data loader goes on after SIGTERM, which it may get with the whole process group."""
+"""How long a worker of a data loader outlives SIGTERM, which it may get because the whole process group gets it."""
 
 
 class _Watch:

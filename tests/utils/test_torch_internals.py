@@ -1,11 +1,15 @@
 """torch's private API is as this package uses it; a failure says what a new version has changed."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from lightning_fabric.plugins.precision.amp import _optimizer_handles_unscaling
 
 from lightning_ddpm.utils.torch_internals import (
     allow_any_batch_size,
+    create_summary_writer,
     disable_own_unscaling,
     get_compiled_call,
     get_compiler_error,
@@ -61,3 +65,20 @@ def test_a_failing_backend_raises_the_error_that_is_caught() -> None:
         torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
     changed = f"torch {torch.__version__}: BackendCompilerFailed has no inner_exception"
     assert str(getattr(raised.value, "inner_exception", "")) == "no compiler", changed
+
+
+def test_the_events_of_a_summary_writer_can_be_sent_elsewhere(tmp_path: Path) -> None:
+    class Events(list[Any]):
+        add_event = list.append
+
+        def flush(self) -> None: ...
+
+        close = flush
+
+    events = Events()
+    writer = create_summary_writer(str(tmp_path), events)
+    writer.add_scalar("x", 1.0, 5)
+    writer.close()
+    changed = f"torch {torch.__version__}: a SummaryWriter does not get its file from _get_file_writer"
+    assert [(event.step, event.summary.value[0].tag) for event in events] == [(5, "x")], changed
+    assert list(tmp_path.iterdir()) == [], changed
