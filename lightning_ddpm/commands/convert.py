@@ -19,7 +19,7 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
-from lightning_ddpm.utils.files import check_writable, write_atomically
+from lightning_ddpm.utils.files import check_output_file, check_writable, write_atomically
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser, dump_yaml
 
@@ -93,8 +93,7 @@ def run_import(arguments: Sequence[str]) -> None:
     )
     options = parse(parser, arguments, "import")
     config_file = options.out.with_suffix(".yaml")
-    if options.out.suffix != ".ckpt":
-        raise UserError(f"--out must be a file name that ends in .ckpt, got {options.out}")
+    check_output_file(options.out, "--out", [".ckpt"])
     for path in (options.out, config_file):
         if path.exists():
             raise UserError(f"{path} exists already; choose another name or delete it")
@@ -103,7 +102,6 @@ def run_import(arguments: Sequence[str]) -> None:
     model = build_module(parameters, DDPM, options.folder)
     assert isinstance(model.network, UNet)
     unet.load_weights(model.network, _read_weights(_part(options.folder, "unet")))
-    check_writable(options.out.parent)
 
     state = model.state_dict()
     checkpoint = {

@@ -26,7 +26,7 @@ from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.devices import name_device
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_writable
+from lightning_ddpm.utils.files import check_output_file
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser
 
@@ -39,9 +39,10 @@ def run(arguments: Sequence[str]) -> None:
     parser = _build_parser()
     options = model_options.parse_options(parser, arguments, "evaluate", ["n"])
     metrics = _read_metrics(options)
-    for path in options.out, options.save_stats:
+    read = [options.ckpt, options.images, options.classifier, options.weaker, resolve_path(options.reference or "-")]
+    for name, path, suffix in (("--out", options.out, ".json"), ("--save_stats", options.save_stats, ".npz")):
         if path:
-            check_writable(path.parent)
+            check_output_file(path, name, [suffix], read)
     model = model_options.load_model(parser, options) if options.ckpt else None
     evaluated = inputs.load_evaluated_images(options, model)
     conditions = model_options.read_conditions(options, model) if model else model_options.Conditions(None, None, ())

@@ -113,7 +113,9 @@ def _load_command(command: str) -> Callable[[Sequence[str]], int | None]:
         atexit.register(gc.unfreeze)  # Python collects these objects when it ends
     limit_threads()
     function: Callable[[Sequence[str]], int | None] = getattr(sys.modules[module], name)
-    import_module("lightning_ddpm.utils.console").silence_pillow()
+    console = import_module("lightning_ddpm.utils.console")
+    console.silence_pillow()
+    console.let_print_any_name()
     return function
 
 

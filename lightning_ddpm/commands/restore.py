@@ -11,7 +11,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.restore_tasks import TASKS, Task
-from lightning_ddpm.commands.sample_folder import write_images
+from lightning_ddpm.commands.sample_folder import start_set, write_images
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import arrange_grid, save_image, to_float, to_uint8
 from lightning_ddpm.data.sample_images import open_sample_folder
@@ -65,6 +65,8 @@ def run(arguments: Sequence[str]) -> None:
             rows.append(torch.stack(columns, dim=1)[: SHOWN - start].cpu())
         return restored
 
+    if ranks.is_first:
+        start_set(options.out, {"task": options.task, "checkpoint": str(options.ckpt), "images": images.fingerprint})
     shard = split_ranges(n, options.seed, options.batch_size, ranks)
     restored_here = sum(stop - start for _, start, stop in shard)
     with evaluation_mode(model), fabric.autocast():

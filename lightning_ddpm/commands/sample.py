@@ -17,7 +17,7 @@ from lightning_ddpm.models.generate import evaluation_mode, generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.devices import name_device
-from lightning_ddpm.utils.files import check_writable
+from lightning_ddpm.utils.files import check_output_file, check_writable
 from lightning_ddpm.utils.hashing import hash_file
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser
@@ -35,6 +35,8 @@ def run(arguments: Sequence[str]) -> None:
     conditions = model_options.read_conditions(options, model)
     check_writable(out)
     sample_folder.check_no_larger_set(out, options.n)
+    if options.trajectory:
+        check_output_file(options.trajectory, "--trajectory", [".gif"])
 
     fabric = model_options.launch_fabric(options)
     ranks, request = model_options.get_ranks(fabric), conditions.request(n, options)
@@ -106,5 +108,4 @@ def _animate(model: DDPM, request: SampleRequest, path: Path, columns: int | Non
     grids = (arrange_grid(to_uint8(x).cpu(), columns) for x in chain)
     first, *others = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in grids]
     durations = [60] * len(others) + [3000]
-    path.parent.mkdir(parents=True, exist_ok=True)
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)

@@ -12,10 +12,9 @@ from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import write_atomically
+from lightning_ddpm.utils.run_files import MANIFEST
 
 NUMBERED = "[0-9]" * 6 + ".png"
-MANIFEST = "set.json"
-"""Holds what the images depend on: checkpoint, sampler, seed, ..."""
 
 
 def get_image_path(folder: Path, index: int) -> Path:

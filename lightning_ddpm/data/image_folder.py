@@ -15,8 +15,11 @@ from lightning_ddpm.data.sources import ImageSource, Split
 from lightning_ddpm.data.validation import find_faults, format_faults
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.paths import printable
+from lightning_ddpm.utils.run_files import is_output, list_outputs
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+NOT_READ = "the folders of a run and of samples below it are output, which is read only if it is named itself"
 
 SPLIT_NAMES = {"train": "train", "training": "train"}
 SPLIT_NAMES |= dict.fromkeys(("test", "testing"), "test")
@@ -101,7 +104,9 @@ class ImageFolder(ImageSource):
             held_out = hold_out(len(paths), self.holdout)
             rest = sorted(set(range(len(paths))).difference(held_out))
         if not paths:
-            raise UserError(f"{root} holds no images ({', '.join(EXTENSIONS)}), nor do its subfolders; check data.root")
+            raise UserError(
+                f"{root} holds no images ({', '.join(EXTENSIONS)}), nor do its subfolders; check data.root; {NOT_READ}"
+            )
         depth = len(folder.relative_to(root).parts)
         labels = torch.tensor([classes.get(path.relative_to(root).parts[depth], -1) for path in paths])
         data = build_path_dataset(paths, labels, self.channels, self.size, partial(resolve_inside, root.resolve()))
@@ -138,6 +143,9 @@ class ImageFolder(ImageSource):
 def list_images(folder: Path) -> list[Path]:
     """Return the sorted paths of all images in a folder and its subfolders, without hidden files and folders.
 
+    What commands write is output and never input: the images of a run, a subfolder that ``sample``, ``restore`` or a
+    run wrote, and overviews (:mod:`lightning_ddpm.utils.run_files`). A folder of samples is read if it is ``folder``.
+
     Links to folders are not followed; they are among the paths, and :func:`resolve_inside` refuses them.
 
     Raises:
@@ -149,8 +157,16 @@ def list_images(folder: Path) -> list[Path]:
 
     found: list[Path] = []
     for here, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS]
+        if here != os.fspath(folder) and is_output(files):
+            folders.clear()
+            continue
+        outputs = list_outputs(files)
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in outputs]
+        images = [
+            name
+            for name in files
+            if not name.startswith(".") and name not in outputs and Path(name).suffix.lower() in EXTENSIONS
+        ]
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
         found.extend(Path(here, name) for name in images + links)
     return sorted(found)
@@ -243,4 +259,11 @@ def _choose_held_out(splits: Mapping[str, Path]) -> Path | None:
 
 
 def _list_classes(folder: Path, paths: Sequence[Path]) -> list[str]:
-    return sorted({path.relative_to(folder).parts[0] for path in paths if path.parent != folder})
+    names = sorted({path.relative_to(folder).parts[0] for path in paths if path.parent != folder})
+    for name in names:
+        if printable(name) != name:
+            raise UserError(
+                f"the class folder {printable(name)} in {folder} has a name that is not UTF-8, and could not be "
+                "written into config.yaml; rename it"
+            )
+    return names

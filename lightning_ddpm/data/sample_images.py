@@ -11,15 +11,12 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset, build_path_dataset
-from lightning_ddpm.data.image_folder import list_images, list_split_folders, resolve_inside
+from lightning_ddpm.data.image_folder import NOT_READ, list_images, list_split_folders, resolve_inside
 from lightning_ddpm.data.image_io import open_image
 from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
-
-GRID_NAME = "grid.png"
-"""File name of the overview that ``sample`` writes beside its images; it is not one of them."""
 
 
 def open_sample_folder(folder: Path) -> ImageDataset:
@@ -38,9 +35,9 @@ def open_sample_folder(folder: Path) -> ImageDataset:
     if len(splits) > 1:
         names = ", ".join(each.name for each in splits)
         raise UserError(f"{folder} holds the splits {names}; name one of them, such as {splits[0]}")
-    paths = [path for path in list_images(folder) if path.name != GRID_NAME and path.suffix.lower() != ".gif"]
+    paths = [path for path in list_images(folder) if path.suffix.lower() != ".gif"]
     if not paths:
-        raise UserError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}), nor do its subfolders")
+        raise UserError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}), nor do its subfolders; {NOT_READ}")
     within = partial(resolve_inside, folder.resolve())
     content, bad, grayscale = b"", [], True
     sizes: dict[tuple[int, int], Path] = {}

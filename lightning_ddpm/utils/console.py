@@ -1,5 +1,6 @@
 """Console output of a run: progress bars on a terminal, and a line now and then in a log file."""
 
+import io
 import logging
 import sys
 import time
@@ -44,6 +45,15 @@ def silence_pillow() -> None:
     """
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def let_print_any_name() -> None:
+    """Print characters that the output's encoding lacks as escapes, as errors are: a name must not end a run.
+
+    This changes the whole process, too.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def format_duration(seconds: float) -> str:

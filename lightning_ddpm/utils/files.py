@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,12 +100,37 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: the folder cannot be created or written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, and a folder is needed in its place; choose another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as trial:
             trial.write(b"trial")
     except OSError as error:
         raise UserError(f"cannot write in {folder} ({error.strerror or error}); choose another folder") from error
+
+
+def check_output_file(path: Path, option: str, suffixes: Sequence[str], inputs: Iterable[Path | None] = ()) -> None:
+    """Check that a result can be written to a file, and create its folder, before the work for it starts.
+
+    Args:
+        path: the file; an existing one is replaced.
+        option: the option that names it, for messages.
+        suffixes: what its name may end with.
+        inputs: files that the command reads, which it must not be.
+
+    Raises:
+        UserError: it cannot be written, or must not be.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} must be a file, and {path} is a folder; name a file in it")
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{option} must be a file name that ends in {' or '.join(suffixes)}, got {path}")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{option} {path} is a device or a pipe, and the file is moved to its place; name a file")
+    if any(each and each.exists() and path.exists() and path.samefile(each) for each in inputs):
+        raise UserError(f"{option} {path} is read by the command, and would be overwritten; choose another name")
+    check_writable(path.parent)
 
 
 def check_published(path: Path) -> None:

@@ -9,15 +9,16 @@ CONFIG = "config.yaml"
 UNSAVED = ".unsaved"
 """A run's file until its first checkpoint is written; it holds the path of the checkpoint that the run started from."""
 MANIFEST = "set.json"
-"""Describes the images that ``sample`` and ``restore`` write beside it."""
+"""Holds what the images of ``sample`` and ``restore`` beside it depend on: checkpoint, sampler, seed, ..."""
 
 CHECKPOINTS = ("last.ckpt", "last-previous.ckpt", "best.ckpt", "best-previous.ckpt", ".last.ckpt.before")
 EVENTS = "events.out.tfevents.*"
 OVERVIEWS = ("grid.png", "side_by_side.png")
 """Images of many images."""
 
+_PLOTS = "*_bits_per_dim.png"
 _ANYWHERE = (EVENTS, "metrics.csv", "hparams.yaml", "epoch=*.ckpt")
-_AT_THE_TOP = (CONFIG, UNSAVED, "*.ckpt", ".last.ckpt.before", "*_bits_per_dim.png")
+_AT_THE_TOP = (CONFIG, UNSAVED, "*.ckpt", ".last.ckpt.before", _PLOTS)
 _FOLDERS = ("samples", "predictions")
 _DEPTH = 3
 """Loggers write at most this many folders below the run's: NAME/VERSION/PART."""
@@ -66,9 +67,10 @@ def is_output(names: Collection[str]) -> bool:
     return _marks_run(names) or MANIFEST in names or any(fnmatch(name, EVENTS) for name in names)
 
 
-def list_output_folders(names: Collection[str]) -> tuple[str, ...]:
-    """Return the names of the folders of images in a folder with files of these names, if it is a run's."""
-    return _FOLDERS if is_output(names) and MANIFEST not in names else ()
+def list_outputs(names: Collection[str]) -> set[str]:
+    """Return the names of what is never input in a folder with files of these names: overviews, and a run's images."""
+    plots = {name for name in names if fnmatch(name, _PLOTS)}
+    return {*OVERVIEWS, *(_FOLDERS if is_output(names) and MANIFEST not in names else ()), *plots}
 
 
 def _marks_run(names: Collection[str]) -> bool:
