@@ -100,7 +100,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: the folder cannot be created or written.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"{folder} is a file, and a folder is needed in its place; choose another name")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,13 +122,13 @@ def check_output_file(path: Path, option: str, suffixes: Sequence[str], inputs: 
     Raises:
         UserError: it cannot be written, or must not be.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib raises an error where a folder may not be searched
         raise UserError(f"{option} must be a file, and {path} is a folder; name a file in it")
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{option} must be a file name that ends in {' or '.join(suffixes)}, got {path}")
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{option} {path} is a device or a pipe, and the file is moved to its place; name a file")
-    if any(each and each.exists() and path.exists() and path.samefile(each) for each in inputs):
+    if any(each and os.path.exists(each) and os.path.exists(path) and path.samefile(each) for each in inputs):
         raise UserError(f"{option} {path} is read by the command, and would be overwritten; choose another name")
     check_writable(path.parent)
 
