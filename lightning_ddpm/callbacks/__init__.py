@@ -23,3 +23,4 @@ from lightning_ddpm.callbacks.run_summary import RunSummary as RunSummary
 from lightning_ddpm.callbacks.run_table import RunTable as RunTable
 from lightning_ddpm.callbacks.sample_grid import SampleGrid as SampleGrid
 from lightning_ddpm.callbacks.throughput import Throughput as Throughput
+from lightning_ddpm.callbacks.trial_step import TrialStep as TrialStep

@@ -48,10 +48,20 @@ class Resume(Callback):
             within = name.removeprefix("model.").removeprefix("init_args.")
             fixed = within.startswith(FIXED) and name.startswith("model.") and not name.endswith(".dropout")
             if (fixed or name == "seed_everything") and old is not None:
+                name, old, new = self._find_cause(name, old, new)
                 raise UserError(
                     f"{name} is {new}, but the checkpoint's run has {old}, and a run cannot be resumed with another "
                     "value; restore it, or start another run with --trainer.default_root_dir FOLDER"
                 )
+
+    def _find_cause(self, name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+        """Return the changed value of the data that a changed value of the network was taken from, if there is one."""
+        if name.startswith("model.") and name.endswith((".network.init_args.channels", ".network.init_args.size")):
+            last = name.rpartition(".")[2]
+            for other, before, now in self.changes:
+                if other.startswith("data.source.") and other.endswith((f".{last}", ".class_path")):
+                    return other, before, now
+        return name, old, new
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero and stage == "fit":

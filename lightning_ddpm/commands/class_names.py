@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
 
+from lightning_ddpm.utils.contracts import describe_missing_methods, is_ours
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.jsonargparse_internals import Option, list_options
 from lightning_ddpm.utils.paths import resolve_path
@@ -71,6 +72,8 @@ def find_class(name: str, kinds: tuple[type, ...], word: str, place: str) -> typ
         found = known[name]
     if not isclass(found):
         return None
+    if issubclass(found, kinds) and isabstract(found) and not is_ours(found):
+        raise UserError(f"{describe_missing_methods(found)}, which a {word} needs; add it")
     if not issubclass(found, kinds) or isabstract(found):
         what = "is abstract" if issubclass(found, kinds) else f"is no {' or '.join(kind.__name__ for kind in kinds)}"
         raise UserError(f"{name}{place} {what}{there_are and ';'}{there_are}")

@@ -32,7 +32,7 @@ from lightning_ddpm.utils.console import is_terminal, report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable
 from lightning_ddpm.utils.jsonargparse_internals import keep_nested_text
-from lightning_ddpm.utils.lightning_internals import list_child_processes
+from lightning_ddpm.utils.lightning_internals import count_validation_interval_in_steps, list_child_processes
 from lightning_ddpm.utils.paths import resolve_lightning_paths
 from lightning_ddpm.utils.run_files import remove_run_files
 from lightning_ddpm.utils.signals import end_with_ranks
@@ -167,7 +167,7 @@ class DDPMCLI(LightningCLI):
                 "use bf16-mixed or 16-mixed, whose network computes in half precision, or 32-true"
             )
         first, last = (
-            [ours.Throughput(), ours.RunSummary()],
+            [ours.TrialStep(), ours.Throughput(), ours.RunSummary()],
             [ours.PredictionWriter(), ours.RankExchange(), ours.StopAllRanks()],
         )
         callbacks = [*first, *(config.callbacks or []), *last]
@@ -185,7 +185,9 @@ class DDPMCLI(LightningCLI):
             kwargs["callbacks"].append(ours.LearningRate())
         if config.enable_progress_bar is not False:
             kwargs["callbacks"].append(ours.ProgressRich() if is_terminal() else ours.ProgressLines())
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        count_validation_interval_in_steps(trainer)
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         self.model.save_hyperparameters(build_hyper_parameters(self.config_dump["model"]), logger=False)

@@ -11,12 +11,13 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset
+from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, check_dataset
 from lightning_ddpm.data.decode_cache import decode_to_file, decode_to_memory, fits_in_memory
 from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.data.sharding import ImageRange, Shard, ShuffledShard, split_ranges
-from lightning_ddpm.data.sources import SPLITS, ImageSource
+from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.contracts import describe_class, is_ours
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.paths import resolve_path
@@ -52,6 +53,12 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        for name in ("channels", "size"):
+            if not isinstance(value := getattr(source, name, None), int) or value < 1:
+                raise UserError(
+                    f"{describe_class(type(source))} needs an int attribute {name!r}, the {name} of its images, got "
+                    f"{value!r}; set it in the class or in its __init__"
+                )
         self.source, self.root, self.batch_size = source, resolve_path(root), batch_size
         self.flip, self.num_workers, self.predict_images = flip, num_workers, predict_images
         self.decode_cache = None if decode_cache is None else resolve_path(decode_cache)
@@ -104,12 +111,19 @@ class ImageDataModule(LightningDataModule):
     @cached_property
     def train(self) -> ImageDataset:
         """The training images, without flips, which generated images are compared with; opened at the first access."""
-        return self._cache_decoded(self.source.open(self.root, "train"))
+        return self._cache_decoded(self._open("train"))
 
     @cached_property
     def held_out(self) -> ImageDataset:
         """The images for validation and test; opened at the first access."""
-        return self._cache_decoded(self.source.open(self.root, "test"))
+        return self._cache_decoded(self._open("test"))
+
+    def _open(self, split: Split) -> ImageDataset:
+        """Open a part of the source, and check a source of the user's."""
+        data = self.source.open(self.root, split)
+        classes = None if is_ours(type(self.source)) else len(self.class_names())
+        check_dataset(data, self.source, (self.channels, self.size, self.size), classes)
+        return data
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train, ShuffledShard(len(self.train), get_run_seed(), self._ranks, *self._begins))

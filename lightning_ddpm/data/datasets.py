@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_ddpm.data.image_io import DecodedImage, read_image
+from lightning_ddpm.utils.contracts import describe_class
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import make_cache_key
 
@@ -68,12 +69,73 @@ class MemoryDataset(ImageDataset):
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
+        check_pixels(images, "MemoryDataset's images")
+        if not isinstance(labels, Tensor) or labels.shape != (len(images),):
+            got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+            raise UserError(f"MemoryDataset needs one label for each of its {len(images)} images, got {got}; use -1s")
         self.images, self.labels = images.contiguous(), labels.long()
         self.fingerprint = make_cache_key(self.images.numpy().tobytes())
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
         return self.images[chosen], self.labels[chosen]
+
+
+def check_pixels(images: object, what: str) -> None:
+    """Check that images are what the package works with: uint8 (n, c, h, w).
+
+    Floats are refused because their range is not known: they would be taken for 0..255.
+
+    Raises:
+        UserError: they are not.
+    """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
+        got = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}" if isinstance(images, Tensor) else ""
+        raise UserError(
+            f"{what} must be a uint8 tensor (n, channels, height, width) with values 0..255, got "
+            f"{got or type(images).__name__}; for floats in [0, 1], use (255 * images).round().to(torch.uint8)"
+        )
+
+
+def check_dataset(data: object, owner: object, shape: tuple[int, int, int], classes: int | None) -> None:
+    """Check what a source of the user's opened: its first and last image, and all of its labels.
+
+    Args:
+        data: what ``open`` returned.
+        owner: the source.
+        shape: (channels, height, width) that the source declares.
+        classes: number of its class names; ``None`` if labels need no check.
+
+    Raises:
+        UserError: it is no dataset of this package, has no images, floats, images of another shape or other labels.
+    """
+    name = describe_class(type(owner))
+    if not isinstance(data, ImageDataset):
+        raise UserError(
+            f"{name}.open must return an ImageDataset, got {type(data).__name__}; return "
+            "MemoryDataset(images, labels), with uint8 images (n, channels, height, width)"
+        )
+    if not len(data):
+        raise UserError(f"{name}.open returned a dataset without images")
+    if isinstance(data, FileDataset):  # it decodes into this shape, and an image takes time
+        opened: tuple[int, ...] = (data.channels, data.size, data.size)
+    else:
+        batch = data.__getitems__([0, len(data) - 1])
+        if not isinstance(batch, tuple) or len(batch) != 2:
+            raise UserError(f"{describe_class(type(data))}.__getitems__ must return a tuple (images, labels)")
+        check_pixels(batch[0], f"the images of {name}")
+        opened = tuple(batch[0].shape[1:])
+    if opened != shape:
+        found, declared = ("x".join(map(str, each)) for each in (opened, shape))
+        raise UserError(f"{name} declares images of {declared} (channels x height x width) and has {found}; correct it")
+    least, greatest = int(data.labels.min()), int(data.labels.max())
+    if classes is not None and not -1 <= least <= greatest < classes:
+        wrong = least if least < -1 else greatest
+        raise UserError(
+            f"{name} has the label {wrong} and {classes} class names: labels lie in 0..{classes - 1}, and -1 is none"
+            if classes
+            else f"{name} has the label {wrong} and no class names; return them in class_names, or give -1 as labels"
+        )
 
 
 class FileDataset(ImageDataset):

@@ -17,7 +17,14 @@ from lightning_ddpm.utils.errors import UserError, first_line
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """Map uint8 0..255 to float32 in [-1, 1]; :func:`to_uint8` is its exact inverse."""
+    """Map uint8 0..255 to float32 in [-1, 1]; :func:`to_uint8` is its exact inverse.
+
+    Raises:
+        UserError: the pixels are not uint8: their range is not known.
+    """
+    if pixels.dtype != torch.uint8:
+        kind = str(pixels.dtype).removeprefix("torch.")
+        raise UserError(f"images must be uint8 with values 0..255, got {kind}; convert them where they are opened")
     return pixels.float() / 127.5 - 1
 
 
@@ -107,12 +114,11 @@ def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
         OSError: its data cannot be read.
     """
     image.seek(0)
-    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # PPM: 0..65535
+    check_bits(image)
+    wide = _has_16_bits(image)
     image = ImageOps.exif_transpose(image)
     if wide:
         image = _take_high_byte(image)
-    elif image.mode in ("I", "F"):
-        raise UserError(f"32-bit pixels (mode {image.mode}) have no defined white level; save it with 8 or 16 bits")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -124,6 +130,16 @@ def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
     if min(image.size) > size:
         image = transforms.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     return transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))  # type: ignore[no-any-return]
+
+
+def check_bits(image: Image.Image) -> None:
+    """Raise UserError for 32 bits per channel, integer or floating point; it reads no pixels."""
+    if image.mode in ("I", "F") and not _has_16_bits(image):
+        raise UserError(f"32-bit pixels (mode {image.mode}) have no defined white level; save it with 8 or 16 bits")
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # PPM: 0..65535
 
 
 def _take_high_byte(image: Image.Image) -> Image.Image:

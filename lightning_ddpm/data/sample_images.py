@@ -12,7 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset, build_path_dataset
 from lightning_ddpm.data.image_folder import NOT_READ, list_images, list_split_folders, resolve_inside
-from lightning_ddpm.data.image_io import open_image
+from lightning_ddpm.data.image_io import check_bits, open_image
 from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.errors import UserError, first_line
@@ -45,6 +45,7 @@ def open_sample_folder(folder: Path) -> ImageDataset:
         try:
             raw = within(path).read_bytes()
             with open_image(io.BytesIO(raw)) as image:
+                check_bits(image)
                 sizes.setdefault(image.size, path)
                 grayscale = grayscale and Image.getmodebase(image.mode) == "L"
             content += bytes.fromhex(hash_bytes(raw))

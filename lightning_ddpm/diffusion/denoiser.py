@@ -67,7 +67,10 @@ class Denoiser:
 
         Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1: v is -1 at beta~ and 1 at beta, and is not bounded.
         """
-        output = self.network(x_t, expand_timesteps(t, x_t)).to(x_t.dtype)
+        output = self.network(x_t, expand_timesteps(t, x_t))
+        if not isinstance(output, Tensor):
+            raise UserError(f"the network must return a tensor in the shape of x_t, got {type(output).__name__}")
+        output = output.to(x_t.dtype)
         if output.shape == x_t.shape:
             return output, None
         if output.shape != (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]):

@@ -16,6 +16,7 @@ from lightning_ddpm.models import steps
 from lightning_ddpm.models.network import check_network, name_classes
 from lightning_ddpm.models.optimizer import build_optimizer, collect_gradients, spread_nonfinite
 from lightning_ddpm.models.sample_request import SampleRequest
+from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import is_logging_step
 from lightning_ddpm.utils.random import ImageNoise
@@ -71,11 +72,10 @@ class DDPM(LightningModule):
         self.timesteps.setup(schedule.T)
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout must lie in [0, 1], got {label_dropout}; Ho & Salimans use 0.1")
-        self.label_dropout = label_dropout
-        classes: int = getattr(network, "classes", 0)
-        self.class_names: Sequence[str] = name_classes(class_names, classes)
-        if classes:  # training images of each class, so that generated images can have the same frequencies
-            self.register_buffer("class_counts", torch.zeros(classes, dtype=torch.long))
+        self.label_dropout, self._step_mean = label_dropout, StepMean()
+        self.class_names: Sequence[str] = name_classes(class_names, network)
+        if self.class_names:  # training images of each class, so that generated images can have the same frequencies
+            self.register_buffer("class_counts", torch.zeros(len(self.class_names), dtype=torch.long))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -103,7 +103,7 @@ class DDPM(LightningModule):
         eps = steps.sample_noise(x_0, generator)  # eps ~ N(0, I)
         with steps.seed_step(self):
             losses = self.loss(x_0, t, eps, label)  # ||eps - network(x_t, t)||^2 with x_t = q_sample(x_0, t, eps)
-        return self._finish_step(t, losses, (weights * losses).mean())
+        return self._finish_step(batch_idx, t, losses, (weights * losses).mean())
 
     def loss(self, x_0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
         """Compute the objective of each image, (b,) float32; it makes x_t by ``q_sample`` and calls the network once.
@@ -116,13 +116,14 @@ class DDPM(LightningModule):
         """
         return self.objective.losses(self.denoiser_for(label).without_clipping(), x_0, t, eps)
 
-    def _finish_step(self, t: Tensor, losses: Tensor, loss: Tensor) -> Tensor:
+    def _finish_step(self, batch_idx: int, t: Tensor, losses: Tensor, loss: Tensor) -> Tensor:
         """Report the losses (b,) to the timestep sampler, callbacks and loggers; return the loss to minimise."""
         self.timesteps.update(t, losses, self.all_gather)  # type: ignore[arg-type]
         self.last_losses = t, losses.detach()
         loss = spread_nonfinite(loss)
+        mean = self._step_mean.add(self, batch_idx, len(t), loss)
         if is_logging_step(self.trainer):
-            self.log("train/loss", loss)
+            self.log("train/loss", mean)
             sums, counts = diffusion.sum_by_quarter(losses.detach(), t, self.schedule.T)
             self.log_dict(steps.average_by_quarter("train/loss", sums, counts, self.schedule.T))
         return loss
@@ -187,7 +188,11 @@ class DDPM(LightningModule):
     def configure_optimizers(self) -> Any:
         return build_optimizer(self, self.optimizer, self.lr_scheduler)
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(self._step_mean.backward(self, loss), *args, **kwargs)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient; Lightning clips it afterwards."""
+        """Make the gradient the mean over the step's images, and log its norm; Lightning clips it afterwards."""
+        self._step_mean.on_before_optimizer_step(self, optimizer)
         if is_logging_step(self.trainer):
             self.log("train/gradient_norm", nn.utils.get_total_norm(collect_gradients(optimizer)))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_ddpm.models.optimizer import build_optimizer
+from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.models.steps import seed_step
 from lightning_ddpm.networks import SmallCNN
 
@@ -30,6 +31,7 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
+        self._step_mean = StepMean()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, label = batch
@@ -37,8 +39,15 @@ class ImageClassifier(LightningModule):
             dy, dx = torch.randint(-1, 2, (2,)).tolist()
             shifted = torch.roll(functional.pad(x, (1, 1, 1, 1), value=-1), (dy, dx), (2, 3))[..., 1:-1, 1:-1]
             loss = functional.cross_entropy(self.network(shifted), label)
-        self.log("train/loss", loss)
+        self.log("train/loss", self._step_mean.add(self, batch_idx, len(label), loss))
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(self._step_mean.backward(self, loss), *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the gradient the mean over the step's images."""
+        self._step_mean.on_before_optimizer_step(self, optimizer)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, label = batch

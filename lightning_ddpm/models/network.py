@@ -17,9 +17,9 @@ In a config it is ``model.network: {class_path: your_module.MyNetwork}``. The da
   that stop between timesteps.
 - Output: (b, c, h, w), the prediction of the noise, or of what ``model.parameterization`` names. With (b, 2c, h, w) the
   second half is the learned variance of the reverse steps (Nichol & Dhariwal 2021, arXiv:2102.09672).
-- Classes: a network with an int attribute ``classes`` above 0 is also called as ``network(x_t, t, label)``, where
-  ``label`` (b,) is int64 in 0..classes - 1, or -1 for no class. It must accept both calls: ``network(x_t, t)`` means no
-  class.
+- Classes: without an attribute ``classes``, or with ``None`` or 0 in it, a network is unconditional, whatever labels
+  the data has. One with an int above 0 there is also called as ``network(x_t, t, label)``, where ``label`` (b,) is
+  int64 in 0..classes - 1, or -1 for no class. It must accept both calls: ``network(x_t, t)`` means no class.
 - Dropout and other layers with random numbers use torch's global generators, which are seeded at each training step.
 """
 
@@ -28,6 +28,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from lightning_ddpm.utils.contracts import check_call, describe_class
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -47,28 +48,55 @@ class Network(Protocol):
 
 
 def check_network(network: nn.Module) -> None:
-    """Check that a network has the attributes of :class:`Network`.
+    """Check that a network has the attributes of :class:`Network`, and ``classes`` of a meaning if it has any.
 
     Raises:
-        UserError: one is missing, or is not an int.
+        UserError: one is missing, or is not an int above 0; or ``classes`` is neither ``None`` nor an int.
     """
-    for name in ("channels", "size"):
-        if not isinstance(value := getattr(network, name, None), int):
+    name = describe_class(type(network))
+    for attribute in ("channels", "size"):
+        value = getattr(network, attribute, None)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(
-                f"{type(network).__name__} needs an int attribute {name!r}, the {name} of its images, got {value!r}; "
-                f"set self.{name} in its __init__"
+                f"{name} needs an int attribute {attribute!r}, the {attribute} of its images, got {value!r}; "
+                f"set self.{attribute} in its __init__"
             )
+    classes = getattr(network, "classes", None)
+    if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 0):
+        raise UserError(
+            f"{name} has the attribute classes={classes!r}; it must be the number of its classes, or 0 or None for none"
+        )
 
 
-def name_classes(names: Sequence[str] | None, classes: int) -> list[str]:
+def count_classes(network: nn.Module) -> int:
+    """Return the number of a network's classes; 0 where ``classes`` is ``None`` or missing: it is unconditional."""
+    classes: int | None = getattr(network, "classes", None)
+    return classes or 0
+
+
+def check_forward(network: nn.Module, has_classes: bool) -> None:
+    """Check that a network can be called as the description of this module states.
+
+    Raises:
+        UserError: ``forward`` takes other arguments.
+    """
+    check_call(network, network.forward, "x_t, t")
+    if has_classes:
+        check_call(network, network.forward, "x_t, t, label")
+
+
+def name_classes(names: Sequence[str] | None, network: nn.Module) -> list[str]:
     """Return the names of a network's classes: those given, or ``None`` for their numbers.
 
     Raises:
         UserError: there are more or fewer names than classes.
     """
+    classes = count_classes(network)
     names = [str(label) for label in range(classes)] if names is None else list(names)
     if len(names) != classes:
+        fix = "" if classes else "; a network with classes sets self.classes in its __init__"
         raise UserError(
-            f"class_names has {len(names)} names and the network {classes} classes; give one name for each class"
+            f"class_names has {len(names)} names and {describe_class(type(network))} has {classes} classes; give one "
+            f"name for each class{fix}"
         )
     return names

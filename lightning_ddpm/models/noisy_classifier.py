@@ -14,6 +14,7 @@ from lightning_ddpm.diffusion import NoiseSchedule, q_sample, sample_stratified
 from lightning_ddpm.models import steps
 from lightning_ddpm.models.network import name_classes
 from lightning_ddpm.models.optimizer import build_optimizer
+from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.networks import UNetEncoder
 
 
@@ -45,7 +46,8 @@ class NoisyClassifier(LightningModule):
         super().__init__()
         self.network, self.schedule = network, schedule
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.class_names = name_classes(class_names, network.classes)
+        self.class_names = name_classes(class_names, network)
+        self._step_mean = StepMean(counts_all=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -76,9 +78,17 @@ class NoisyClassifier(LightningModule):
         with steps.seed_step(self):
             logits = self.network(x_t, t).float()
         losses = functional.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
-        loss: Tensor = losses / (label >= 0).sum().clamp(min=1)
-        self.log("train/loss", loss)
+        labelled = (label >= 0).sum()
+        loss: Tensor = losses / labelled.clamp(min=1)
+        self.log("train/loss", self._step_mean.add(self, batch_idx, labelled, loss))
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(self._step_mean.backward(self, loss), *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the gradient the mean over the step's images."""
+        self._step_mean.on_before_optimizer_step(self, optimizer)
 
     def on_validation_epoch_start(self) -> None:
         self._sums = steps.TimestepSums(self.schedule.T, ("accuracy", "loss"), self.device)

@@ -36,6 +36,11 @@ def restrict_imports(path: Path | str, config: object) -> Iterator[None]:
         UserError: it names an object of another module, or one that lightning_ddpm no longer has.
     """
     trusted = [name.strip() for name in os.environ.get("LIGHTNING_DDPM_TRUST", "").split(",") if name.strip()]
+    for name in trusted:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UserError(
+                f"LIGHTNING_DDPM_TRUST lists modules, separated by commas, such as my_networks,my_data, got {name!r}"
+            )
     allowed = (*TRUSTED_MODULES, *trusted)
     with restore_parsing_settings():  # options of the command line may name anything
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(allowed))

@@ -53,8 +53,9 @@ def build_encoder(
         )
     halvings = len(multipliers) - 1
     if size % 2**halvings:
+        times = "once" if halvings == 1 else f"{halvings} times"
         raise UserError(
-            f"size must be a multiple of {2**halvings}, because it is halved {halvings} times; "
+            f"size must be a multiple of {2**halvings}, because it is halved {times}; "
             f"got {size}; try size={-(-size // 2**halvings) * 2**halvings} or fewer multipliers"
         )
     sizes = [size // 2**level for level in range(len(multipliers))]

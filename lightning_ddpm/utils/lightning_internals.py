@@ -59,6 +59,26 @@ def is_validation_next(trainer: Trainer) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
 
+def count_validation_interval_in_steps(trainer: Trainer) -> None:
+    """Make an integer ``val_check_interval`` count optimizer steps, the unit of every other interval.
+
+    Lightning counts batches, of which a step takes several with accumulated gradients, and fewer at the end of an
+    epoch, and it validates inside a step. The rule stands in this method alone.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    count_batches = loop._should_check_val_fx
+
+    def is_due(data_fetcher: Any) -> bool:
+        interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if accumulate == 1 or not isinstance(interval, int) or trainer.should_stop:
+            return count_batches(data_fetcher)
+        within_epoch = -(-(loop.batch_idx + 1) // accumulate)
+        step = trainer.global_step if trainer.check_val_every_n_epoch is None else within_epoch
+        return loop._should_check_val_epoch() and not loop._should_accumulate() and step % interval == 0
+
+    loop._should_check_val_fx = is_due  # type: ignore[method-assign]
+
+
 def is_logging_step(trainer: Trainer) -> bool:
     """Return whether Lightning logs the current step, by ``log_every_n_steps`` and the steps since the run began."""
     return trainer._logger_connector.should_update_logs

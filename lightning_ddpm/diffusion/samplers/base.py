@@ -37,6 +37,7 @@ from lightning_ddpm.diffusion.formatting import format_settings
 from lightning_ddpm.diffusion.process import Noise as Noise
 from lightning_ddpm.diffusion.samplers.spacing import Spacing as Spacing
 from lightning_ddpm.diffusion.samplers.spacing import uniform_spacing as uniform_spacing
+from lightning_ddpm.utils.contracts import describe_class
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -89,14 +90,23 @@ class MarkovSampler(Sampler):
     @final
     def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
         x = x_T
-        for t, s in list_steps(denoise.schedule.T, self.spacing, self.steps):
+        for t, s in self._list_steps(denoise.schedule.T):
             x = self.step(denoise, x, t, s, noise)
             yield x
 
     @final
     def nfe(self, T: int) -> int:
-        steps = len(list_steps(T, self.spacing, self.steps))
+        steps = len(self._list_steps(T))
         return steps + self.extra_nfe * (steps - 1)
+
+    def _list_steps(self, T: int) -> list[tuple[int, int]]:
+        for name in ("steps", "spacing"):
+            if not hasattr(self, name):
+                raise UserError(
+                    f"{describe_class(type(self))} has no attribute {name!r}, which every MarkovSampler needs; set "
+                    f"self.{name} in its __init__, e.g. from an argument"
+                )
+        return list_steps(T, self.spacing, self.steps)
 
 
 def list_steps(T: int, spacing: Spacing, steps: int | None) -> list[tuple[int, int]]:

@@ -1,0 +1,54 @@
+"""Describe classes that a user wrote in error messages, and check how their methods are called."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from lightning_ddpm.utils.errors import UserError
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def is_ours(kind: type) -> bool:
+    """Return whether a class is defined in this package."""
+    return kind.__module__.partition(".")[0] == PACKAGE
+
+
+def describe_class(kind: type) -> str:
+    """Return a class's name, and the file and line of its definition where it is not of this package."""
+    if is_ours(kind):
+        return kind.__name__
+    try:
+        return f"{kind.__name__} ({inspect.getsourcefile(kind)}:{inspect.getsourcelines(kind)[1]})"
+    except (OSError, TypeError):  # its source is not in a file
+        return kind.__name__
+
+
+def describe_missing_methods(kind: type) -> str:
+    """Return which abstract methods a class does not define, as in ``Mine (mine.py:3) does not define step``."""
+    methods = sorted(getattr(kind, "__abstractmethods__", ()))
+    return f"{describe_class(kind)} does not define {' and '.join(methods)}"
+
+
+def check_call(owner: object, method: Callable[..., Any], expected: str) -> None:
+    """Check that a method takes positional arguments.
+
+    Args:
+        owner: the object that it belongs to.
+        method: the bound method.
+        expected: the names of the arguments, as in ``x_t, t``.
+
+    Raises:
+        UserError: it takes fewer, or needs more.
+    """
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    try:
+        signature.bind(*expected.split(", "))
+    except TypeError as error:
+        raise UserError(
+            f"{describe_class(type(owner))} must accept {method.__name__}({expected}), and its signature is "
+            f"{method.__name__}{signature}: {error}"
+        ) from error
