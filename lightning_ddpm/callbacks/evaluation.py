@@ -14,12 +14,14 @@ from lightning_ddpm.callbacks.run_logger import get_writers
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.metrics import FeatureExtractor, MetricSuite, MetricValue, RequestedClasses
 from lightning_ddpm.metrics.frechet import BATCH
-from lightning_ddpm.metrics.suite import check_metrics, list_metric_names
+from lightning_ddpm.metrics.suite import check_metrics, check_reference, list_metric_names
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import format_duration, report, show_progress
 from lightning_ddpm.utils.errors import UserError
+
+PURPOSE = "Evaluation compares with an ImageDataModule's training set"
 
 
 class Evaluation(PeriodicCallback):
@@ -88,6 +90,8 @@ class Evaluation(PeriodicCallback):
         if stage == "predict" or (self.interval is None and stage != "fit"):
             return
         trainer_access.prepare_evaluation(trainer, pl_module, self.extractor, self.request)
+        images = trainer_access.require_image_data(trainer, PURPOSE).train
+        check_reference(self.metrics, len(images), "the training set")
         if "fid" in self.metrics and self.request.n < self.extractor.num_features and trainer.is_global_zero:
             warnings.warn(
                 f"{self.request.n} images are too few for the covariance of {self.extractor.num_features} features: "
@@ -184,8 +188,7 @@ class Evaluation(PeriodicCallback):
     def _prepare(self, trainer: Trainer, module: LightningModule) -> MetricSuite:
         if self.suite is None:
             model, ranks = trainer_access.require_ddpm(module), trainer_access.get_ranks(trainer)
-            purpose = "Evaluation compares with an ImageDataModule's training set"
-            images = trainer_access.require_image_data(trainer, purpose).train
+            images = trainer_access.require_image_data(trainer, PURPOSE).train
             n, sampler, guidance = self.request.n, self.request.sampler or model.sampler, self.request.guidance
             labels = model.choose_labels(self.request, 0, n)
             classes = None if labels is None else RequestedClasses(labels, model.list_class_names(guidance))

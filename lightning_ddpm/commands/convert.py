@@ -19,7 +19,7 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
-from lightning_ddpm.utils.files import check_output_file, check_writable, write_atomically
+from lightning_ddpm.utils.files import check_output_file, check_writable, write_atomically, write_json
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser, dump_yaml
 
@@ -52,9 +52,9 @@ def run_export(arguments: Sequence[str]) -> None:
         raise UserError(f"{options.out} is not empty; choose another folder")
     weights = save(unet.export_weights(model.network), metadata={"format": "pt"})
     write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
-    _write_json(options.out / "unet" / "config.json", unet_config)
-    _write_json(options.out / "scheduler" / "scheduler_config.json", scheduler_config)
-    _write_json(options.out / "model_index.json", MODEL_INDEX)
+    write_json(options.out / "unet" / "config.json", unet_config)
+    write_json(options.out / "scheduler" / "scheduler_config.json", scheduler_config)
+    write_json(options.out / "model_index.json", MODEL_INDEX)
     report(f"wrote {options.out}: a DDPMPipeline of diffusers, EMA weights, variance {variance_type}")
     if options.variance is None:
         _report_skipped(model)
@@ -167,8 +167,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a configuration of diffusers")
     return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))

@@ -19,6 +19,7 @@ from lightning_ddpm.diffusion import FixedLarge, ReverseVariance
 from lightning_ddpm.metrics import METRICS, FeatureExtractor, Inception, MetricSuite, RequestedClasses, Resize
 from lightning_ddpm.metrics.bits_per_dim import measure_bits_per_dim
 from lightning_ddpm.metrics.frechet import iterate_shard, write_statistics
+from lightning_ddpm.metrics.suite import check_metrics, check_reference
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
@@ -45,12 +46,15 @@ def run(arguments: Sequence[str]) -> None:
             check_output_file(path, name, [suffix], read)
     model = model_options.load_model(parser, options) if options.ckpt else None
     evaluated = inputs.load_evaluated_images(options, model)
+    if of_features := metrics - {BITS_PER_DIM}:
+        check_metrics(of_features, evaluated.n)
     conditions = model_options.read_conditions(options, model) if model else model_options.Conditions(None, None, ())
     reference = inputs.load_reference(options, evaluated.shape) if metrics - {"is", "accuracy"} else None
     data = reference.data if reference else None
-    if BITS_PER_DIM in metrics and data is None:
-        raise UserError("bpd needs held-out images; give a run's config.yaml or a dataset's name as --reference")
-    of_features = metrics - {BITS_PER_DIM}
+    if reference and (reference.images is not None or reference.statistics):
+        check_reference(of_features, reference.origin["n"] or 2, str(reference.origin["from"]))
+    if BITS_PER_DIM in metrics:
+        _check_bits_per_dim(model, data)
     extractors = _load_extractors(parser, options, evaluated.shape) if of_features or options.save_stats else []
 
     fabric = model_options.launch_fabric(options)
@@ -164,6 +168,20 @@ def _read_metrics(options: Namespace) -> set[str]:
     return metrics
 
 
+def _check_bits_per_dim(model: DDPM | None, data: ImageDataModule | None) -> None:
+    """Check that bits/dim can be measured, before any work.
+
+    Raises:
+        UserError: there are no held-out images or only one, or the schedule has one step.
+    """
+    if data is None:
+        raise UserError("bpd needs held-out images; give a run's config.yaml or a dataset's name as --reference")
+    if (n := len(data.held_out)) < 2:
+        raise UserError(f"the standard error of bpd needs at least 2 held-out images, got {n}; hold out more")
+    if model and model.schedule.T < 2:
+        raise UserError("bpd needs a schedule of at least 2 steps: the decoder takes its variance from t = 2, got T=1")
+
+
 def _load_extractors(parser: ArgumentParser, options: Namespace, shape: tuple[int, ...]) -> list[FeatureExtractor]:
     """Load the feature network, once for each requested protocol."""
     given = Namespace(extractor=options.extractor, protocols=options.protocols)  # type: ignore[no-untyped-call]
@@ -194,7 +212,6 @@ def _measure_bits_per_dim(
     model: DDPM, data: ImageDataModule, variance: ReverseVariance, options: Namespace, ranks: Ranks, fabric: Fabric
 ) -> dict[str, dict[str, Any]]:
     """Measure bits/dim of the held-out images."""
-    data.setup("test")
     images, n = data.held_out, len(data.held_out)
     progress = partial(show_progress, what="bits/dim", show=ranks.is_first)
     estimates = measure_bits_per_dim(

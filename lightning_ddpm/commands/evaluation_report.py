@@ -1,6 +1,5 @@
 """The results of ``evaluate``: its warnings, its table, and the JSON file of metrics with their provenance."""
 
-import json
 import math
 import platform
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from lightning_ddpm.metrics import BitsPerDimEstimate, FeatureExtractor, MetricV
 from lightning_ddpm.metrics.frechet import BATCH
 from lightning_ddpm.metrics.scores import NEIGHBOURS, SEED, SPLITS, SUBSET_SIZE, SUBSETS
 from lightning_ddpm.utils.console import report
-from lightning_ddpm.utils.files import write_atomically
+from lightning_ddpm.utils.files import write_json
 
 LIBRARIES = ("lightning-ddpm", "torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy", "pillow")
 
@@ -81,6 +80,5 @@ def write_result(path: Path, result: dict[str, Any], seconds: float) -> None:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
     }
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_json(path, result)
     report(f"wrote {path}")

@@ -1,6 +1,6 @@
 """``restore``: inpaint, enlarge, denoise, colorize or vary images with a model that was not trained for it."""
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_writable, write_atomically
+from lightning_ddpm.utils.files import check_writable, write_json
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.random import ImageNoise
 from lightning_ddpm.utils.yaml_text import build_parser
 
 SHOWN = 12
 """Largest number of images in side_by_side.png."""
+METRICS = "psnr", "ssim", "psnr_given", "ssim_given"
+"""What metrics.json has of each image."""
 TITLES = "given", "restored", "original"
 """Columns of side_by_side.png; the last one is there with --degrade only."""
 
@@ -151,11 +153,23 @@ def _measure(restored: Tensor, original: Tensor) -> Tensor:
 
 
 def _report_metrics(metrics: Tensor, file: Path) -> None:
-    """Print the means of PSNR and SSIM, and write them and those of each image as JSON."""
-    names = "psnr", "ssim", "psnr_given", "ssim_given"
-    means = dict(zip(names, metrics.mean(0).tolist(), strict=True))
+    """Print the means of PSNR and SSIM, and write them and those of each image as JSON.
+
+    The PSNR of an image that is restored exactly is infinite: such images are counted, and their PSNR is null.
+    """
+    finite = metrics.isfinite()
+    means = {
+        name: float(values[found].mean()) if found.any() else None
+        for name, values, found in zip(METRICS, metrics.T, finite.T, strict=True)
+    }
+    exact = {name: int((~finite[:, METRICS.index(name)]).sum()) for name in ("psnr", "psnr_given")}
     report(f"{'':10} {'PSNR, dB':>9} {'SSIM':>7}")
-    report(f"{'restored':10} {means['psnr']:9.2f} {means['ssim']:7.4f}")
-    report(f"{'given':10} {means['psnr_given']:9.2f} {means['ssim_given']:7.4f}")
-    each = [dict(zip(names, row, strict=True)) for row in metrics.tolist()]
-    write_atomically(file, lambda out: out.write(json.dumps({"mean": means, "images": each}, indent=2).encode()))
+    for row, psnr, ssim in (("restored", "psnr", "ssim"), ("given", "psnr_given", "ssim_given")):
+        decibels = "exact" if means[psnr] is None else f"{means[psnr]:.2f}"
+        note = f"  PSNR without {exact[psnr]} of {len(metrics)} images, which are exact" if exact[psnr] else ""
+        report(f"{row:10} {decibels:>9} {means[ssim]:7.4f}{note}")
+    each = [
+        {name: value if math.isfinite(value) else None for name, value in zip(METRICS, row, strict=True)}
+        for row in metrics.tolist()
+    ]
+    write_json(file, {"mean": means, "exact": exact, "images": each})

@@ -11,7 +11,7 @@ from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import write_atomically
+from lightning_ddpm.utils.files import write_atomically, write_json
 from lightning_ddpm.utils.run_files import MANIFEST
 
 NUMBERED = "[0-9]" * 6 + ".png"
@@ -68,4 +68,4 @@ def start_set(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, and delete the temporary files of an interrupted run."""
     for path in folder.glob(f".{NUMBERED}.*"):
         path.unlink(missing_ok=True)
-    write_atomically(folder / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=2).encode()))
+    write_json(folder / MANIFEST, manifest)

@@ -72,6 +72,16 @@ def check_metrics(metrics: Collection[str], n: int) -> None:
             raise UserError(f"{METRICS[each]} takes at least {MIN_IMAGES[each]} images, got {n}; leave out {each!r}")
 
 
+def check_reference(metrics: Collection[str], n: int, what: str) -> None:
+    """Raise UserError for a metric that n images of the reference are too few for."""
+    for each in sorted({"fid", "kid", "pr"}.intersection(metrics)):
+        if n < MIN_IMAGES[each]:
+            raise UserError(
+                f"{METRICS[each]} takes a reference of at least {MIN_IMAGES[each]} images, and {what} has {n}; give a "
+                "larger one"
+            )
+
+
 class FeatureTable:
     """Vectors of n images in the order of the images; each is computed on one of the ranks.
 

@@ -1,6 +1,7 @@
 """Write files atomically, and check folders and files before they are needed."""
 
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -147,3 +148,13 @@ def check_published(path: Path) -> None:
             f"{path} is not the file that {sums} lists: its SHA-256 is {digest}, expected {expected[path.name]}; "
             "download it again"
         )
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write plain data as JSON, atomically; it cannot hold NaN or infinity, for which JSON has no values.
+
+    Raises:
+        ValueError: it holds one: the caller states what is not finite in another way.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

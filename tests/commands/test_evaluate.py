@@ -10,15 +10,17 @@ import pytest
 import torch
 import yaml
 from helpers.command_line import REPOSITORY, ddpm
-from helpers.tiny import real_data
+from helpers.tiny import real_data, tiny_model
 from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from lightning_ddpm.data import Digits
+from lightning_ddpm.commands.evaluate import _check_bits_per_dim
+from lightning_ddpm.data import Digits, ImageDataModule, MemoryDataset
 from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.data.sample_images import open_npz_samples, open_sample_folder
+from lightning_ddpm.diffusion import DDIM, Cosine
 from lightning_ddpm.metrics import DigitsFeatures
 from lightning_ddpm.utils.errors import UserError
 
@@ -446,3 +448,33 @@ def test_config_of_a_reference_builds_only_known_classes(refused, folders, tmp_p
     options = ("--reference", tmp_path / "config.yaml", "--extractor", "DigitsFeatures")
     assert "is refused: it names mine.Source" in refused("--images", folders[0], *options)
     assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "reference", "metrics", "message"),
+    [
+        (5, 1, ["fid"], "takes a reference of at least 2 images, and {reference} has 1"),
+        (5, 1, ["kid"], "takes a reference of at least 2 images, and {reference} has 1"),
+        (5, 3, ["fid", "pr"], "takes a reference of at least 4 images, and {reference} has 3"),
+        (3, 5, ["pr"], "takes at least 4 images, got 3; leave out 'pr'"),
+        (5, 5, ["is"], "takes at least 10 images, got 5; leave out 'is'"),
+    ],
+)
+def test_sets_that_are_too_small_for_a_metric_are_refused_before_the_network_is_loaded(
+    evaluated, reference, metrics, message, refused, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(DigitsFeatures, "load", lambda self: pytest.fail("the network was loaded"))
+    images, others = (
+        write_folder(digits(0, evaluated), tmp_path / "a"),
+        write_folder(digits(0, reference), tmp_path / "b"),
+    )
+    arguments = ("--images", images, "--reference", others, "--extractor", "DigitsFeatures")
+    assert message.format(reference=others) in refused(*arguments, "--metrics", *metrics)
+
+
+@pytest.mark.parametrize(("held_out", "steps", "message"), [(1, 2, "at least 2 held-out images, got 1"), (5, 1, "T=1")])
+def test_bits_per_dim_that_cannot_be_measured_are_refused_before_any_work(held_out, steps, message):
+    data, model = ImageDataModule(Digits()), tiny_model(schedule=Cosine(steps), sampler=DDIM(1))
+    data.held_out = MemoryDataset(digits(0, held_out), torch.zeros(held_out))
+    with pytest.raises(UserError, match=message):
+        _check_bits_per_dim(model, data)

@@ -1,6 +1,7 @@
 """``restore`` by the command line, on the model that ships."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_ddpm.commands.restore import _report_metrics
 from lightning_ddpm.data import Digits
 from lightning_ddpm.data.image_io import TITLE_HEIGHT, read_image, save_image
 
@@ -154,3 +156,26 @@ def test_existing_images_are_not_overwritten(restore, digits, tmp_path) -> None:
     status, _, err = restore("sdedit", digits, "--strength", 0.5)
     assert status == 2
     assert f"{tmp_path / 'out'} holds images already" in err
+
+
+def test_images_that_are_restored_exactly_are_counted_and_json_has_no_infinity(command, digits, tmp_path) -> None:
+    out = tmp_path / "out"
+    arguments = ("--task", "denoise", "--sigma", "0", "--steps", "2", "--degrade", "--accelerator", "cpu")
+    status, printed, err = command("restore", "--ckpt", PRETRAINED, "--images", digits, "--out", out, *arguments)
+    assert status == 0, err
+    text = (out / "metrics.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert found["exact"] == {"psnr": N, "psnr_given": N}
+    assert found["mean"]["psnr"] is None
+    assert [each["psnr_given"] for each in found["images"]] == [None] * N
+    assert f"restored       exact  1.0000  PSNR without {N} of {N} images, which are exact" in printed
+
+
+def test_the_mean_psnr_is_over_the_images_that_are_not_exact(tmp_path, capsys) -> None:
+    rows = torch.tensor([[math.inf, 1, 10, 0.5], [20, 0.8, 20, 0.7], [40, 0.9, 30, 0.9]], dtype=torch.float64)
+    _report_metrics(rows, tmp_path / "metrics.json")
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["mean"] == pytest.approx({"psnr": 30, "ssim": 0.9, "psnr_given": 20, "ssim_given": 0.7})
+    assert found["exact"] == {"psnr": 1, "psnr_given": 0}
+    assert found["images"][0]["psnr"] is None
+    assert "restored       30.00  0.9000  PSNR without 1 of 3 images, which are exact" in capsys.readouterr().out
