@@ -85,13 +85,15 @@ def _run_program(arguments: list[str]) -> int:
 
 
 def _flush_output() -> bool:
-    """Write what is left of the output; return whether that succeeds. Python itself would print a traceback."""
+    """Write what is left of the output; return whether all was written. Python itself would print a traceback."""
+    console = sys.modules.get("lightning_ddpm.utils.console")
+    lost = console is not None and bool(console.lost)
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+        lost = True
+    return not lost
 
 
 def _load_command(command: str) -> Callable[[Sequence[str]], int | None]:

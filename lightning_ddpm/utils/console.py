@@ -6,14 +6,17 @@ import sys
 import time
 import unicodedata
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
+
+lost: deque[str] = deque(maxlen=1)
+"""The last line that could not be printed."""
 
 
 def is_terminal() -> bool:
@@ -24,10 +27,12 @@ def is_terminal() -> bool:
 def report(line: str) -> None:
     """Print a line without buffering; on a terminal it stands above the progress bar, if there is one.
 
-    If the file that the output goes to cannot be written, as on a full disk, the line is tried again with the next one.
+    If the file that the output goes to cannot be written, as on a full disk, this is kept in ``lost``, not raised.
     """
-    with suppress(OSError):
+    try:
         print(make_printable(line), flush=True)
+    except OSError:
+        lost.append(line)
 
 
 def make_printable(text: str) -> str:
