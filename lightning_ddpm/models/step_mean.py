@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.optimizer import collect_gradients
+from lightning_ddpm.utils.torch_internals import multiply_all
 
 
 class StepMean:
@@ -65,7 +66,7 @@ class StepMean:
         batches = trainer.accumulate_grad_batches * trainer.world_size
         factor = batches * self._get_reference(module) / (images + (images == 0))  # 0 / 1 where no image counts
         if isinstance(factor, Tensor) or factor != 1:
-            torch._foreach_mul_(collect_gradients(optimizer), factor)
+            multiply_all(collect_gradients(optimizer), factor)
 
     def _is_needed(self, module: LightningModule) -> bool:
         trainer = module.trainer

@@ -35,7 +35,7 @@ def check_call(owner: object, method: Callable[..., Any], expected: str) -> None
 
     Args:
         owner: the object that it belongs to.
-        method: the bound method.
+        method: its method.
         expected: the names of the arguments, as in ``x_t, t``.
 
     Raises:

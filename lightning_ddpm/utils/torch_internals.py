@@ -21,6 +21,11 @@ def disable_own_unscaling(optimizer: Optimizer) -> None:
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
 
+def multiply_all(tensors: list[Tensor], factor: float | Tensor) -> None:
+    """Multiply tensors in place by a factor, in one kernel; the public methods take one kernel for each tensor."""
+    torch._foreach_mul_(tensors, torch.as_tensor(factor))
+
+
 def get_compiled_call(network: nn.Module) -> Any:
     """Return the function that a network calls after ``network.compile()``."""
     return network._compiled_call_impl
