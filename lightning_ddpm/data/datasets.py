@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -143,7 +144,8 @@ class FileDataset(ImageDataset):
 
     Args:
         names: the name of each image in error messages.
-        file: returns the path or the bytes of the image at an index.
+        file: returns the path or the bytes of the image at an index. It must pickle, and so must not be a lambda, for
+            worker processes that are not forked.
         labels: (n,) int64, -1 for an image without a label.
         channels, size: shape that every image is converted to; see :func:`decode_image`.
         state: part of the fingerprint; it must change whenever a file does, see :func:`describe_file`.
@@ -176,7 +178,8 @@ class FileDataset(ImageDataset):
     def subset(self, indices: Sequence[int]) -> "FileDataset":
         """Return the dataset of the images at these indices."""
         names, labels = [self.names[index] for index in indices], self.labels[list(indices)]
-        return FileDataset(names, lambda i: self.file(indices[i]), labels, self.channels, self.size, self.fingerprint)
+        file = partial(_open_chosen, self.file, indices)
+        return FileDataset(names, file, labels, self.channels, self.size, self.fingerprint)
 
 
 def build_path_dataset(
@@ -191,7 +194,15 @@ def build_path_dataset(
     """
     names = [os.fsencode(path).decode(errors="backslashreplace") for path in paths]
     state = " ".join(describe_file(path) for path in paths)
-    return FileDataset(names, lambda index: file(paths[index]), labels, channels, size, state)
+    return FileDataset(names, partial(_open_path, file, paths), labels, channels, size, state)
+
+
+def _open_path(file: Callable[[Path], Path], paths: Sequence[Path], index: int) -> Path:
+    return file(paths[index])
+
+
+def _open_chosen(file: OpenFile, indices: Sequence[int], index: int) -> Path | BytesIO:
+    return file(indices[index])
 
 
 def describe_file(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Image sources: each downloads one dataset and opens its training and held-out images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -219,13 +219,9 @@ class LSUN(ImageSource):
 
     def open(self, root: Path, split: Split) -> FileDataset:
         scene, folder = self.category in self.scenes, Path(root) / self._folder(split)
-        environment, keys = _open_lmdb(folder.resolve())
-        chosen = [i for i in range(len(keys)) if scene or (i % 1000 == 999) == (split == "test")]
-
-        def file(index: int) -> BytesIO:
-            with environment.begin() as transaction:
-                return BytesIO(transaction.get(keys[chosen[index]]))
-
+        n = len(_open_lmdb(folder.resolve())[1])
+        chosen = [i for i in range(n) if scene or (i % 1000 == 999) == (split == "test")]
+        file = partial(_read_lmdb, folder.resolve(), chosen)
         labels, state = torch.full((len(chosen),), -1), describe_file(folder / "data.mdb")
         return FileDataset([f"{folder}[{i}]" for i in chosen], file, labels, self.channels, self.size, state)
 
@@ -252,6 +248,13 @@ def _open_lmdb(folder: Path) -> tuple[Any, list[bytes]]:
         raise UserError(f"{folder} is not an LMDB of LSUN: {error}; download it again") from error
     with environment.begin() as transaction:
         return environment, list(transaction.cursor().iternext(values=False))
+
+
+def _read_lmdb(folder: Path, chosen: Sequence[int], index: int) -> BytesIO:
+    """Return the bytes of an image; a worker process opens the LMDB itself."""
+    environment, keys = _open_lmdb(folder)
+    with environment.begin() as transaction:
+        return BytesIO(transaction.get(keys[chosen[index]]))
 
 
 def _fetch(download: Callable[[], object], name: str, root: Path) -> None:
