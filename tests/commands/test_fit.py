@@ -38,7 +38,8 @@ def test_fit_reports_its_folder_device_data_and_work_at_the_start(digits_run):
     parameters = sum(p.numel() for p in load(digits_run.folder / "last.ckpt", DDPM).parameters())
     for part in (
         str(digits_run.folder),
-        "1 x cpu, precision 32-true",
+        "1 x cpu, 1 thread",
+        "precision 32-true",
         "1618 of 1x8x8, 179 held out",
         f"{parameters:,} parameters",
         "4 steps of 16 images, 102 steps per epoch",
