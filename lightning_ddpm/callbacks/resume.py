@@ -19,6 +19,34 @@ FIXED = ("class_path", "network", "schedule", "parameterization", "optimizer.cla
 """Parts of the config that weights, optimizer state and random numbers depend on; dropout is an exception."""
 
 
+def compare_configs(config: dict[str, Any], before: dict[str, Any] | None) -> list[tuple[str, Any, Any]]:
+    """Return what has changed since the checkpoint's config: (dotted name, before, now); nothing for a new run.
+
+    Raises:
+        UserError: something has changed that must not; it names the data's value where the network takes that.
+    """
+    changes = list(_find_changes(before, {name: config.get(name) for name in COMPARED})) if before else []
+    for name, old, new in changes:
+        within = name.removeprefix("model.").removeprefix("init_args.")
+        fixed = within.startswith(FIXED) and name.startswith("model.") and not name.endswith(".dropout")
+        if (fixed or name == "seed_everything") and old is not None:
+            cause, before_, now = _find_cause(changes, name) or (name, old, new)
+            raise UserError(
+                f"{cause} is {now}, but the checkpoint's run has {before_}, and a run cannot be resumed with another "
+                "value; restore it, or start another run with --trainer.default_root_dir FOLDER"
+            )
+    return changes
+
+
+def _find_cause(changes: list[tuple[str, Any, Any]], name: str) -> tuple[str, Any, Any] | None:
+    """Return the change of the data that a change of the network's channels or size was taken from, if there is one."""
+    last = name.rpartition(".")[2]
+    if not name.endswith((".network.init_args.channels", ".network.init_args.size")):
+        return None
+    causes = (f".{last}", ".class_path")
+    return next((each for each in changes if each[0].startswith("data.source.") and each[0].endswith(causes)), None)
+
+
 class Resume(Callback):
     """Puts the config into every checkpoint, and reports what has changed since the one that a run resumes from.
 
@@ -43,25 +71,7 @@ class Resume(Callback):
     ) -> None:
         self.config = {name: config.get(name) for name in COMPARED}
         self.list_loggers = list_loggers
-        self.changes = list(_find_changes(before, self.config)) if before else []
-        for name, old, new in self.changes:
-            within = name.removeprefix("model.").removeprefix("init_args.")
-            fixed = within.startswith(FIXED) and name.startswith("model.") and not name.endswith(".dropout")
-            if (fixed or name == "seed_everything") and old is not None:
-                name, old, new = self._find_cause(name, old, new)
-                raise UserError(
-                    f"{name} is {new}, but the checkpoint's run has {old}, and a run cannot be resumed with another "
-                    "value; restore it, or start another run with --trainer.default_root_dir FOLDER"
-                )
-
-    def _find_cause(self, name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-        """Return the changed value of the data that a changed value of the network was taken from, if there is one."""
-        if name.startswith("model.") and name.endswith((".network.init_args.channels", ".network.init_args.size")):
-            last = name.rpartition(".")[2]
-            for other, before, now in self.changes:
-                if other.startswith("data.source.") and other.endswith((f".{last}", ".class_path")):
-                    return other, before, now
-        return name, old, new
+        self.changes = compare_configs(config, before)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero and stage == "fit":

@@ -15,6 +15,7 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_ddpm import callbacks as ours
+from lightning_ddpm.callbacks.resume import compare_configs
 from lightning_ddpm.commands import run_folder
 from lightning_ddpm.commands.list_options import set_list_options, split_list_options
 from lightning_ddpm.commands.loggers import (
@@ -138,6 +139,7 @@ class DDPMCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         self.config_dump = self._dump_complete_config()
+        compare_configs(self.config_dump, self._resumed.get("config"))  # raises before a network of another size does
         self.config_init = instantiate(self.parser, self._complete_config())
         config = self.config_init[self.subcommand]
         self.datamodule, self.model = config.data, config.model

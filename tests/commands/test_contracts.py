@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.command_line import read_yaml, tiny_digits, write_yaml
 from helpers.command_outputs import get_error_sentence
+from PIL import Image
 
 MODULE = """
 import torch
@@ -171,3 +172,20 @@ def test_a_value_of_the_trust_variable_that_is_no_module_is_refused(command, tmp
         "sample", "--ckpt", "checkpoints/pretrained/digits.ckpt", "--out", tmp_path / "out", "--n", "1"
     )
     assert "LIGHTNING_DDPM_TRUST lists modules, separated by commas" in get_error_sentence(status, err)
+
+
+def test_resuming_with_images_of_another_size_names_the_option_of_the_data(command, tmp_path) -> None:
+    for index in range(20):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("L", (16, 16), 10 * index).save(tmp_path / "images" / f"{index}.png")
+    config = tiny_digits(tmp_path / "run")
+    kept = [each for each in config["trainer"]["callbacks"] if each["class_path"].endswith("Checkpoints")]
+    config["trainer"].update(callbacks=kept, max_steps=1, limit_val_batches=0)
+    source = {"class_path": "lightning_ddpm.data.ImageFolder", "init_args": {"channels": 1, "size": 8}}
+    config["data"].update(source=source, root=str(tmp_path / "images"), batch_size=4)
+    path = write_yaml(tmp_path / "config.yaml", config)
+    status, _, err = command("fit", "--config", path)
+    assert status == 0, err
+    status, _, err = command("fit", "--config", path, "--ckpt_path", "last", "--data.source.size", "16")
+    expected = "data.source.init_args.size is 16, but the checkpoint's run has 8"
+    assert expected in get_error_sentence(status, err)

@@ -116,7 +116,7 @@ def test_data_with_other_classes_than_the_model_is_an_error(tmp_path) -> None:
 def test_arguments_that_do_not_fit_together_are_errors() -> None:
     with pytest.raises(UserError, match=r"label_dropout must lie in \[0, 1\], got 1.5"):
         tiny_model(label_dropout=1.5)
-    with pytest.raises(UserError, match="class_names has 2 names and the network 0 classes"):
+    with pytest.raises(UserError, match="class_names has 2 names and UNet has 0 classes"):
         tiny_model(class_names=["cat", "dog"])
     with pytest.raises(UserError, match="got None; use labelled images, or give classes=0"):
         UNet(**TINY, classes=None)

@@ -335,7 +335,7 @@ def test_data_of_another_shape_is_an_error_that_names_both_shapes(tmp_path: Path
 def test_a_network_without_its_image_shape_is_an_error(missing: str) -> None:
     network = RecordInputs()
     delattr(network, missing)
-    with pytest.raises(UserError, match=rf"RecordInputs needs an int attribute '{missing}', .*, got None; set"):
+    with pytest.raises(UserError, match=rf"RecordInputs \(.*\) needs an int attribute '{missing}', .*, got None; set"):
         recording_model(network=network)
 
 
