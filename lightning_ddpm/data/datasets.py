@@ -99,7 +99,7 @@ def check_pixels(images: object, what: str) -> None:
 
 
 def check_dataset(data: object, owner: object, shape: tuple[int, int, int], classes: int | None) -> None:
-    """Check what a source of the user's opened: its first and last image, and all of its labels.
+    """Check what a source opened: its first and last image, and all of its labels.
 
     Args:
         data: what ``open`` returned.
@@ -108,7 +108,7 @@ def check_dataset(data: object, owner: object, shape: tuple[int, int, int], clas
         classes: number of its class names; ``None`` if labels need no check.
 
     Raises:
-        UserError: it is no dataset of this package, has no images, floats, images of another shape or other labels.
+        UserError: it is no dataset of this package, or has floats, images of another shape or other labels.
     """
     name = describe_class(type(owner))
     if not isinstance(data, ImageDataset):
@@ -116,8 +116,8 @@ def check_dataset(data: object, owner: object, shape: tuple[int, int, int], clas
             f"{name}.open must return an ImageDataset, got {type(data).__name__}; return "
             "MemoryDataset(images, labels), with uint8 images (n, channels, height, width)"
         )
-    if not len(data):
-        raise UserError(f"{name}.open returned a dataset without images")
+    if not len(data):  # nothing is held out; without training images no batch can be made, which is reported
+        return
     if isinstance(data, FileDataset):  # it decodes into this shape, and an image takes time
         opened: tuple[int, ...] = (data.channels, data.size, data.size)
     else:

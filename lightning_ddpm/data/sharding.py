@@ -75,6 +75,8 @@ def spread_indices(n: int, total: int) -> list[int]:
     Where in its part an image lies varies, so that a set whose classes take turns is not sampled in step with them. All
     images are returned in order for n = total.
     """
+    if not n:
+        return []
     places = [(i * GOLDEN) % 1 for i in range(n)]
     ends = [i * total // n for i in range(n + 1)]
     return [first + int(place * (end - first)) for place, (first, end) in zip(places, pairwise(ends), strict=True)]

@@ -19,6 +19,7 @@ from lightning_ddpm.callbacks import EMA, Memorisation
 from lightning_ddpm.callbacks.memorisation import GAP, build_panel
 from lightning_ddpm.data import Digits, ImageDataModule, MemoryDataset
 from lightning_ddpm.data.image_io import TITLE_HEIGHT, arrange_grid, to_float
+from lightning_ddpm.data.sharding import spread_indices
 from lightning_ddpm.diffusion import DDIM, Denoiser, Sampler
 from lightning_ddpm.metrics import DigitsFeatures, Inception
 from lightning_ddpm.models.generate import generate_batches
@@ -93,7 +94,7 @@ def test_the_end_of_fit_shows_images_by_the_averaged_weights_beside_their_neares
     made = torch.cat(
         [pixels for _, pixels in generate_batches(model, SampleRequest(70, batch_size=32, sampler=DDIM(steps=2)))]
     )
-    training, unseen = digits("train"), digits("test")[[i * 179 // 70 for i in range(70)]]
+    training, unseen = digits("train"), digits("test")[spread_indices(70, 179)]
     distances, indices = brute_force(made.flatten(1) / 127.5, training.flatten(1) / 127.5, 3)
     of_unseen, _ = brute_force(unseen.flatten(1) / 127.5, training.flatten(1) / 127.5, 1)
     found = callback.proximity

@@ -74,7 +74,6 @@ def test_only_uint8_is_accepted_wherever_images_enter(dtype: torch.dtype) -> Non
         (Stored(pixels(size=9)), (), "declares images of 1x8x8 (channels x height x width) and has 1x9x9"),
         (Stored(pixels(channels=3)), (), "declares images of 1x8x8 (channels x height x width) and has 3x8x8"),
         (Stored(pixels()[:, 0]), (), "must be a uint8 tensor (n, channels, height, width)"),
-        (Stored(pixels()[:0], NONE[:0]), (), "a dataset without images"),
         (Stored(pixels(), torch.tensor([0, 1, 2, 3])), ("a", "b"), "the label 3 and 2 class names: labels lie in 0..1"),
         (Stored(pixels(), torch.tensor([0, 1, 2, -2])), ("a", "b", "c"), "the label -2 and 3 class names"),
         (Stored(pixels(), torch.tensor([0, 1, 0, 1])), (), "the label 1 and no class names"),

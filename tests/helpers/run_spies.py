@@ -25,6 +25,9 @@ class NumberedDigits(Digits):
         images, _ = whole.__getitems__(range(self.n))
         return MemoryDataset(images, torch.arange(self.n))
 
+    def class_names(self, root: Path) -> list[str]:
+        return [str(index) for index in range(self.n)]
+
 
 class Diary(Callback):
     """Writes a line for each event of training into ``rank-0.jsonl`` and so on, immediately.
