@@ -1,11 +1,14 @@
 """Summarises a run at its start and end."""
 
+import shlex
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from lightning_ddpm.models.trusted_imports import list_modules_to_trust
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.devices import name_device
+from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.threads import describe_threads
 
 
@@ -14,13 +17,15 @@ class RunSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
+        batches = _count_batches(trainer, len(data.train_dataloader()))
+        _check_validation_interval(trainer, batches)
         steps = trainer.estimated_stepping_batches
         if not trainer.is_global_zero:
             return
         device = pl_module.device
         name = name_device(device) + (f", {describe_threads()}" if device.type == "cpu" else "")
         batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        per_epoch = -(-len(data.train_dataloader()) // trainer.accumulate_grad_batches)
+        per_epoch = -(-batches // trainer.accumulate_grad_batches)
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
         report(
             f"run: {Path(trainer.default_root_dir).absolute()} "
@@ -35,4 +40,27 @@ class RunSummary(Callback):
         last = Path(trainer.default_root_dir) / "last.ckpt"
         # Not in on_fit_end, in which callbacks may evaluate.
         if stage == "fit" and trainer.is_global_zero and last.is_file():
-            report(f"done: python -m lightning_ddpm sample --ckpt {last} --n 64 --out samples")
+            trust = ",".join(list_modules_to_trust(dict(pl_module.hparams)))
+            environment = f"LIGHTNING_DDPM_TRUST={shlex.quote(trust)} " if trust else ""
+            command = f"{environment}python -m lightning_ddpm sample --ckpt {shlex.quote(str(last))}"
+            report(f"done: {command} --n 64 --out samples")
+
+
+def _count_batches(trainer: Trainer, batches: int) -> int:
+    """Return how many of an epoch's batches are trained on."""
+    limit = trainer.limit_train_batches  # overfit_batches sets it, too
+    return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
+
+
+def _check_validation_interval(trainer: Trainer, batches: int) -> None:
+    """Refuse an interval between validations that no epoch reaches.
+
+    Raises:
+        UserError: ``val_check_interval`` counts batches within an epoch, and there are fewer.
+    """
+    interval = trainer.val_check_interval
+    if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > batches:
+        raise UserError(
+            f"--trainer.val_check_interval {interval} counts within an epoch, which has {batches} batches; set "
+            "--trainer.check_val_every_n_epoch null to count across epochs, or lower it"
+        )

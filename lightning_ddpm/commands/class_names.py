@@ -133,7 +133,7 @@ def find_kinds(annotation: Any) -> tuple[tuple[type, ...], int]:
             kinds += returned
             given = len(get_args(each)[0]) if returned else given
         elif isclass(each) and get_origin(each) is None and not each.__module__.startswith(("builtins", "pathlib")):
-            kinds.append(each)
+            kinds += [each] if each is not Tensor else []  # as a learning rate may be
     return tuple(kinds), given
 
 

@@ -26,6 +26,7 @@ from lightning_ddpm.commands.loggers import (
     make_folders_optional,
 )
 from lightning_ddpm.commands.parsing import complete_names, explain, instantiate
+from lightning_ddpm.commands.trainer_options import check_trainer_options, explain_services, explain_trainer_errors
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.checkpoint import build_hyper_parameters
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
@@ -118,6 +119,7 @@ class DDPMCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config, command = self.config[self.subcommand], str(self.subcommand)
+        check_trainer_options(config.trainer)
         folder, writes = Path(config.trainer.default_root_dir), not config.trainer.fast_dev_run
         guards = command == "fit" and writes and run_folder.is_first_rank()
         if guards:
@@ -187,7 +189,8 @@ class DDPMCLI(LightningCLI):
             kwargs["callbacks"].append(ours.LearningRate())
         if config.enable_progress_bar is not False:
             kwargs["callbacks"].append(ours.ProgressRich() if is_terminal() else ours.ProgressLines())
-        trainer = super().instantiate_trainer(**kwargs)
+        with explain_trainer_errors(self.config[self.subcommand].trainer):
+            trainer = super().instantiate_trainer(**kwargs)
         count_validation_interval_in_steps(trainer)
         return trainer
 
@@ -228,7 +231,7 @@ def run(arguments: Sequence[str]) -> None:
         arguments: the command and its options.
     """
     _silence_lightning()
-    with make_folders_optional():
+    with make_folders_optional(), explain_services():
         DDPMCLI(
             LightningModule,
             ImageDataModule,

@@ -12,6 +12,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_ddpm.commands.parsing import instantiate, parse
+from lightning_ddpm.commands.trainer_options import explain_options
 from lightning_ddpm.data.class_labels import parse_labels
 from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, Sampler
 from lightning_ddpm.models.checkpoint import load
@@ -20,7 +21,7 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.compile import compile_in_place
 from lightning_ddpm.utils.distributed import Ranks
-from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import list_child_processes
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.signals import end_with_ranks
@@ -206,10 +207,8 @@ def launch_fabric(options: Namespace) -> Fabric:
         strategy = options.strategy or ("ddp" if options.devices * options.num_nodes > 1 else "auto")
         settings = {name: options[name] for name in ("accelerator", "devices", "num_nodes", "precision")}
         fabric = Fabric(strategy=strategy, **settings)
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
-        raise UserError(
-            f"{first_line(error)} Change or remove --accelerator, --devices, --strategy or --precision"
-        ) from error
+    except (ValueError, TypeError, ImportError, RuntimeError, MisconfigurationException) as error:
+        raise explain_options(error, options, "--") from error
     end_with_ranks(partial(list_child_processes, fabric.strategy))
     fabric.launch()
     return fabric

@@ -58,12 +58,17 @@ def instantiate(parser: ArgumentParser, options: Namespace) -> Namespace:
 
     Raises:
         Exception: what the class raised. jsonargparse tries every type that a value may have and reports them together.
+        UserError: a library that the class needs is not installed.
     """
     failures: list[Exception] = []
 
     def build(kind: type, *args: Any, **kwargs: Any) -> Any:
         try:
             return kind(*args, **kwargs)
+        except ImportError as error:  # a logger's package
+            missing = UserError(f"{kind.__name__} cannot be used here: {first_line(error)}")
+            failures.append(error if find_user_code(error) else missing)
+            raise
         except Exception as error:
             failures.append(error)
             raise

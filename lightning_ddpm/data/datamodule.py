@@ -51,8 +51,10 @@ class ImageDataModule(LightningDataModule):
         decode_cache: str | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        least = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "predict_images": (predict_images, 1)}
+        for option, (number, minimum) in least.items():
+            if number < minimum:
+                raise UserError(f"data.{option} must be at least {minimum}, got {number}")
         for name in ("channels", "size"):
             if not isinstance(value := getattr(source, name, None), int) or value < 1:
                 raise UserError(

@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import LightningModule
 
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.models.trusted_imports import restrict_imports
+from lightning_ddpm.models.trusted_imports import NOT_BUILT, restrict_imports
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_published, sync_folder, write_atomically
 from lightning_ddpm.utils.hashing import hash_content
@@ -126,7 +126,7 @@ def build_module(parameters: dict[str, Any], kind: type[Module], path: Path | st
     Raises:
         UserError: the module cannot be built here, or names code that is :func:`not trusted <restrict_imports>`.
     """
-    others = ("_class_path", "_instantiator", "optimizer", "lr_scheduler")
+    others = ("_class_path", *NOT_BUILT)
     class_path, init_args = parameters["_class_path"], {k: v for k, v in parameters.items() if k not in others}
     model = {"class_path": class_path, "init_args": init_args}
     parser = build_parser()

@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.torch_internals import disable_own_unscaling
 
 CAN_SKIP_STEPS = (torch.optim.Adam, torch.optim.AdamW)
@@ -18,11 +19,22 @@ the momentum from uninitialised memory."""
 def build_optimizer(
     module: LightningModule, optimizer: Callable[..., Optimizer], lr_scheduler: Callable[[Optimizer], Any]
 ) -> dict[str, Any]:
-    """Return what Lightning expects of configure_optimizers; the scheduler is stepped after every optimizer step."""
-    built: Any = optimizer(module.parameters())
+    """Return what Lightning expects of configure_optimizers; the scheduler is stepped after every optimizer step.
+
+    Raises:
+        UserError: the optimizer or the scheduler refuses its arguments.
+    """
+    try:
+        built: Any = optimizer(module.parameters())
+    except ValueError as error:
+        raise UserError(f"model.optimizer cannot be built: {first_line(error)}; change its arguments") from error
     disable_own_unscaling(built)
     built.register_load_state_dict_post_hook(normalize_optimizer_state)
-    return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}
+    try:
+        scheduler = lr_scheduler(built)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"model.lr_scheduler cannot be built: {first_line(error)}; change its arguments") from error
+    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def spread_nonfinite(loss: Tensor) -> Tensor:

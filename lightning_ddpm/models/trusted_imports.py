@@ -4,11 +4,12 @@ import functools
 import os
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import yaml
 from jsonargparse import set_parsing_settings
@@ -19,6 +20,38 @@ from lightning_ddpm.utils.yaml_text import load_yaml
 
 TRUSTED_MODULES = ("lightning_ddpm", "torch.nn", "torch.optim")
 """Modules that a file may import from; the user adds others by ``$LIGHTNING_DDPM_TRUST``, separated by commas."""
+
+
+NEVER_SUGGESTED = {*sys.stdlib_module_names, "torch", "pytorch_lightning", "lightning_fabric", "numpy", "yaml"}
+"""Modules that hold functions which run commands or read any file: no message suggests to trust them."""
+NOT_BUILT = ("_instantiator", "optimizer", "lr_scheduler")
+"""Hyper-parameters that a model is built without: nothing is trained, and a newer torch may have other arguments."""
+
+
+def list_modules_to_trust(parameters: Mapping[str, Any]) -> list[str]:
+    """Return the modules that a user must add to ``$LIGHTNING_DDPM_TRUST`` before a checkpoint's model can be built.
+
+    Args:
+        parameters: the checkpoint's hyper-parameters.
+    """
+    built = {name: each for name, each in parameters.items() if name not in (*NOT_BUILT, "class_names")}
+    names = [name for name in _find_names(built) if not _is_within(name, _list_allowed())]
+    return list(dict.fromkeys(name.split(".")[0] for name in names))
+
+
+def _list_allowed() -> tuple[str, ...]:
+    """Return the modules that may be imported from.
+
+    Raises:
+        UserError: the user's are no names of modules.
+    """
+    trusted = [name.strip() for name in os.environ.get("LIGHTNING_DDPM_TRUST", "").split(",") if name.strip()]
+    for name in trusted:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UserError(
+                f"LIGHTNING_DDPM_TRUST lists modules, separated by commas, such as my_networks,my_data, got {name!r}"
+            )
+    return (*TRUSTED_MODULES, *trusted)
 
 
 @contextmanager
@@ -35,13 +68,7 @@ def restrict_imports(path: Path | str, config: object) -> Iterator[None]:
     Raises:
         UserError: it names an object of another module, or one that lightning_ddpm no longer has.
     """
-    trusted = [name.strip() for name in os.environ.get("LIGHTNING_DDPM_TRUST", "").split(",") if name.strip()]
-    for name in trusted:
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise UserError(
-                f"LIGHTNING_DDPM_TRUST lists modules, separated by commas, such as my_networks,my_data, got {name!r}"
-            )
-    allowed = (*TRUSTED_MODULES, *trusted)
+    allowed = _list_allowed()
     with restore_parsing_settings():  # options of the command line may name anything
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(allowed))
         try:
@@ -74,6 +101,11 @@ def _explain_failure(config: object, allowed: tuple[str, ...]) -> str | None:
         refused += [] if _is_within(found, allowed) else [found]
     if not refused:
         return None
+    if never := [name for name in refused if name.split(".")[0] in NEVER_SUGGESTED]:
+        return (
+            f"is refused: it names {never[0]}, which is no part of a model, and building it would run it; do not use "
+            "this file unless you know why it is there"
+        )
     modules = ",".join(dict.fromkeys([*allowed[len(TRUSTED_MODULES) :], *(each.split(".")[0] for each in refused)]))
     return (
         f"is refused: it names {refused[0]}, which is not part of {', '.join(TRUSTED_MODULES)}, and building it would "
