@@ -49,7 +49,14 @@ class RunSummary(Callback):
 def _count_batches(trainer: Trainer, batches: int) -> int:
     """Return how many of an epoch's batches are trained on."""
     limit = trainer.limit_train_batches  # overfit_batches sets it, too
-    return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
+    used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if not used:
+        name = "overfit_batches" if getattr(trainer, "overfit_batches", 0) else "limit_train_batches"
+        raise UserError(
+            f"--trainer.{name} {limit:g} of the {batches} batches is less than one; give a number of "
+            "batches, or a larger share"
+        )
+    return used
 
 
 def _check_validation_interval(trainer: Trainer, batches: int) -> None:

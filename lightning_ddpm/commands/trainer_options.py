@@ -126,7 +126,7 @@ def explain_options(error: Exception, options: Namespace, prefix: str) -> UserEr
     text = first_line(error).replace("Timer(duration", "Trainer(max_time").strip()
     given = {name: value for name, value in vars(options).items() if value not in (None, "auto")}
     named = [name for name in given if re.search(rf"\b{name}\b", text) and name not in ("callbacks", "logger")]
-    named = named or sorted(name for name in OF_DEVICES if name in given and given[name] != 1)
+    named = named or sorted(name for name in OF_DEVICES if name in given and given[name] not in (1, "32-true"))
     listed = ", ".join(f"{prefix}{name} {_show(given[name])}" for name in named)
     return UserError(f"{listed} cannot be used here ({text.rstrip('.')}); change or remove it")
 

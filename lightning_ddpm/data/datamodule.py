@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_convert
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, check_dataset
 from lightning_ddpm.data.decode_cache import decode_to_file, decode_to_memory, fits_in_memory
 from lightning_ddpm.data.image_io import to_float
-from lightning_ddpm.data.sharding import ImageRange, Shard, ShuffledShard, split_ranges
+from lightning_ddpm.data.sharding import ImageRange, RepeatedShard, Shard, ShuffledShard, split_ranges
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.contracts import describe_class, is_ours
@@ -128,7 +128,8 @@ class ImageDataModule(LightningDataModule):
         return data
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train, ShuffledShard(len(self.train), get_run_seed(), self._ranks, *self._begins))
+        kind = RepeatedShard if getattr(self.trainer, "overfit_batches", 0) else ShuffledShard
+        return self._loader(self.train, kind(len(self.train), get_run_seed(), self._ranks, *self._begins))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._held_out_loader("val")
@@ -141,6 +142,12 @@ class ImageDataModule(LightningDataModule):
         n, batch = len(self.held_out), self.batch_size * self._ranks.world_size
         limit: int | float = getattr(self.trainer, f"limit_{stage}_batches", 1.0)
         batches = limit if isinstance(limit, int) else int(-(-n // batch) * limit)
+        if limit and not batches:
+            name = "overfit_batches" if getattr(self.trainer, "overfit_batches", 0) else f"limit_{stage}_batches"
+            raise UserError(
+                f"--trainer.{name} {limit:g} of the {-(-n // batch)} batches of held-out images is less than one; give "
+                "a number of batches, or a larger share"
+            )
         used = min(batches * batch, n)
         if 0 < used < n and self._ranks.is_first:
             report(f"{stage}: {used} of the {n} held-out images, spread evenly (limit_{stage}_batches {limit:g})")

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lightning_ddpm.data.class_labels import GOLDEN
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.random import make_generator
 
-# Both subclass DistributedSampler so that Lightning does not replace them by its own.
+# All subclass DistributedSampler so that Lightning does not replace them by its own, and those of a fixed order
+# SequentialSampler, so that it does not under overfit_batches either.
 
 
 class ShuffledShard(DistributedSampler[int]):
@@ -44,7 +45,15 @@ class ShuffledShard(DistributedSampler[int]):
         return iter(left[self.rank : stop : self.num_replicas].tolist())
 
 
-class Shard(DistributedSampler[int]):
+class RepeatedShard(ShuffledShard, SequentialSampler):
+    """Sample the images of the first epoch in every epoch, for ``overfit_batches``."""
+
+    def __iter__(self) -> Iterator[int]:
+        seen = self.begins[1] if self.epoch == self.begins[0] else 0
+        return iter(ShuffledShard(self.n, self.seed, Ranks(self.rank, self.num_replicas), 0, seen))
+
+
+class Shard(DistributedSampler[int], SequentialSampler):
     """Sample every ``world_size``-th batch in order, so that all ranks see every image exactly once.
 
     Metrics over a whole dataset then do not depend on the number of ranks.
