@@ -101,16 +101,11 @@ def _explain_failure(config: object, allowed: tuple[str, ...]) -> str | None:
         refused += [] if _is_within(found, allowed) else [found]
     if not refused:
         return None
-    if never := [name for name in refused if name.split(".")[0] in NEVER_SUGGESTED]:
-        return (
-            f"is refused: it names {never[0]}, which is no part of a model, and building it would run it; do not use "
-            "this file unless you know why it is there"
-        )
+    never = next((name for name in refused if name.split(".")[0] in NEVER_SUGGESTED), None)
     modules = ",".join(dict.fromkeys([*allowed[len(TRUSTED_MODULES) :], *(each.split(".")[0] for each in refused)]))
-    return (
-        f"is refused: it names {refused[0]}, which is not part of {', '.join(TRUSTED_MODULES)}, and building it would "
-        f"run its code; if you trust that code, set LIGHTNING_DDPM_TRUST={modules}"
-    )
+    fix = "do not use this file" if never else f"if you trust that code, set LIGHTNING_DDPM_TRUST={modules}"
+    named, ours = never or refused[0], ", ".join(TRUSTED_MODULES)
+    return f"is refused: it names {named}, which is not part of {ours}, and building it would run its code; {fix}"
 
 
 def _find_names(config: object) -> Iterator[str]:

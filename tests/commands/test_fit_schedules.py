@@ -33,14 +33,18 @@ LINEAR = {"class_path": "lightning_ddpm.diffusion.Linear", "init_args": {"steps"
     ],
     ids=["betas", "alpha_bar", "zero"],
 )
-def test_a_custom_schedule_trains_and_its_checkpoint_is_sampled(change, command, own_module, tmp_path):
+def test_a_custom_schedule_trains_and_its_checkpoint_is_sampled(change, command, own_module, tmp_path, monkeypatch):
     run = tmp_path / "run"
     config = tiny_digits(run)
     change(config)
     config["trainer"]["max_steps"] = 2
     config["model"]["init_args"]["sampler"]["init_args"]["spacing"] = "lightning_ddpm.diffusion.trailing_spacing"
-    status, _, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
+    with monkeypatch.context() as patch:
+        patch.delenv("LIGHTNING_DDPM_TRUST")
+        status, out, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
     assert status == 0, err
+    trust = "LIGHTNING_DDPM_TRUST=my_schedule " if "my_schedule" in str(config) else ""
+    assert f"done: {trust}python -m lightning_ddpm sample --ckpt {run / 'last.ckpt'} --n 64 --out samples" in out
     assert all(np.isfinite(loss) for _, loss in read_losses(run))
     model = load(run / "last.ckpt", DDPM)
     assert model.schedule.T == 20

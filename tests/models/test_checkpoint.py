@@ -19,6 +19,7 @@ from lightning_ddpm.diffusion import DDIM, Cosine
 from lightning_ddpm.models.checkpoint import build_hyper_parameters, load, read_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_classifier import ImageClassifier
+from lightning_ddpm.models.trusted_imports import list_modules_to_trust
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.errors import UserError
 
@@ -229,7 +230,9 @@ def test_a_checkpoint_imports_trusted_code_only(
     assert str(error.value).startswith(
         f"model.ckpt is refused: it names {named}, which is not part of lightning_ddpm, "
     )
-    assert str(error.value).endswith(f"set LIGHTNING_DDPM_TRUST={named.split('.')[0]}")
+    own = named.split(".")[0] not in (*sys.stdlib_module_names, "torch")
+    fix = f"set LIGHTNING_DDPM_TRUST={named.split('.')[0]}" if own else "would run its code; do not use this file"
+    assert str(error.value).endswith(fix)
     assert not (working_folder / "it ran").exists()
     assert "mine" not in sys.modules
 
@@ -237,10 +240,21 @@ def test_a_checkpoint_imports_trusted_code_only(
 def test_the_error_names_all_modules_that_must_be_trusted(
     working_folder: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content["hyper_parameters"].update(change_alpha_bar("os.system") | {"objective": {"class_path": "shutil.Loss"}})
+    content["hyper_parameters"].update(change_alpha_bar("mine.f") | {"objective": {"class_path": "ours.Loss"}})
     torch.save(content, "model.ckpt")
-    monkeypatch.setenv("LIGHTNING_DDPM_TRUST", "json")
-    with pytest.raises(UserError, match=r"set LIGHTNING_DDPM_TRUST=json,(os,shutil|shutil,os)$"):
+    monkeypatch.setenv("LIGHTNING_DDPM_TRUST", "theirs")
+    with pytest.raises(UserError, match=r"set LIGHTNING_DDPM_TRUST=theirs,(mine,ours|ours,mine)$"):
+        load("model.ckpt", DDPM)
+    assert set(list_modules_to_trust(content["hyper_parameters"])) == {"mine", "ours"}
+
+
+@pytest.mark.parametrize("name", ["os.system", "sys.exit", "subprocess.run", "builtins.eval", "shutil.rmtree"])
+def test_no_message_suggests_to_trust_python_itself(
+    name: str, working_folder: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content["hyper_parameters"].update(change_alpha_bar("mine.f") | {"objective": {"class_path": name}})
+    torch.save(content, "model.ckpt")
+    with pytest.raises(UserError, match=f"names {name}, which is not part of .*; do not use this file$"):
         load("model.ckpt", DDPM)
 
 
