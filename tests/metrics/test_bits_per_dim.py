@@ -355,7 +355,7 @@ def test_command_line_logs_prints_and_plots_bits_per_dim(digits_run: Any, comman
         assert f"test/{name} " in out  # in Lightning's table
     assert "test/bits_per_dim of 32 images, FixedLarge, seed 0: " in out
     assert (tmp_path / "test_bits_per_dim.png").is_file()
-    events = EventAccumulator(str(tmp_path), {"scalars": 0, "images": 0}).Reload()
+    events = EventAccumulator(str(tmp_path / "test"), {"scalars": 0, "images": 0}).Reload()
     assert len(events.Images("test/bits_per_dim_terms")) == 1
     model = load(digits_run.folder / "last.ckpt", DDPM)
     _, total = compute_by_formulas(model, spread_indices(32, 179), 64, clip=True)
