@@ -12,7 +12,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_ddpm.commands.parsing import instantiate, parse
-from lightning_ddpm.commands.trainer_options import explain_options
+from lightning_ddpm.commands.trainer_options import check_strategy, explain_options
 from lightning_ddpm.data.class_labels import parse_labels
 from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, Sampler
 from lightning_ddpm.models.checkpoint import load
@@ -203,6 +203,7 @@ def launch_fabric(options: Namespace) -> Fabric:
     Raises:
         UserError: the devices do not exist.
     """
+    check_strategy(options.strategy, "--strategy")
     try:
         strategy = options.strategy or ("ddp" if options.devices * options.num_nodes > 1 else "auto")
         settings = {name: options[name] for name in ("accelerator", "devices", "num_nodes", "precision")}

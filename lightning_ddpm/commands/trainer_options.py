@@ -40,6 +40,8 @@ SHARES = ("overfit_batches", "limit_train_batches", "limit_val_batches", "limit_
 OF_DEVICES = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
 OF_LIGHTNING = (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError)
 """What Lightning raises for options that it refuses."""
+SHARDED = ("fsdp", "deepspeed", "modelparallel")
+"""Strategies that split the weights over devices, by what their names and classes contain."""
 SERVICES = ("wandb", "mlflow", "comet_ml", "neptune")
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
 
@@ -66,6 +68,7 @@ def check_trainer_options(trainer: Namespace) -> None:
     if trainer.get("limit_train_batches") == 0:
         raise UserError("--trainer.limit_train_batches 0 leaves nothing to train on; leave it out for all batches")
     _check_validation(trainer)
+    check_strategy(trainer.get("strategy"), "--trainer.strategy")
     if isinstance(profiler := trainer.get("profiler"), str) and profiler not in PROFILERS:
         raise UserError(f"there is no --trainer.profiler {profiler}; there are {', '.join(PROFILERS)}")
     if trainer.get("barebones"):
@@ -76,6 +79,26 @@ def check_trainer_options(trainer: Namespace) -> None:
     if trainer.get("enable_checkpointing") is False and kept:
         raise UserError(
             f"--trainer.enable_checkpointing false contradicts the callback {kept[0]}; remove one of the two"
+        )
+
+
+def check_strategy(strategy: Any, option: str) -> None:
+    """Refuse strategies that split the weights over devices.
+
+    Args:
+        strategy: a name, or a class in a config.
+        option: where it is given, for the message.
+
+    Raises:
+        UserError: it is such a strategy.
+    """
+    name = str(getattr(strategy, "class_path", strategy))
+    if any(each in name.replace("_", "").lower() for each in SHARDED):
+        raise UserError(
+            f"{option} {name} splits the weights over the devices, and the moving average, the checkpoints and the "
+            "check of each step need them whole; use ddp. A model of 256 million parameters takes 5 GB with gradients, "
+            "average and Adam's state; the rest is activations, which a smaller data.batch_size with "
+            "trainer.accumulate_grad_batches reduces"
         )
 
 

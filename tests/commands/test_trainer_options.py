@@ -53,6 +53,12 @@ def test_a_value_that_cannot_work_is_refused_before_the_first_step(options, mess
     ("values", "message"),
     [
         ({"max_steps": 0}, "--trainer.max_steps must be at least 1, got 0; -1 is no limit"),
+        ({"strategy": "fsdp"}, "--trainer.strategy fsdp splits the weights over the devices, .*; use ddp"),
+        ({"strategy": "deepspeed_stage_2_offload"}, "deepspeed_stage_2_offload splits the weights"),
+        (
+            {"strategy": Namespace(class_path="pytorch_lightning.strategies.ModelParallelStrategy")},
+            "ModelParallelStrategy splits the weights",
+        ),
         ({"max_steps": -2}, "--trainer.max_steps must be at least 1, got -2"),
         ({"max_epochs": 0}, "--trainer.max_epochs must be at least 1"),
         ({"num_nodes": 0}, "--trainer.num_nodes must be at least 1, got 0"),
