@@ -28,7 +28,7 @@ def compare_configs(config: dict[str, Any], before: dict[str, Any] | None) -> li
     changes = list(_find_changes(before, {name: config.get(name) for name in COMPARED})) if before else []
     for name, old, new in changes:
         within = name.removeprefix("model.").removeprefix("init_args.")
-        fixed = within.startswith(FIXED) and name.startswith("model.") and not name.endswith(".dropout")
+        fixed = within.startswith(FIXED) and name.startswith("model.") and not name.endswith((".dropout", ".recompute"))
         if (fixed or name == "seed_everything") and old is not None:
             cause, before_, now = _find_cause(changes, name) or (name, old, new)
             raise UserError(

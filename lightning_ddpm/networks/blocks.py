@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from lightning_ddpm.utils.errors import UserError
 
@@ -141,14 +142,33 @@ class AttentionBlock(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A residual block, followed by self-attention if ``attention`` is set."""
+    """A residual block, followed by self-attention if ``attention`` is set.
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, groups: int, dropout: float, attention: bool) -> None:
+    With ``recompute`` the block keeps no activations for the backward pass but its input, and computes them again there
+    (Chen et al. 2016, arXiv:1604.06174). Gradients are the same.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        groups: int,
+        dropout: float,
+        attention: bool,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.residual = ResidualBlock(inputs, outputs, embedding, groups, dropout)
         self.attention = AttentionBlock(outputs, groups) if attention else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._compute, x, embedding, use_reentrant=False)
+        return self._compute(x, embedding)
+
+    def _compute(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attention(self.residual(x, embedding))  # type: ignore[no-any-return]
 
 

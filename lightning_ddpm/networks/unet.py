@@ -42,6 +42,7 @@ def build_encoder(
     blocks: int,
     dropout: float,
     groups: int,
+    recompute: Sequence[int] = (),
 ) -> EncoderParts:
     """Build the encoder and the middle; see :class:`UNet` for arguments and errors."""
     if channels is None or size is None:
@@ -59,8 +60,9 @@ def build_encoder(
             f"got {size}; try size={-(-size // 2**halvings) * 2**halvings} or fewer multipliers"
         )
     sizes = [size // 2**level for level in range(len(multipliers))]
-    if missing := set(attention) - set(sizes):
-        raise UserError(f"attention is set for the sizes {sorted(missing)}, but the levels have the sizes {sizes}")
+    for name, chosen in (("attention", attention), ("recompute", recompute)):
+        if missing := set(chosen) - set(sizes):
+            raise UserError(f"{name} is set for the sizes {sorted(missing)}, but the levels have the sizes {sizes}")
 
     embedding = 4 * width
     linear1, linear2 = layers.make_linear(width, embedding), layers.make_linear(embedding, embedding)
@@ -68,7 +70,8 @@ def build_encoder(
     first = layers.make_conv(channels, width)
 
     def make_block(inputs: int, outputs: int, level: int) -> UNetBlock:
-        return UNetBlock(inputs, outputs, embedding, groups, dropout, sizes[level] in attention)
+        at = sizes[level]
+        return UNetBlock(inputs, outputs, embedding, groups, dropout, at in attention, at in recompute)
 
     skips, current = [width], width
     down = nn.ModuleList()
@@ -81,8 +84,9 @@ def build_encoder(
             down.append(layers.DownsampleConv(current))
             skips.append(current)
 
-    middle1 = UNetBlock(current, current, embedding, groups, dropout, attention=True)
-    middle2 = UNetBlock(current, current, embedding, groups, dropout, attention=False)
+    last = sizes[-1] in recompute
+    middle1 = UNetBlock(current, current, embedding, groups, dropout, attention=True, recompute=last)
+    middle2 = UNetBlock(current, current, embedding, groups, dropout, attention=False, recompute=last)
     return EncoderParts(embed, first, down, middle1, middle2, skips, make_block, (channels, size))
 
 
@@ -112,6 +116,8 @@ class UNet(nn.Module):
         outputs: output channels divided by image channels; 2 if the network also learns the reverse variance (Nichol
             & Dhariwal 2021, arXiv:2102.09672).
         classes: number of classes to condition on, 0 for none. On the command line ``null`` takes the data's.
+        recompute: resolutions whose blocks compute their activations again in the backward pass in place of keeping
+            them: less memory, a third more time there, the same gradients.
 
     Raises:
         UserError: the combination of arguments cannot be built; the message states the fix.
@@ -129,11 +135,12 @@ class UNet(nn.Module):
         groups: int = 32,
         outputs: int = 1,
         classes: int | None = 0,
+        recompute: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if classes is None or classes < 0:
             raise UserError(f"UNet needs the number of classes, got {classes}; use labelled images, or give classes=0")
-        parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups)
+        parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups, recompute)
         (self.channels, self.size), self.classes = parts.shape, classes
         self.embed, self.first, self.down, self.middle1, self.middle2 = parts[:5]
         current, skips = parts.skips[-1], list(parts.skips)
