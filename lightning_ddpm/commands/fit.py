@@ -32,7 +32,7 @@ from lightning_ddpm.models.checkpoint import build_hyper_parameters
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
 from lightning_ddpm.utils.console import is_terminal, report
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_writable
+from lightning_ddpm.utils.files import check_writable, write_atomically
 from lightning_ddpm.utils.jsonargparse_internals import keep_nested_text
 from lightning_ddpm.utils.lightning_internals import count_validation_interval_in_steps, list_child_processes
 from lightning_ddpm.utils.paths import resolve_lightning_paths
@@ -72,7 +72,8 @@ class SaveConfig(SaveConfigCallback):
             for name in INVOCATION:
                 config.pop(name, None)
             path = folder / self.config_filename
-            self.parser.save(config, path, skip_none=False, overwrite=True, multifile=self.multifile)
+            text = self.parser.dump(config, skip_none=False)
+            write_atomically(path, lambda file: file.write(text.encode()))
 
 
 class DDPMCLI(LightningCLI):

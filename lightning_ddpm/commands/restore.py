@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_writable, write_json
+from lightning_ddpm.utils.files import check_writable, flush_files, write_atomically, write_json
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.random import ImageNoise
 from lightning_ddpm.utils.yaml_text import build_parser
@@ -75,11 +76,12 @@ def run(arguments: Sequence[str]) -> None:
         batches = ((stop - start, (start, restore(start, stop))) for _, start, stop in shard)
         for start, restored in show_progress(batches, restored_here, options.task, ranks.is_first):
             write_images(options.out, start, restored)
+    flush_files()
     metrics = ranks.reduce(metrics)
     if ranks.is_first:
         shown = torch.cat(rows)
         grid = arrange_grid(shown.flatten(0, 1), shown.shape[1], TITLES[: shown.shape[1]])
-        save_image(grid, options.out / "side_by_side.png")
+        write_atomically(options.out / "side_by_side.png", partial(save_image, grid))
         nfe = sum(batch_sizes) / restored_here
         report(f"wrote {n} images and side_by_side.png in {options.out}: {nfe:g} network evaluations each")
         if options.degrade:

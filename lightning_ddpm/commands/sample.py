@@ -1,6 +1,7 @@
 """``sample``: generate images from a checkpoint, which holds everything that is needed."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from lightning_ddpm.models.generate import evaluation_mode, generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.devices import name_device
-from lightning_ddpm.utils.files import check_output_file, check_writable
+from lightning_ddpm.utils.files import check_output_file, check_writable, flush_files, write_atomically
 from lightning_ddpm.utils.hashing import hash_file
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser
@@ -51,13 +52,15 @@ def run(arguments: Sequence[str]) -> None:
     } | conditions.describe()
     manifest |= {"network": "compiled"} if options.compile else {}
     sample_folder.check_same_set(out, manifest)
-    done = sample_folder.find_complete_batches(out, n, options.batch_size)
+    done, damaged = sample_folder.find_complete_batches(out, n, options.batch_size, model.image_shape)
     todo = n - sum(min(options.batch_size, n - start) for start in done)
     fabric.barrier()  # no rank writes before every rank has listed the existing images
     if ranks.is_first:
         report(model_options.describe_generation(model, n, options.raw, conditions))
         if done:
             report(f"{n - todo} of them are in {out} already")
+        if damaged:
+            report(f"{damaged} damaged images in {out} are generated again, with their batches")
         sample_folder.start_set(out, manifest)
     batch_sizes = model_options.place_model(model, options, fabric)
     images = generate_batches(model, request, ranks, fabric.autocast, done)
@@ -66,6 +69,7 @@ def run(arguments: Sequence[str]) -> None:
     for start, pixels in show_progress(batches, ranks.share(todo), "sampling", ranks.is_first):
         generated += len(pixels)
         sample_folder.write_images(out, start, pixels)
+    flush_files()
     fabric.barrier()
     if not ranks.is_first:
         return
@@ -74,9 +78,9 @@ def run(arguments: Sequence[str]) -> None:
     columns = len(titles) if titles else None
     files = (sample_folder.get_image_path(out, index) for index in range(shown))
     pixels = torch.stack([pil_to_tensor(Image.open(file)) for file in files])
-    save_image(arrange_grid(pixels, columns, titles), out / "grid.png")
+    write_atomically(out / "grid.png", partial(save_image, arrange_grid(pixels, columns, titles)))
     cost = f": {sum(batch_sizes) / generated:g} network evaluations each" if generated else ""
-    report(f"wrote {todo} images and grid.png in {out}{cost}")
+    report(f"wrote {f'{todo} images and ' if todo else ''}grid.png in {out}{cost}")
     if options.trajectory:
         with evaluation_mode(model), fabric.autocast():
             _animate(model, conditions.request(shown, options), options.trajectory, columns)
@@ -108,4 +112,5 @@ def _animate(model: DDPM, request: SampleRequest, path: Path, columns: int | Non
     grids = (arrange_grid(to_uint8(x).cpu(), columns) for x in chain)
     first, *others = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in grids]
     durations = [60] * len(others) + [3000]
-    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+    save = partial(first.save, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    write_atomically(path, save)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_ddpm.data.image_io import save_image
+from lightning_ddpm.data.image_io import open_image, save_image
 from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
@@ -23,9 +23,13 @@ def get_image_path(folder: Path, index: int) -> Path:
 
 
 def write_images(folder: Path, start: int, pixels: Tensor) -> None:
-    """Write images start, start + 1, ..., (b, c, h, w) uint8."""
+    """Write images start, start + 1, ..., (b, c, h, w) uint8.
+
+    Each is whole or absent for a process that reads the folder. They are on the disk once :func:`flush_files` returns;
+    what a failure of the machine damages before is found by :func:`find_complete_batches`.
+    """
     for index, each in enumerate(pixels.cpu(), start):
-        write_atomically(get_image_path(folder, index), partial(save_image, each))
+        write_atomically(get_image_path(folder, index), partial(save_image, each), flush=False)
 
 
 def check_no_larger_set(folder: Path, n: int) -> None:
@@ -57,11 +61,29 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
-def find_complete_batches(folder: Path, n: int, batch_size: int) -> set[int]:
-    """Return the first index of each batch whose images all exist."""
-    existing = {int(path.stem) for path in folder.glob(NUMBERED)}
+def find_complete_batches(folder: Path, n: int, batch_size: int, shape: tuple[int, int, int]) -> tuple[set[int], int]:
+    """Return the first index of each batch whose images all exist, and how many of the images are damaged.
+
+    Args:
+        folder: the folder.
+        n: number of images of the set.
+        batch_size: number of images in a batch.
+        shape: (channels, height, width) of the images.
+    """
+    found = {int(path.stem): _is_whole(path, shape) for path in folder.glob(NUMBERED)}
+    whole = {index for index, is_whole in found.items() if is_whole}
     batches = split_ranges(n, 0, batch_size, Ranks())
-    return {start for _, start, stop in batches if existing.issuperset(range(start, stop))}
+    return {start for _, start, stop in batches if whole.issuperset(range(start, stop))}, len(found) - len(whole)
+
+
+def _is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
+    """Return whether a file holds an image of this shape whose every byte can be decoded."""
+    try:
+        with open_image(path) as image:
+            image.load()
+            return not path.is_symlink() and (len(image.getbands()), image.height, image.width) == shape
+    except UserError:
+        return False
 
 
 def start_set(folder: Path, manifest: dict[str, Any]) -> None:

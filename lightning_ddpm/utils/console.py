@@ -80,7 +80,7 @@ def show_progress(
         show: False for no output, as on all ranks but the first.
         bar: False to print lines instead of a bar, as during training, whose bar is on the terminal already.
     """
-    if not show:
+    if not show or not total:
         yield from (batch for _, batch in batches)
     elif bar and is_terminal():
         yield from _with_bar(batches, total, what)
