@@ -8,7 +8,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.data.sharding import ImageRange
-from lightning_ddpm.utils.files import write_atomically
+from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.files import flush_files, write_atomically
 
 
 class PredictionWriter(Callback):
@@ -19,4 +20,10 @@ class PredictionWriter(Callback):
     ) -> None:
         folder = Path(trainer.default_root_dir) / "predictions"
         for index, pixels in enumerate(outputs, start=int(batch[1])):
-            write_atomically(folder / f"{index:06d}.png", partial(save_image, pixels))
+            write_atomically(folder / f"{index:06d}.png", partial(save_image, pixels), flush=False)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        flush_files()
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            report(f"wrote the images in {Path(trainer.default_root_dir) / 'predictions'}")

@@ -1,5 +1,6 @@
 """The inputs of ``evaluate``: a checkpoint, a folder or an npz file of images, and the reference set."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,5 +146,8 @@ def _load_data(name: str, root: str | None) -> ImageDataModule:
         raise UserError(f"there is no reference {name}: give {REFERENCES}")
     if root:
         data.root = resolve_path(root)
-    data.prepare_data()
+    try:
+        data.prepare_data()
+    except UserError as error:  # in the words of a config's options
+        raise UserError(re.sub(r"(--)?\bdata\.root\b", "--root", str(error))) from error
     return data

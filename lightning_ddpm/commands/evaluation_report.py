@@ -52,6 +52,10 @@ def print_metrics(metrics: dict[str, dict[str, Any]], n: int) -> None:
         deviation = each.get("std", each.get("standard_error"))
         deviation = "" if deviation is None else f"+- {deviation:.2g}"
         report(f"{name:<{width}}  {value:>10}  {deviation:<11}  {each.get('n', n)} images, {each['protocol']}")
+    kinds = {"std": "standard deviation over its subsets or splits", "standard_error": "standard error of the mean"}
+    for key, kind in kinds.items():
+        if names := [name for name, each in metrics.items() if each.get(key) is not None]:
+            report(f"+- of {', '.join(names)}: {kind}")
 
 
 def describe_extractor(extractor: FeatureExtractor) -> dict[str, Any]:

@@ -136,6 +136,8 @@ class DDPMCLI(LightningCLI):
         if source.content and source.resumes:
             self._resumed = source.content.get("callbacks", {}).get("Resume", {})
             rank_zero_only(report)(f"resuming after step {self._step} from {source.path}")
+        elif source.content:
+            rank_zero_only(report)(f"{command}: the weights after step {self._step} from {source.path}")
         self.save_config_kwargs["origin"] = source.get_origin(folder)
         if config.get("model.init_args.network.init_args") is not None:
             _fill_shape(config.model.init_args, config.data)

@@ -80,6 +80,8 @@ def _is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
     """Return whether a file holds an image of this shape whose every byte can be decoded."""
     try:
         with open_image(path) as image:
+            image.verify()  # the checksums, which decoding does not compare
+        with open_image(path) as image:
             image.load()
             return not path.is_symlink() and (len(image.getbands()), image.height, image.width) == shape
     except UserError:

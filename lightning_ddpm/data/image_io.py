@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -61,7 +61,7 @@ def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
     """
     limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice the limit
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with _allow_long_metadata(), Image.open(file, formats=FORMATS) as image:
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
             yield image
@@ -75,6 +75,20 @@ def open_image(file: Path | BinaryIO) -> Iterator[Image.Image]:
         raise UserError(f"the file is not an image in a supported format ({', '.join(FORMATS)})") from error
     except Exception as error:  # decoders raise any exception on damaged data
         raise UserError(f"the image cannot be read: {first_line(error)}") from error
+
+
+@contextmanager
+def _allow_long_metadata() -> Iterator[None]:
+    """Let a PNG's texts and colour profile be as long as Pillow lets all texts be together, 64 MiB, inside the context.
+
+    Pillow refuses a single one above 1 MiB, although neither changes the pixels; it has no argument for this.
+    """
+    before = PngImagePlugin.MAX_TEXT_CHUNK
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+    try:
+        yield
+    finally:
+        PngImagePlugin.MAX_TEXT_CHUNK = before
 
 
 def read_image(file: Path | BinaryIO, channels: int, size: int) -> DecodedImage:

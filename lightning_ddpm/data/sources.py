@@ -1,5 +1,6 @@
 """Image sources: each downloads one dataset and opens its training and held-out images."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -13,7 +14,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets.utils import download_and_extract_archive
 
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDataset, build_path_dataset, describe_file
-from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.errors import UserError, first_line
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -117,10 +118,20 @@ class _TorchvisionArrays(ImageSource):
 
     def prepare(self, root: Path) -> None:
         for train in (True, False):
-            _fetch(partial(self.dataset, root, train=train, download=True), type(self).__name__, root)
+            _fetch(partial(self._load, root, train, download=True), type(self).__name__, root)
+
+    def _load(self, root: Path, train: bool, download: bool = False) -> Any:
+        """Return torchvision's dataset; UserError for a damaged file."""
+        try:
+            return self.dataset(root, train=train, download=download)
+        except Exception as error:  # of any kind where a file is cut off
+            folder = Path(root) / self.dataset.__name__ / "raw"
+            if damaged := next((file for file in sorted(folder.glob("*-ubyte")) if not _is_whole_idx(file)), None):
+                raise UserError(f"{damaged} is damaged; delete it, so that it is downloaded again") from error
+            raise
 
     def open(self, root: Path, split: Split) -> ImageDataset:
-        data = self.dataset(root, train=split == "train")
+        data = self._load(root, split == "train")
         images = torch.as_tensor(data.data).reshape(-1, self.size, self.size, self.channels)
         return MemoryDataset(images.permute(0, 3, 1, 2), torch.as_tensor(data.targets))
 
@@ -202,7 +213,14 @@ class LSUN(ImageSource):
         *("dining_room", "kitchen", "living_room", "restaurant", "tower"),
     )
 
+    objects = (
+        *("airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining_table", "dog"),
+        *("horse", "motorbike", "person", "potted_plant", "sheep", "sofa", "train", "tv-monitor"),
+    )
+
     def __init__(self, category: str, size: int = 256) -> None:
+        if category not in (*self.scenes, *self.objects):
+            raise UserError(f"LSUN has no category {category!r}; it has {', '.join((*self.scenes, *self.objects))}")
         self.category, self.size = category, size
 
     def prepare(self, root: Path) -> None:
@@ -257,6 +275,15 @@ def _read_lmdb(folder: Path, chosen: Sequence[int], index: int) -> BytesIO:
         return BytesIO(transaction.get(keys[chosen[index]]))
 
 
+def _is_whole_idx(file: Path) -> bool:
+    """Return whether a file of MNIST's format has the size that its header declares."""
+    with file.open("rb") as opened:
+        header = opened.read(4)
+        sizes = opened.read(4 * header[3]) if len(header) == 4 else b""
+        shape = [int.from_bytes(sizes[start : start + 4]) for start in range(0, len(sizes), 4)]
+    return len(header) == 4 and file.stat().st_size == 4 + 4 * header[3] + math.prod(shape)
+
+
 def _fetch(download: Callable[[], object], name: str, root: Path) -> None:
     """Run torchvision's download, and report a failure with the place where the data belong.
 
@@ -267,6 +294,6 @@ def _fetch(download: Callable[[], object], name: str, root: Path) -> None:
         download()
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"{name} is not in {Path(root).absolute()} and could not be downloaded ({error}); "
+            f"{name} is not in {Path(root).absolute()} and could not be downloaded ({first_line(error)}); "
             "put it there in torchvision's layout, or set --data.root to the folder that has it"
         ) from error

@@ -95,10 +95,10 @@ def _download_weights() -> Path:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=FILE_SHA256, progress=False)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"the FID needs Inception's weights and they could not be downloaded ({error}). Three ways out: "
-                f"(1) run once with a network connection; (2) put {URL_INCEPTION_V3} at {path}, or anywhere and pass "
-                "its path as weights_path of the Inception extractor; (3) remove the Evaluation callback from the "
-                "config"
+                f"the FID needs Inception's weights, and they could not be downloaded ({first_line(error)}): (1) run "
+                f"once with a network connection, or (2) put {URL_INCEPTION_V3} at {path}, or give its path, for "
+                "evaluate as --weights_path and in a config as weights_path of Inception, or (3) choose another "
+                "extractor, or remove the callback"
             ) from error
     return path
 

@@ -166,6 +166,9 @@ class DDPM(LightningModule):
     def choose_labels(self, request: SampleRequest, start: int, stop: int) -> Tensor | None:
         """Return the classes of images ``start``..``stop``, (stop - start,) int64 on the CPU; ``None`` for none."""
         names = self.list_class_names(request.guidance)
+        if request.labels is not None and not all(0 <= each < len(names) for each in request.labels):
+            known = f"its classes are 0..{len(names) - 1}" if names else "it was trained without classes"
+            raise UserError(f"the model cannot be conditioned on the labels {list(request.labels)}: {known}")
         if not names:
             return None
         if request.labels is None and self.class_names:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_ddpm.diffusion import Guidance, Sampler
+from lightning_ddpm.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,13 @@ class SampleRequest:
     sampler: Sampler | None = None
     guidance: Guidance | None = None
     labels: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: n or batch_size is less than 1.
+        """
+        for name, value in (("n", self.n), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")

@@ -113,9 +113,11 @@ def test_validate_test_and_predict_read_a_checkpoint(digits_run, command, tmp_pa
         stage = "val" if name == "validate" else "test"
         assert f"{stage}/loss" in out
         assert f"{stage}/fd_digits" in out
-    status, _, err = command("predict", *options, "--data.predict_images", "5", "--data.batch_size", "2")
+        assert f"{name}: the weights after step 4 from {weights}" in out
+    status, out, err = command("predict", *options, "--data.predict_images", "5", "--data.batch_size", "2")
     assert status == 0, err
     predicted = tmp_path / "predictions"
+    assert f"wrote the images in {predicted}" in out
     assert sorted(path.name for path in predicted.iterdir()) == [f"{index:06d}.png" for index in range(5)]
     status, _, err = command(
         "sample", "--ckpt", weights, "--n", "5", "--batch_size", "2", "--out", tmp_path / "sampled"

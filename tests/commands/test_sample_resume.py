@@ -11,6 +11,7 @@ import time
 
 import pytest
 from helpers.command_line import REPOSITORY
+from helpers.command_outputs import write_noise_image
 from helpers.images import stacked
 from helpers.tiny import tiny_model
 
@@ -51,12 +52,48 @@ def test_a_partial_set_is_completed_by_its_missing_batches_only(whole, command, 
     assert [index for index in range(50) if now[f"{index:06d}.png"] == before.get(f"{index:06d}.png")] == untouched
 
 
+def test_damaged_images_are_generated_again(whole, command, tmp_path):
+    """What a failure of the machine can leave: a file cut off, one without content, one of other pixels; and a link."""
+    folder, elsewhere = tmp_path / "damaged", tmp_path / "elsewhere.png"
+    shutil.copytree(whole, folder)
+    first, second, third, fourth, fifth = (folder / f"{index:06d}.png" for index in (1, 9, 10, 30, 40))
+    first.write_bytes(first.read_bytes()[:-20])
+    second.write_bytes(b"")
+    pixels = bytearray(third.read_bytes())
+    pixels[len(pixels) // 2] ^= 1
+    third.write_bytes(pixels)
+    write_noise_image(fourth, (9, 9), "L")
+    elsewhere.write_bytes(fifth.read_bytes())
+    fifth.unlink()
+    fifth.symlink_to(elsewhere)
+    (folder / "grid.png").unlink()
+    (folder / "grid.png").symlink_to(elsewhere)
+    kept = elsewhere.read_bytes()
+    status, out, err = command("sample", *SET, "--out", folder)
+    assert status == 0, err
+    assert f"5 damaged images in {folder} are generated again" in out
+    assert contents(folder) == contents(whole)
+    assert elsewhere.read_bytes() == kept
+    assert not any(path.is_symlink() for path in folder.iterdir())
+
+
+def test_the_disk_is_waited_for_once_in_a_set(command, tmp_path, monkeypatch):
+    calls = []
+    for call in (os.fsync, os.sync):
+        monkeypatch.setattr(os, call.__name__, lambda *words, call=call: [calls.append(call.__name__), call(*words)])
+    status, _, err = command("sample", *SET, "--out", tmp_path / "set")
+    assert status == 0, err
+    assert calls.count("sync") == 1
+    assert calls.count("fsync") <= 4  # set.json and grid.png, and their folder
+
+
 def test_a_complete_set_is_not_changed(whole, command, tmp_path):
     shutil.copytree(whole, tmp_path / "again")
     status, out, err = command("sample", *SET, "--out", tmp_path / "again")
     assert status == 0, err
     assert "50 of them are in" in out
-    assert "wrote 0 images" in out
+    assert "images/s" not in out
+    assert f"\nwrote grid.png in {tmp_path / 'again'}" in out
     assert contents(tmp_path / "again") == contents(whole)
 
 

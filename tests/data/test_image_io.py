@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from lightning_ddpm.data.image_io import (
@@ -298,3 +298,26 @@ def test_long_titles_are_shortened_to_the_width_of_their_column(size: int, n: in
 def test_the_number_of_titles_must_be_that_of_the_columns() -> None:
     with pytest.raises(ValueError, match="a grid of 2 columns needs 2 titles, got 3"):
         arrange_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), 2, titles=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("kind", ["text", "compressed text", "international text", "colour profile"])
+def test_a_png_with_megabytes_of_metadata_is_read(kind: str) -> None:
+    image, long = Image.new("RGB", (1, 1), (7, 7, 7)), "metadata " * 400_000
+    texts, profile = PngImagePlugin.PngInfo(), b"profile " * 400_000 if kind == "colour profile" else None
+    if kind == "international text":
+        texts.add_itxt("comment", long, zip=True)
+    elif "text" in kind:
+        texts.add_text("comment", long, zip=kind == "compressed text")
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=texts, icc_profile=profile)
+    before = PngImagePlugin.MAX_TEXT_CHUNK
+    assert read_image(io.BytesIO(file.getvalue()), 1, 1).pixels.item() == 7
+    assert before == PngImagePlugin.MAX_TEXT_CHUNK
+
+
+def test_a_png_whose_metadata_would_fill_the_memory_is_refused() -> None:
+    texts, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    texts.add_text("comment", "0" * 100_000_000, zip=True)
+    Image.new("RGB", (1, 1)).save(file, "PNG", pnginfo=texts)
+    with pytest.raises(UserError, match="the image cannot be read: "):
+        read_image(io.BytesIO(file.getvalue()), 1, 1)

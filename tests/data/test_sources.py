@@ -455,3 +455,22 @@ def test_channels_other_than_1_and_3_are_refused(channels: int) -> None:
 def test_a_holdout_outside_0_to_1_is_refused(holdout: float) -> None:
     with pytest.raises(UserError, match=r"holdout must lie in \(0, 1\)"):
         ImageFolder(holdout=holdout)
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize("kept", [0, 3, 10, -1])
+def test_a_file_of_mnist_that_is_cut_off_is_named(tmp_path: Path, name: str, kept: int) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", 5), ("t10k", 3)):
+        write_idx(raw / f"{part}-images-idx3-ubyte", np.zeros((n, 28, 28), np.uint8))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.zeros(n, np.uint8))
+    (raw / name).write_bytes((raw / name).read_bytes()[:kept])
+    with pytest.raises(UserError, match=f"{raw / name} is damaged; delete it, so that it is downloaded again"):
+        MNIST().prepare(tmp_path)
+
+
+@pytest.mark.parametrize("category", ["church", "../bedroom", "", "Bedroom", "bedroom_train_lmdb"])
+def test_a_category_that_lsun_does_not_have_is_refused_with_those_it_has(category: str) -> None:
+    with pytest.raises(UserError, match=r"LSUN has no category .*; it has bedroom, bridge, church_outdoor, .*, cat, "):
+        LSUN(category)
