@@ -23,6 +23,8 @@ from lightning_ddpm.utils.files import check_output_file, check_writable, write_
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser, dump_yaml
 
+UNFINISHED = ".unfinished-export"
+"""File in a folder that export has begun to write, and may therefore write again."""
 WEIGHTS = "diffusion_pytorch_model"
 """File name of a model's weights in diffusers, without .safetensors or .bin."""
 
@@ -48,13 +50,16 @@ def run_export(arguments: Sequence[str]) -> None:
     scheduler.check_outputs(variance_type, outputs)
 
     check_writable(options.out)
-    if any(options.out.iterdir()):
+    unfinished = options.out / UNFINISHED
+    if any(options.out.iterdir()) and not unfinished.is_file():
         raise UserError(f"{options.out} is not empty; choose another folder")
+    unfinished.touch()
     weights = save(unet.export_weights(model.network), metadata={"format": "pt"})
     write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
     write_json(options.out / "unet" / "config.json", unet_config)
     write_json(options.out / "scheduler" / "scheduler_config.json", scheduler_config)
     write_json(options.out / "model_index.json", MODEL_INDEX)
+    unfinished.unlink()
     report(f"wrote {options.out}: a DDPMPipeline of diffusers, EMA weights, variance {variance_type}")
     if options.variance is None:
         _report_skipped(model)
@@ -94,10 +99,11 @@ def run_import(arguments: Sequence[str]) -> None:
     options = parse(parser, arguments, "import")
     config_file = options.out.with_suffix(".yaml")
     check_output_file(options.out, "--out", [".ckpt"])
-    for path in (options.out, config_file):
-        if path.exists():
-            raise UserError(f"{path} exists already; choose another name or delete it")
     config = _read_config(options.folder)
+    text = dump_yaml({"model": config})
+    for path in (options.out, config_file):  # the config of an import that was interrupted has the same content
+        if path.exists() and (path == options.out or path.read_bytes() != text.encode()):
+            raise UserError(f"{path} exists already; choose another name or delete it")
     parameters = build_hyper_parameters(config)
     model = build_module(parameters, DDPM, options.folder)
     assert isinstance(model.network, UNet)
@@ -117,9 +123,8 @@ def run_import(arguments: Sequence[str]) -> None:
         "pytorch-lightning_version": version("pytorch-lightning"),
         "hyper_parameters": parameters,
     }
-    write_atomically(options.out, lambda file: torch.save(checkpoint, file))
-    text = dump_yaml({"model": config})
     write_atomically(config_file, lambda file: file.write(text.encode()))
+    write_atomically(options.out, lambda file: torch.save(checkpoint, file))
     report(f"wrote {options.out}; `sample --ckpt {options.out}` generates images from it")
     report(f"wrote {config_file}; `fit --config CONFIG --config {config_file} --ckpt_path {options.out}` fine-tunes it")
 

@@ -12,7 +12,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.restore_tasks import TASKS, Task
-from lightning_ddpm.commands.sample_folder import start_set, write_images
+from lightning_ddpm.commands.sample_folder import UNFINISHED, delete_images, is_unfinished, start_set, write_images
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import arrange_grid, save_image, to_float, to_uint8
 from lightning_ddpm.data.sample_images import open_sample_folder
@@ -31,6 +31,7 @@ METRICS = "psnr", "ssim", "psnr_given", "ssim_given"
 """What metrics.json has of each image."""
 TITLES = "given", "restored", "original"
 """Columns of side_by_side.png; the last one is there with --degrade only."""
+OVERVIEW = "side_by_side.png"
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -42,7 +43,8 @@ def run(arguments: Sequence[str]) -> None:
     task, conditions = TASKS[options.task](options, model), model_options.read_conditions(options, model)
     images = _open_images(options.images, task)
     check_writable(options.out)
-    if any(options.out.glob("*.png")):
+    interrupted = is_unfinished(options.out)
+    if not interrupted and any(options.out.glob("*.png")):
         raise UserError(f"{options.out} holds images already; empty it or choose another folder")
 
     fabric = model_options.launch_fabric(options)
@@ -68,8 +70,13 @@ def run(arguments: Sequence[str]) -> None:
             rows.append(torch.stack(columns, dim=1)[: SHOWN - start].cpu())
         return restored
 
+    manifest = {"task": options.task, "checkpoint": str(options.ckpt), "images": images.fingerprint}
     if ranks.is_first:
-        start_set(options.out, {"task": options.task, "checkpoint": str(options.ckpt), "images": images.fingerprint})
+        if interrupted:
+            report(f"the restore in {options.out} was interrupted; it starts again")
+            delete_images(options.out)
+        start_set(options.out, manifest | {UNFINISHED: True})
+    fabric.barrier()
     shard = split_ranges(n, options.seed, options.batch_size, ranks)
     restored_here = sum(stop - start for _, start, stop in shard)
     with evaluation_mode(model), fabric.autocast():
@@ -81,11 +88,12 @@ def run(arguments: Sequence[str]) -> None:
     if ranks.is_first:
         shown = torch.cat(rows)
         grid = arrange_grid(shown.flatten(0, 1), shown.shape[1], TITLES[: shown.shape[1]])
-        write_atomically(options.out / "side_by_side.png", partial(save_image, grid))
-        nfe = sum(batch_sizes) / restored_here
-        report(f"wrote {n} images and side_by_side.png in {options.out}: {nfe:g} network evaluations each")
         if options.degrade:
             _report_metrics(metrics.cpu(), options.out / "metrics.json")
+        write_atomically(options.out / OVERVIEW, partial(save_image, grid))
+        start_set(options.out, manifest)
+        nfe = sum(batch_sizes) / restored_here
+        report(f"wrote {n} images and {OVERVIEW} in {options.out}: {nfe:g} network evaluations each")
 
 
 def _build_parser() -> ArgumentParser:

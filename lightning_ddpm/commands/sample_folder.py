@@ -15,6 +15,8 @@ from lightning_ddpm.utils.files import write_atomically, write_json
 from lightning_ddpm.utils.run_files import MANIFEST
 
 NUMBERED = "[0-9]" * 6 + ".png"
+UNFINISHED = "unfinished"
+"""Key of the manifest of a set that cannot be continued, until it is complete."""
 
 
 def get_image_path(folder: Path, index: int) -> Path:
@@ -86,6 +88,17 @@ def _is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
             return not path.is_symlink() and (len(image.getbands()), image.height, image.width) == shape
     except UserError:
         return False
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Return whether the folder's set was begun as :data:`UNFINISHED`, and not completed."""
+    return UNFINISHED in (_read_manifest(folder) or {})
+
+
+def delete_images(folder: Path) -> None:
+    """Delete the images of an interrupted set that is made again from its start."""
+    for path in folder.glob(NUMBERED):
+        path.unlink()
 
 
 def start_set(folder: Path, manifest: dict[str, Any]) -> None:

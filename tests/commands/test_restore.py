@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_ddpm.commands import restore as restore_command
 from lightning_ddpm.commands.restore import _report_metrics
 from lightning_ddpm.data import Digits
 from lightning_ddpm.data.image_io import TITLE_HEIGHT, read_image, save_image
@@ -156,6 +157,44 @@ def test_existing_images_are_not_overwritten(restore, digits, tmp_path) -> None:
     status, _, err = restore("sdedit", digits, "--strength", 0.5)
     assert status == 2
     assert f"{tmp_path / 'out'} holds images already" in err
+
+
+def test_a_restore_that_was_killed_starts_again_and_a_finished_one_does_not(
+    restore, digits, tmp_path, monkeypatch
+) -> None:
+    options = ("--sigma", 0.2, "--degrade", "--steps", 2, "--batch_size", 2)
+    write, written = restore_command.write_images, []
+
+    def write_two_batches(folder: Path, start: int, images: torch.Tensor) -> None:
+        if len(written) == 2:
+            raise SystemExit(137)
+        written.append(start)
+        write(folder, start, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restore_command, "write_images", write_two_batches)
+        assert restore("denoise", digits, *options)[0] == 137
+    (tmp_path / "out" / "000099.png").write_bytes(b"of a larger set")
+    assert len([*(tmp_path / "out").glob("*.png")]) == 5
+    status, out, err = restore("denoise", digits, *options)
+    assert status == 0, err
+    assert f"the restore in {tmp_path / 'out'} was interrupted; it starts again" in out
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len([name for name in first if name.endswith(".png")]) == N + 1
+    assert restore("denoise", digits, *options)[0] == 2
+    (tmp_path / "out").rename(tmp_path / "before")
+    assert restore("denoise", digits, *options)[0] == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == first
+
+
+def test_the_images_of_an_interrupted_sample_are_not_deleted(restore, command, digits, tmp_path) -> None:
+    status, _, err = command("sample", "--ckpt", PRETRAINED, "--n", 2, "--steps", 2, "--out", tmp_path / "out")
+    assert status == 0, err
+    (tmp_path / "out" / "grid.png").unlink()
+    status, _, err = restore("denoise", digits, "--sigma", 0.2)
+    assert status == 2
+    assert f"{tmp_path / 'out'} holds images already" in err
+    assert (tmp_path / "out" / "000001.png").is_file()
 
 
 def test_images_that_are_restored_exactly_are_counted_and_json_has_no_infinity(command, digits, tmp_path) -> None:

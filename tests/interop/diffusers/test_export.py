@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from helpers.command_outputs import read_files
 from helpers.diffusers_models import (
     MODELS,
     WEIGHTS,
@@ -15,6 +16,7 @@ from helpers.diffusers_models import (
 )
 from safetensors.torch import load_file
 
+from lightning_ddpm.commands import convert
 from lightning_ddpm.diffusion import (
     DDIM,
     Ancestral,
@@ -91,6 +93,24 @@ def test_a_user_error_in_export_leaves_no_folder_and_exits_with_2(tmp_path, comm
     assert status == 2
     assert err.startswith("error: diffusers' DDPMScheduler has the parameterizations")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_was_killed_is_written_again(tmp_path, command, monkeypatch):
+    path = write_checkpoint(tmp_path / "model.ckpt")
+    words = ("export", "--ckpt", path, "--format", "diffusers", "--out")
+
+    def stop(*_):
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "write_json", stop)
+        assert command(*words, tmp_path / "killed")[0] == 137
+    assert [*(tmp_path / "killed").rglob("*.safetensors")]
+    for name in ("killed", "whole"):
+        status, _, err = command(*words, tmp_path / name)
+        assert status == 0, err
+    assert read_files(tmp_path / "killed") == read_files(tmp_path / "whole")
+    assert command(*words, tmp_path / "whole")[0] == 2
 
 
 def test_export_does_not_overwrite_a_folder(tmp_path, command):

@@ -242,6 +242,20 @@ def test_import_does_not_overwrite_files(existing, folder, tmp_path, command):
     assert (tmp_path / existing).read_text() == "mine"
 
 
+def test_an_import_that_was_killed_can_be_repeated(folder, tmp_path, command, monkeypatch):
+    def stop(*_):
+        raise SystemExit(137)
+
+    words = ("import", "--folder", folder, "--out", tmp_path / "out.ckpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", stop)
+        assert command(*words)[0] == 137
+    assert [path.name for path in tmp_path.glob("out.*")] == ["out.yaml"]
+    status, _, err = command(*words)
+    assert status == 0, err
+    assert (tmp_path / "out.ckpt").is_file()
+
+
 def test_import_needs_the_name_of_a_checkpoint_and_an_existing_folder(folder, tmp_path, command):
     _, _, err = command("import", "--folder", folder, "--out", tmp_path / "out")
     assert "must be a file name that ends in .ckpt" in err
