@@ -20,6 +20,7 @@ from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_free_space, check_writable
 from lightning_ddpm.utils.lightning_internals import is_validation_next, log_step_metrics
+from lightning_ddpm.utils.run_files import CHECKPOINTS, CONFIG, UNSAVED
 from lightning_ddpm.utils.signals import get_signal, hold_signals, note_signals, release_signals
 
 
@@ -59,8 +60,10 @@ class Checkpoints(Checkpoint):
             return
         folder = Path(trainer.default_root_dir)
         check_writable(folder)
-        for partial in folder.glob(".*.ckpt.*"):  # from a process that was killed while it wrote
-            partial.unlink()
+        for name in ("*.ckpt", CONFIG, UNSAVED):
+            for partial in folder.glob(f".{name}.*"):  # from a process that was killed while it wrote
+                if partial.name not in CHECKPOINTS:
+                    partial.unlink()
         weights = sum(each.numel() * each.element_size() for each in pl_module.state_dict().values())
         size = weights * (4 if find_average(trainer) else 3)  # Adam keeps two numbers per weight, and an average one
         existing = sum(each.stat().st_size for each in folder.glob("*.ckpt"))

@@ -10,6 +10,7 @@ from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.data.sharding import ImageRange
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.files import flush_files, write_atomically
+from lightning_ddpm.utils.run_files import PREDICTIONS
 
 
 class PredictionWriter(Callback):
@@ -18,7 +19,7 @@ class PredictionWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ImageRange, *_: Any
     ) -> None:
-        folder = Path(trainer.default_root_dir) / "predictions"
+        folder = Path(trainer.default_root_dir) / PREDICTIONS
         for index, pixels in enumerate(outputs, start=int(batch[1])):
             write_atomically(folder / f"{index:06d}.png", partial(save_image, pixels), flush=False)
 
@@ -26,4 +27,4 @@ class PredictionWriter(Callback):
         flush_files()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            report(f"wrote the images in {Path(trainer.default_root_dir) / 'predictions'}")
+            report(f"wrote the images in {Path(trainer.default_root_dir) / PREDICTIONS}")

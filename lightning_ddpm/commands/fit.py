@@ -36,7 +36,7 @@ from lightning_ddpm.utils.files import check_writable, write_atomically
 from lightning_ddpm.utils.jsonargparse_internals import keep_nested_text
 from lightning_ddpm.utils.lightning_internals import count_validation_interval_in_steps, list_child_processes
 from lightning_ddpm.utils.paths import resolve_lightning_paths
-from lightning_ddpm.utils.run_files import remove_run_files
+from lightning_ddpm.utils.run_files import CONFIG, remove_run_files
 from lightning_ddpm.utils.signals import end_with_ranks
 from lightning_ddpm.utils.yaml_text import MODE, build_parser, load_yaml
 
@@ -71,9 +71,8 @@ class SaveConfig(SaveConfigCallback):
                 run_folder.note_origin(folder, self._origin)
             for name in INVOCATION:
                 config.pop(name, None)
-            path = folder / self.config_filename
-            text = self.parser.dump(config, skip_none=False)
-            write_atomically(path, lambda file: file.write(text.encode()))
+            content = self.parser.dump(config, skip_none=False).encode()
+            write_atomically(folder / CONFIG, lambda file: file.write(content))
 
 
 class DDPMCLI(LightningCLI):
@@ -111,7 +110,8 @@ class DDPMCLI(LightningCLI):
             failure = explain(error, parsers[args[0]], others[1:], args[0])
         else:
             config = self.config[args[0]]
-            config.trainer.default_root_dir = config.trainer.default_root_dir or run_folder.DEFAULT
+            if config.trainer.default_root_dir is None:
+                config.trainer.default_root_dir = run_folder.DEFAULT
             resolve_lightning_paths(config)
             # LightningCLI would let the hyperparameters of a checkpoint that stands here overrule the configuration
             self._ckpt_path, config.ckpt_path = run_folder.read_checkpoint_option(args, config.ckpt_path), None
@@ -130,6 +130,8 @@ class DDPMCLI(LightningCLI):
         source = run_folder.find_source(folder, self._ckpt_path, command)
         if guards:
             self._is_new = run_folder.check_unused(folder, source)
+        elif command == "predict" and writes and run_folder.is_first_rank():
+            run_folder.check_no_predictions(folder)
         config.weights_only, config.ckpt_path = True, source.path and str(source.path)
         if source.content and (source.resumes or command != "fit"):
             self._step = source.content.get("global_step", 0)

@@ -12,7 +12,14 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.restore_tasks import TASKS, Task
-from lightning_ddpm.commands.sample_folder import UNFINISHED, delete_images, is_unfinished, start_set, write_images
+from lightning_ddpm.commands.sample_folder import (
+    UNFINISHED,
+    check_folder,
+    delete_images,
+    is_unfinished,
+    start_set,
+    write_images,
+)
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import arrange_grid, save_image, to_float, to_uint8
 from lightning_ddpm.data.sample_images import open_sample_folder
@@ -20,18 +27,19 @@ from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_writable, flush_files, write_atomically, write_json
+from lightning_ddpm.utils.files import flush_files, write_atomically, write_json
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.random import ImageNoise
+from lightning_ddpm.utils.run_files import SIDE_BY_SIDE
 from lightning_ddpm.utils.yaml_text import build_parser
 
 SHOWN = 12
 """Largest number of images in side_by_side.png."""
+METRICS_FILE = "metrics.json"
 METRICS = "psnr", "ssim", "psnr_given", "ssim_given"
-"""What metrics.json has of each image."""
+"""What that file has of each image."""
 TITLES = "given", "restored", "original"
 """Columns of side_by_side.png; the last one is there with --degrade only."""
-OVERVIEW = "side_by_side.png"
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -42,7 +50,7 @@ def run(arguments: Sequence[str]) -> None:
     model = model_options.load_model(parser, options)
     task, conditions = TASKS[options.task](options, model), model_options.read_conditions(options, model)
     images = _open_images(options.images, task)
-    check_writable(options.out)
+    check_folder(options.out, SIDE_BY_SIDE, METRICS_FILE)
     interrupted = is_unfinished(options.out)
     if not interrupted and any(options.out.glob("*.png")):
         raise UserError(f"{options.out} holds images already; empty it or choose another folder")
@@ -89,11 +97,11 @@ def run(arguments: Sequence[str]) -> None:
         shown = torch.cat(rows)
         grid = arrange_grid(shown.flatten(0, 1), shown.shape[1], TITLES[: shown.shape[1]])
         if options.degrade:
-            _report_metrics(metrics.cpu(), options.out / "metrics.json")
-        write_atomically(options.out / OVERVIEW, partial(save_image, grid))
+            _report_metrics(metrics.cpu(), options.out / METRICS_FILE)
+        write_atomically(options.out / SIDE_BY_SIDE, partial(save_image, grid))
         start_set(options.out, manifest)
         nfe = sum(batch_sizes) / restored_here
-        report(f"wrote {n} images and {OVERVIEW} in {options.out}: {nfe:g} network evaluations each")
+        report(f"wrote {n} images and {SIDE_BY_SIDE} in {options.out}: {nfe:g} network evaluations each")
 
 
 def _build_parser() -> ArgumentParser:

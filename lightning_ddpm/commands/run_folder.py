@@ -11,10 +11,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from lightning_ddpm.models.checkpoint import pending_path, previous_path, read_checkpoint, read_newest_checkpoint
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_writable
+from lightning_ddpm.utils.files import check_writable, write_atomically
 from lightning_ddpm.utils.locks import lock_folder
 from lightning_ddpm.utils.paths import resolve_path
-from lightning_ddpm.utils.run_files import UNSAVED, find_checkpoint, find_run_file
+from lightning_ddpm.utils.run_files import CHECKPOINTS, CONFIG, PREDICTIONS, UNSAVED, find_checkpoint, find_run_file
 
 DEFAULT = "checkpoints/run"
 """The run's folder where trainer.default_root_dir is not given."""
@@ -58,6 +58,11 @@ def enter_run_folder(folder: Path) -> AbstractContextManager[None]:
         UserError: the folder cannot be written, or is in use by another run.
     """
     check_writable(folder)
+    for name in (CONFIG, UNSAVED, *CHECKPOINTS):
+        if os.path.isdir(folder / name):
+            raise UserError(
+                f"{folder / name} is a folder, and a file of the run is written there; rename it, or {ANOTHER}"
+            )
     return lock_folder(folder, f"wait for it to end, or {ANOTHER}")
 
 
@@ -136,9 +141,18 @@ def check_unused(folder: Path, source: Source) -> bool:
     return True
 
 
+def check_no_predictions(folder: Path) -> None:
+    """Raise UserError if ``predict`` has written images into the run's folder already: two sets would be mixed."""
+    predictions = folder / PREDICTIONS
+    if next(predictions.glob("*.png"), None):
+        raise UserError(f"{predictions} holds images already; move or delete them, and run the same command again")
+    if predictions.exists():
+        check_writable(predictions)
+
+
 def note_origin(folder: Path, origin: str) -> None:
     """Write what the run in a folder started from; the note is removed when its first checkpoint is written."""
-    (folder / UNSAVED).write_text(origin, encoding="utf-8")
+    write_atomically(folder / UNSAVED, lambda file: file.write(origin.encode()))
 
 
 def read_checkpoint_option(arguments: Sequence[str], parsed: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
@@ -18,9 +19,10 @@ from lightning_ddpm.models.generate import evaluation_mode, generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.devices import name_device
-from lightning_ddpm.utils.files import check_output_file, check_writable, flush_files, write_atomically
+from lightning_ddpm.utils.files import check_output_file, flush_files, write_atomically
 from lightning_ddpm.utils.hashing import hash_file
 from lightning_ddpm.utils.paths import resolve_path
+from lightning_ddpm.utils.run_files import GRID, TRAJECTORY
 from lightning_ddpm.utils.yaml_text import build_parser
 
 SHOWN = 64
@@ -34,7 +36,7 @@ def run(arguments: Sequence[str]) -> None:
     n, out = options.n, options.out
     model = model_options.load_model(parser, options)
     conditions = model_options.read_conditions(options, model)
-    check_writable(out)
+    sample_folder.check_folder(out, GRID)
     sample_folder.check_no_larger_set(out, options.n)
     if options.trajectory:
         check_output_file(options.trajectory, "--trajectory", [".gif"])
@@ -78,9 +80,9 @@ def run(arguments: Sequence[str]) -> None:
     columns = len(titles) if titles else None
     files = (sample_folder.get_image_path(out, index) for index in range(shown))
     pixels = torch.stack([pil_to_tensor(Image.open(file)) for file in files])
-    write_atomically(out / "grid.png", partial(save_image, arrange_grid(pixels, columns, titles)))
+    write_atomically(out / GRID, partial(save_image, arrange_grid(pixels, columns, titles)))
     cost = f": {sum(batch_sizes) / generated:g} network evaluations each" if generated else ""
-    report(f"wrote {f'{todo} images and ' if todo else ''}grid.png in {out}{cost}")
+    report(f"wrote {f'{todo} images and ' if todo else ''}{GRID} in {out}{cost}")
     if options.trajectory:
         with evaluation_mode(model), fabric.autocast():
             _animate(model, conditions.request(shown, options), options.trajectory, columns)
@@ -112,5 +114,5 @@ def _animate(model: DDPM, request: SampleRequest, path: Path, columns: int | Non
     grids = (arrange_grid(to_uint8(x).cpu(), columns) for x in chain)
     first, *others = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in grids]
     durations = [60] * len(others) + [3000]
-    save = partial(first.save, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
-    write_atomically(path, save)
+    settings: dict[str, Any] = {"append_images": others, "duration": durations, "loop": 0, "comment": TRAJECTORY}
+    write_atomically(path, partial(first.save, format="GIF", save_all=True, **settings))

@@ -1,18 +1,20 @@
 """The folder that ``sample`` writes: numbered images of one set, and a manifest that identifies the set."""
 
 import json
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_ddpm.data.image_io import open_image, save_image
 from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import write_atomically, write_json
-from lightning_ddpm.utils.run_files import MANIFEST
+from lightning_ddpm.utils.files import check_output_file, check_writable, write_atomically, write_json
+from lightning_ddpm.utils.run_files import MANIFEST, OVERVIEWS
 
 NUMBERED = "[0-9]" * 6 + ".png"
 UNFINISHED = "unfinished"
@@ -32,6 +34,25 @@ def write_images(folder: Path, start: int, pixels: Tensor) -> None:
     """
     for index, each in enumerate(pixels.cpu(), start):
         write_atomically(get_image_path(folder, index), partial(save_image, each), flush=False)
+
+
+def check_folder(folder: Path, *files: str) -> None:
+    """Create the folder of a set, and check that the set can be written there.
+
+    Raises:
+        UserError: the folder, the manifest or one of these files in it cannot be written, or it holds other images,
+            which the manifest would make output.
+    """
+    check_writable(folder)
+    others = [
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMG_EXTENSIONS and not fnmatch(path.name, NUMBERED) and path.name not in OVERVIEWS
+    ]
+    if others and not (folder / MANIFEST).exists():
+        raise UserError(f"{folder} holds images already, such as {min(others)}; empty it or choose another folder")
+    for name in (MANIFEST, *files):
+        check_output_file(folder / name, "--out", [Path(name).suffix])
 
 
 def check_no_larger_set(folder: Path, n: int) -> None:

@@ -1,7 +1,7 @@
 """Folders of image files: list them, refuse unsafe paths, and report or skip unusable images."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from lightning_ddpm.data.validation import find_faults, format_faults
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.paths import printable
-from lightning_ddpm.utils.run_files import is_output, list_outputs
+from lightning_ddpm.utils.run_files import is_output, is_trajectory, list_outputs
 
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 NOT_READ = "the folders of a run and of samples below it are output, which is read only if it is named itself"
@@ -65,9 +65,11 @@ class ImageFolder(ImageSource):
         Raises:
             UserError: there are no images, or more unusable ones than may be skipped.
         """
-        data, parts = self._list_split(Path(root))
+        skipped: list[Path] = []
+        data, parts = self._list_split(Path(root), skipped)
         bad = list(self._find_unusable(data, root).values())
         report(self._describe_splits(Path(root), {split: len(indices) for split, indices in parts.items()}))
+        report_skipped(skipped)
         if bad:
             report(f"skipped {len(bad)} of the {len(data)} images in {root} (see check-data):\n{format_faults(bad)}")
 
@@ -82,23 +84,28 @@ class ImageFolder(ImageSource):
         return data.subset(chosen)
 
     def image_files(self, root: Path) -> list[FileDataset]:
-        return [self._list_split(Path(root))[0]]
+        skipped: list[Path] = []
+        data, _ = self._list_split(Path(root), skipped)
+        report_skipped(skipped)
+        return [data]
 
     def class_names(self, root: Path) -> list[str]:
         folder = find_splits(Path(root)).get("train", Path(root))
         return _list_classes(folder, list_images(folder))
 
-    def _list_split(self, root: Path) -> tuple[FileDataset, dict[Split, Sequence[int]]]:
-        """Return the dataset of all images, and the indices of each split in it."""
+    def _list_split(
+        self, root: Path, skipped: list[Path] | None = None
+    ) -> tuple[FileDataset, dict[Split, Sequence[int]]]:
+        """Return the dataset of all images, and the indices of each split in it; see :func:`list_images`."""
         if not root.is_dir():
             raise UserError(f"there is no folder {root}; point data.root at your images")
         splits = find_splits(root)
         folder = splits.get("train", root)
-        paths = list_images(folder)
+        paths = list_images(folder, skipped)
         classes = {name: label for label, name in enumerate(_list_classes(folder, paths))}
         if other := _choose_held_out(splits):
             rest: Sequence[int] = range(len(paths))
-            paths += list_images(other)
+            paths += list_images(other, skipped)
             held_out: Sequence[int] = range(len(rest), len(paths))
         else:
             held_out = hold_out(len(paths), self.holdout)
@@ -140,13 +147,19 @@ class ImageFolder(ImageSource):
         return bad
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collection[str] = ()) -> list[Path]:
     """Return the sorted paths of all images in a folder and its subfolders, without hidden files and folders.
 
     What commands write is output and never input: the images of a run, a subfolder that ``sample``, ``restore`` or a
-    run wrote, and overviews (:mod:`lightning_ddpm.utils.run_files`). A folder of samples is read if it is ``folder``.
+    run wrote, overviews and animations (:mod:`lightning_ddpm.utils.run_files`). A folder of samples is read if it is
+    ``folder``.
 
     Links to folders are not followed; they are among the paths, and :func:`resolve_inside` refuses them.
+
+    Args:
+        folder: where the images are.
+        skipped: subfolders that are output are appended to it.
+        ignored: names of subfolders to leave out.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -157,10 +170,13 @@ def list_images(folder: Path) -> list[Path]:
 
     found: list[Path] = []
     for here, folders, files in os.walk(folder, onerror=refuse):
-        if here != os.fspath(folder) and is_output(files):
+        top = here == os.fspath(folder)
+        if not top and is_output(files):
             folders.clear()
+            if skipped is not None:
+                skipped.append(Path(here))
             continue
-        outputs = list_outputs(files)
+        outputs = {*list_outputs(files), *(ignored if top else ())}
         folders[:] = [name for name in folders if not name.startswith(".") and name not in outputs]
         images = [
             name
@@ -169,7 +185,14 @@ def list_images(folder: Path) -> list[Path]:
         ]
         links = [name for name in folders if os.path.islink(os.path.join(here, name))]
         found.extend(Path(here, name) for name in images + links)
-    return sorted(found)
+    return sorted(path for path in found if not is_trajectory(path))
+
+
+def report_skipped(folders: Sequence[Path]) -> None:
+    """Print which folders :func:`list_images` did not read, if there are any."""
+    if folders:
+        more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
+        report(f"not read: {', '.join(map(str, sorted(folders)[:3]))}{more}; {NOT_READ}")
 
 
 def resolve_inside(root: Path, path: Path) -> Path:
@@ -238,14 +261,11 @@ def find_splits(root: Path) -> dict[str, Path]:
             raise UserError(f"{root} holds {names}, which name the same split; merge them, or rename one")
     splits = {split: folder for split, (folder,) in found.items()}
     names = ", ".join(each.name for each in splits.values())
-    for path in sorted(root.iterdir()):
-        if path in splits.values() or path.name.startswith("."):
-            continue
-        if list_images(path) if path.is_dir() else path.suffix.lower() in EXTENSIONS:
-            raise UserError(
-                f"{root} holds the splits {names} and images outside them, in {path.name}; move these into a split, or "
-                "rename the folders if they are no splits but classes"
-            )
+    if others := list_images(root, ignored={each.name for each in splits.values()}):
+        raise UserError(
+            f"{root} holds the splits {names} and images outside them, in {others[0].relative_to(root).parts[0]}; move "
+            "these into a split, or rename the folders if they are no splits but classes"
+        )
     if "train" not in splits:
         raise UserError(
             f"{root} holds the splits {names} and no folder train; add one, or rename them if they are no splits"

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset, build_path_dataset
-from lightning_ddpm.data.image_folder import NOT_READ, list_images, list_split_folders, resolve_inside
+from lightning_ddpm.data.image_folder import NOT_READ, list_images, list_split_folders, report_skipped, resolve_inside
 from lightning_ddpm.data.image_io import check_bits, open_image
 from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.utils.console import show_progress
@@ -35,9 +35,11 @@ def open_sample_folder(folder: Path) -> ImageDataset:
     if len(splits) > 1:
         names = ", ".join(each.name for each in splits)
         raise UserError(f"{folder} holds the splits {names}; name one of them, such as {splits[0]}")
-    paths = [path for path in list_images(folder) if path.suffix.lower() != ".gif"]
+    skipped: list[Path] = []
+    paths = [path for path in list_images(folder, skipped) if path.suffix.lower() != ".gif"]
     if not paths:
         raise UserError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}), nor do its subfolders; {NOT_READ}")
+    report_skipped(skipped)
     within = partial(resolve_inside, folder.resolve())
     content, bad, grayscale = b"", [], True
     sizes: dict[tuple[int, int], Path] = {}

@@ -45,7 +45,7 @@ def _acquire(path: Path, advice: str) -> int:
     """Return the descriptor of the locked file."""
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise UserError(f"cannot open {path} ({error.strerror}); delete it, or choose another folder") from error
         try:

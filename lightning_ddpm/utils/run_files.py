@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-CONFIG = "config.yaml"
+CONFIG, PREDICTIONS = "config.yaml", "predictions"
 UNSAVED = ".unsaved"
 """A run's file until its first checkpoint is written; it holds the path of the checkpoint that the run started from."""
 MANIFEST = "set.json"
@@ -13,13 +13,16 @@ MANIFEST = "set.json"
 
 CHECKPOINTS = ("last.ckpt", "last-previous.ckpt", "best.ckpt", "best-previous.ckpt", ".last.ckpt.before")
 EVENTS = "events.out.tfevents.*"
-OVERVIEWS = ("grid.png", "side_by_side.png")
+GRID, SIDE_BY_SIDE = "grid.png", "side_by_side.png"
+OVERVIEWS = (GRID, SIDE_BY_SIDE)
 """Images of many images."""
+TRAJECTORY = b"lightning_ddpm trajectory"
+"""The comment in the animations of ``sample``, which may have any name."""
 
 _PLOTS = "*_bits_per_dim.png"
-_ANYWHERE = (EVENTS, "metrics.csv", "hparams.yaml", "epoch=*.ckpt")
+_ANYWHERE = (EVENTS, "metrics.csv", "hparams.yaml", "epoch=*.ckpt", "run-*.wandb")
 _AT_THE_TOP = (CONFIG, UNSAVED, "*.ckpt", ".last.ckpt.before", _PLOTS)
-_FOLDERS = ("samples", "predictions")
+_FOLDERS = ("samples", PREDICTIONS)
 _DEPTH = 3
 """Loggers write at most this many folders below the run's: NAME/VERSION/PART."""
 
@@ -71,6 +74,17 @@ def list_outputs(names: Collection[str]) -> set[str]:
     """Return the names of what is never input in a folder with files of these names: overviews, and a run's images."""
     plots = {name for name in names if fnmatch(name, _PLOTS)}
     return {*OVERVIEWS, *(_FOLDERS if is_output(names) and MANIFEST not in names else ()), *plots}
+
+
+def is_trajectory(path: Path) -> bool:
+    """Return whether a file is an animation of ``sample``, whose comment stands behind its first table of colours."""
+    if path.suffix.lower() != ".gif":
+        return False
+    try:
+        with path.open("rb") as file:
+            return TRAJECTORY in file.read(1024)
+    except OSError:
+        return False
 
 
 def _marks_run(names: Collection[str]) -> bool:

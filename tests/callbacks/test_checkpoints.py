@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +126,16 @@ def test_training_removes_the_partial_files_of_a_killed_process(tmp_path: Path) 
     fit(tmp_path, Checkpoints(every_n_steps=3))
     assert sorted(each.name for each in tmp_path.iterdir()) == ["last-previous.ckpt", "last.ckpt"]
     assert [step(tmp_path / name) for name in ("last.ckpt", "last-previous.ckpt")] == [4, 3]
+
+
+def test_training_keeps_the_checkpoint_of_a_process_that_was_killed_between_two_renamings(tmp_path: Path) -> None:
+    (tmp_path / ".last.ckpt.before").touch()
+    (tmp_path / ".config.yaml.12345678").touch()
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, fast_dev_run=False, default_root_dir=str(tmp_path), callbacks=[], world_size=1
+    )
+    Checkpoints(every_n_steps=1).on_fit_start(trainer, tiny_model())
+    assert [path.name for path in tmp_path.iterdir()] == [".last.ckpt.before"]
 
 
 def test_checkpoints_are_written_at_an_interval_of_minutes(tmp_path: Path) -> None:

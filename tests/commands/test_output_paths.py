@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.command_line import REPOSITORY
+from helpers.command_line import REPOSITORY, tiny_digits, write_yaml
 from helpers.command_outputs import get_error_sentence, write_noise_image
 
 WEIGHTS = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
@@ -13,19 +13,23 @@ WEIGHTS = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
 
 @pytest.fixture
 def inputs(tmp_path):
-    """Returns a folder with a checkpoint, images, statistics, a folder, a file and a pipe."""
+    """Returns a folder with a checkpoint, images, statistics, folders by the names of results, a file and a pipe."""
     shutil.copy(WEIGHTS, tmp_path / "model.ckpt")
     for index in range(2):
         write_noise_image(tmp_path / "images" / f"{index}.png", (8, 8), "L")
     np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
     (tmp_path / "folder.json").mkdir()
+    for name in ("grid.png", "set.json", "metrics.json"):
+        (tmp_path / f"with_{name}" / name).mkdir(parents=True)
     (tmp_path / "file").write_text("kept")
     os.mkfifo(tmp_path / "pipe.json")
+    write_yaml(tmp_path / "config.yaml", tiny_digits(tmp_path / "run"))
     return tmp_path
 
 
 EVALUATE = "evaluate --images images --extractor DigitsFeatures"
 SAMPLE = "sample --ckpt model.ckpt --n 2 --steps 2"
+RESTORE = "restore --task denoise --sigma 0.1 --ckpt model.ckpt --images images"
 
 
 @pytest.mark.parametrize(
@@ -41,10 +45,15 @@ SAMPLE = "sample --ckpt model.ckpt --n 2 --steps 2"
         (f"{EVALUATE} --reference stats.npz --save_stats ./stats.npz", "--save_stats stats.npz is read by the command"),
         (f"{SAMPLE} --out samples --trajectory film.mp4", "--trajectory must be a file name that ends in .gif"),
         (f"{SAMPLE} --out samples --trajectory images", "--trajectory must be a file, and images is a folder"),
+        ("fit --config config.yaml --trainer.default_root_dir=", "a path is empty"),
         (f"{SAMPLE} --out file", "file is a file, and a folder is needed in its place"),
         (f"{SAMPLE} --out file/samples", "cannot write in file/samples"),
-        ("restore --task denoise --sigma 0.1 --ckpt model.ckpt --images images --out file", "file is a file"),
-        ("restore --task denoise --sigma 0.1 --ckpt model.ckpt --images images --out images", "holds images already"),
+        (f"{SAMPLE} --out images", "images holds images already, such as 0.png"),
+        (f"{SAMPLE} --out with_grid.png", "--out must be a file, and with_grid.png/grid.png is a folder"),
+        (f"{SAMPLE} --out with_set.json", "--out must be a file, and with_set.json/set.json is a folder"),
+        (f"{RESTORE} --out with_metrics.json", "--out must be a file, and with_metrics.json/metrics.json is a folder"),
+        (f"{RESTORE} --out file", "file is a file"),
+        (f"{RESTORE} --out images", "holds images already"),
         ("export --ckpt model.ckpt --format diffusers --out file", "file is a file"),
         ("export --ckpt model.ckpt --format diffusers --out images", "images is not empty"),
         ("import --folder images --out images", "--out must be a file, and images is a folder"),
@@ -71,3 +80,14 @@ def test_missing_folders_of_results_are_created(inputs, command, monkeypatch):
     assert status == 0, err
     assert (inputs / "e" / "f" / "stats.npz").is_file()
     assert (inputs / "g" / "h" / "result.json").is_file()
+
+
+def test_a_link_in_place_of_a_result_is_replaced_and_never_followed(inputs, command, monkeypatch):
+    monkeypatch.chdir(inputs)
+    (inputs / "samples").mkdir()
+    for link in ("samples/grid.png", "film.gif"):
+        (inputs / link).symlink_to(inputs / "file")
+    status, _, err = command(*f"{SAMPLE} --out samples --trajectory film.gif".split())
+    assert status == 0, err
+    assert (inputs / "file").read_text() == "kept"
+    assert not any((inputs / link).is_symlink() for link in ("samples/grid.png", "film.gif"))

@@ -7,9 +7,11 @@ import sys
 import pytest
 from helpers.command_line import REPOSITORY, tiny_digits, write_yaml
 from helpers.command_outputs import get_error_sentence, write_noise_image
+from PIL import Image
 
 from lightning_ddpm.data import ImageFolder
 from lightning_ddpm.data.sample_images import open_sample_folder
+from lightning_ddpm.utils.errors import UserError
 
 WEIGHTS = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
 
@@ -44,7 +46,32 @@ def test_a_dataset_has_its_own_images_only(project, command):
     status, out, err = command("check-data", *options, "--data.root", project)
     assert status == 0, err
     assert "4 images can be used, 0 cannot" in out
+    assert f"not read: {project / 'dogs' / 'sampled'}, {project / 'logs' / 'run'}, {project / 'run'} and 2 more" in out
     assert len(open_sample_folder(project)) == 4
+
+
+def test_output_beside_splits_is_no_image_outside_them(project, command):
+    for split in ("train", "test"):
+        (project / split).mkdir()
+    for name in ("cats", "dogs"):
+        (project / name).rename(project / "train" / name)
+    write_noise_image(project / "test" / "1.png", (8, 8), "L")
+    source = ImageFolder(channels=1, size=8)
+    assert [len(source.open(project, split)) for split in ("train", "test")] == [4, 1]
+    write_noise_image(project / "others" / "1.png", (8, 8), "L")
+    with pytest.raises(UserError, match="images outside them, in others; move"):
+        source.open(project, "train")
+
+
+def test_an_animation_of_sampling_is_output_whatever_its_name(command, tmp_path):
+    for index in range(4):
+        write_noise_image(tmp_path / "a" / f"{index}.png", (8, 8), "L")
+    Image.effect_noise((8, 8), 50).save(tmp_path / "a" / "own.gif")
+    options = ("--n", "2", "--steps", "2", "--out", tmp_path / "sampled", "--trajectory", tmp_path / "a" / "film.gif")
+    status, _, err = command("sample", "--ckpt", WEIGHTS, *options)
+    assert status == 0, err
+    names = ImageFolder(channels=1, size=8).image_files(tmp_path)[0].names
+    assert [os.path.basename(name) for name in names] == ["0.png", "1.png", "2.png", "3.png", "own.gif"]
 
 
 def test_the_folder_of_a_run_may_be_that_of_its_data(project):

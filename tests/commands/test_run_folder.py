@@ -1,6 +1,7 @@
 """The folder of a run: nothing in it is overwritten, and one process at a time trains there."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,12 @@ import pytest
 import torch
 from helpers.command_line import REPOSITORY, callback, read_yaml, tiny_digits, write_yaml
 from helpers.command_outputs import get_error_sentence, read_files, read_losses
+from helpers.full_disk import limit_files
+
+from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.locks import lock_folder
+
+WEIGHTS = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
 
 
 @pytest.fixture
@@ -171,3 +178,48 @@ def test_a_run_that_is_refused_leaves_its_folder_free(fast_config, command, tmp_
     assert "batch_size" in get_error_sentence(status, err)
     status, _, err = command("fit", "--config", config)
     assert status == 0, err
+
+
+@pytest.mark.parametrize("name", ["config.yaml", ".unsaved", "last.ckpt", ".lock"])
+def test_a_folder_in_place_of_a_file_of_the_run_is_refused_before_the_work(fast_config, command, tmp_path, name):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    status, out, err = command("fit", "--config", fast_config(tmp_path / "run"))
+    assert str(tmp_path / "run" / name) in get_error_sentence(status, err)
+    assert out == ""
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / ".lock").symlink_to(tmp_path / "file")
+    with pytest.raises(UserError, match=r"cannot open .*\.lock"), lock_folder(tmp_path, "wait"):
+        pass
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_disk_that_is_full_when_the_config_is_written_costs_no_file(fast_config, command, tmp_path):
+    config = fast_config(tmp_path / "run", max_steps=1)
+    content = read_yaml(config)
+    content["trainer"]["callbacks"].insert(0, {"class_path": "helpers.full_disk.FullAtStart"})
+    full = write_yaml(tmp_path / "full.yaml", content)
+
+    def fail(*options):
+        with limit_files(resource.RLIM_INFINITY):  # which the callback lowers
+            status, _, err = command("fit", "--config", full, *options)
+        assert f"{tmp_path / 'run' / 'config.yaml'} was being written" in get_error_sentence(status, err)
+
+    fail()
+    assert not list((tmp_path / "run").iterdir())
+    status, _, err = command("fit", "--config", config)
+    assert status == 0, err
+    before = read_files(tmp_path / "run")
+    fail("--ckpt_path", "last", "--trainer.max_steps", "2")
+    assert read_files(tmp_path / "run") == before
+
+
+def test_predict_does_not_mix_two_sets(fast_config, command, tmp_path):
+    folder = tmp_path / "run" / "predictions"
+    folder.mkdir(parents=True)
+    (folder / "000070.png").touch()
+    options = ("--config", fast_config(tmp_path / "run"), "--ckpt_path", WEIGHTS)
+    message = get_error_sentence(*command("predict", *options)[::2])
+    assert f"{folder} holds images already; move or delete them" in message

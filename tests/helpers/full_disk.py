@@ -35,3 +35,10 @@ class FullFrom(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+
+class FullAtStart(Callback):
+    """Lets no file grow beyond 10 bytes from the start of training on; the test ends that."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))

@@ -27,6 +27,7 @@ def touch(path: Path) -> Path:
         "events.out.tfevents.1700000000.host.1.0",
         "lightning_logs/version_0/events.out.tfevents.1700000000.host.1.0",
         "metrics.csv",
+        "wandb/offline-run-1-x/run-x.wandb",
         "csv/version_2/metrics.csv",
         "hparams.yaml",
         "samples/step-0000200.png",
