@@ -14,13 +14,13 @@ from lightning_ddpm.callbacks.interval import Interval
 from lightning_ddpm.callbacks.run_logger import get_writers
 from lightning_ddpm.callbacks.trainer_access import find_average, find_evaluations
 from lightning_ddpm.metrics.suite import is_higher_better
+from lightning_ddpm.models.checkpoint import finish_writing
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
 from lightning_ddpm.models.optimizer import DeferredRead
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
-from lightning_ddpm.utils.files import check_free_space, check_writable
+from lightning_ddpm.utils.files import check_free_space, check_writable, remove_leftovers
 from lightning_ddpm.utils.lightning_internals import is_validation_next, log_step_metrics
-from lightning_ddpm.utils.run_files import CHECKPOINTS, CONFIG, UNSAVED
 from lightning_ddpm.utils.signals import get_signal, hold_signals, note_signals, release_signals
 
 
@@ -60,10 +60,8 @@ class Checkpoints(Checkpoint):
             return
         folder = Path(trainer.default_root_dir)
         check_writable(folder)
-        for name in ("*.ckpt", CONFIG, UNSAVED):
-            for partial in folder.glob(f".{name}.*"):  # from a process that was killed while it wrote
-                if partial.name not in CHECKPOINTS:
-                    partial.unlink()
+        remove_leftovers(folder)
+        finish_writing(folder / "last.ckpt")
         weights = sum(each.numel() * each.element_size() for each in pl_module.state_dict().values())
         size = weights * (4 if find_average(trainer) else 3)  # Adam keeps two numbers per weight, and an average one
         existing = sum(each.stat().st_size for each in folder.glob("*.ckpt"))

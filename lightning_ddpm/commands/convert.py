@@ -1,6 +1,5 @@
 """``export`` and ``import``: convert checkpoints to and from pipeline folders of Hugging Face's diffusers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,13 +13,21 @@ from lightning_ddpm.commands.parsing import parse
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.interop.diffusers import scheduler, unet
 from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX, Config
-from lightning_ddpm.models.checkpoint import build_hyper_parameters, build_module, load
+from lightning_ddpm.models.checkpoint import (
+    MAX_LENGTH,
+    build_hyper_parameters,
+    build_module,
+    load,
+    read_checkpoint,
+)
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_output_file, check_writable, write_atomically, write_json
 from lightning_ddpm.utils.paths import resolve_path
+from lightning_ddpm.utils.text_files import read_json
+from lightning_ddpm.utils.torch_files import read_torch_file
 from lightning_ddpm.utils.yaml_text import build_parser, dump_yaml
 
 UNFINISHED = ".unfinished-export"
@@ -46,15 +53,23 @@ def run_export(arguments: Sequence[str]) -> None:
     variance = scheduler.VARIANCES[options.variance]() if options.variance else None
     variance = variance or scheduler.choose_variance(model.sampler, outputs)
     scheduler_config = scheduler.make_scheduler_config(model.schedule, model.parameterization, variance)
+    if len(scheduler_config["trained_betas"] or ()) > MAX_LENGTH:
+        raise UserError(
+            f"diffusers has no {type(model.schedule).__name__}, and {model.schedule.T:,} betas are more than a list "
+            f"may have here ({MAX_LENGTH:,}); only Linear, Quadratic and Cosine schedules can have more steps"
+        )
+    if not options.variance:
+        sampler = read_checkpoint(options.ckpt)["hyper_parameters"].get("sampler")
+        scheduler_config |= {scheduler.SAMPLER_KEY: sampler}
     variance_type = scheduler_config["variance_type"]
     scheduler.check_outputs(variance_type, outputs)
 
+    weights = save(unet.export_weights(model.network), metadata={"format": "pt"})
     check_writable(options.out)
     unfinished = options.out / UNFINISHED
     if any(options.out.iterdir()) and not unfinished.is_file():
         raise UserError(f"{options.out} is not empty; choose another folder")
     unfinished.touch()
-    weights = save(unet.export_weights(model.network), metadata={"format": "pt"})
     write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
     write_json(options.out / "unet" / "config.json", unet_config)
     write_json(options.out / "scheduler" / "scheduler_config.json", scheduler_config)
@@ -75,7 +90,7 @@ def _report_skipped(model: DDPM) -> None:
     elif steps == T:
         return
     spacing = "" if steps == T else "; diffusers has its own choice of these steps among the T"
-    report(f"its sampler, {sampler}, is not in the folder; in diffusers it is arguments of a call: {call}{spacing}")
+    report(f"`import` reads its sampler, {sampler}, too; in diffusers it is arguments of a call: {call}{spacing}")
 
 
 def run_import(arguments: Sequence[str]) -> None:
@@ -105,9 +120,10 @@ def run_import(arguments: Sequence[str]) -> None:
         if path.exists() and (path == options.out or path.read_bytes() != text.encode()):
             raise UserError(f"{path} exists already; choose another name or delete it")
     parameters = build_hyper_parameters(config)
-    model = build_module(parameters, DDPM, options.folder)
+    weights = _read_weights(_part(options.folder, "unet"))
+    model = build_module(parameters, DDPM, options.folder, weights)
     assert isinstance(model.network, UNet)
-    unet.load_weights(model.network, _read_weights(_part(options.folder, "unet")))
+    unet.load_weights(model.network, weights)
 
     state = model.state_dict()
     checkpoint = {
@@ -154,21 +170,24 @@ def _read_weights(folder: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise UserError(f"there is neither {safe.name} nor {pickled.name} in {folder}")
     try:
-        weights = load_file(path) if path == safe else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a file that is no pickle can raise anything
+        weights = load_file(path) if path == safe else read_torch_file(path, "a file of weights")
+    except UserError:
+        raise
+    except Exception as error:  # the library raises several kinds
         raise UserError(f"{path} is damaged, or holds more than weights: {first_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
         raise UserError(f"{path} is not a file of weights")
+    for name, weight in weights.items():
+        if not weight.is_floating_point() or not weight.float().isfinite().all():
+            kind = "NaN or infinity" if weight.is_floating_point() else str(weight.dtype).removeprefix("torch.")
+            raise UserError(f"{path} holds {kind} in {name}, and weights must be finite floating-point numbers")
     return weights
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no {path}; a diffusers pipeline has one")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {first_line(error)}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a configuration of diffusers")
     return content

@@ -133,7 +133,7 @@ def _load_data(name: str, root: str | None) -> ImageDataModule:
         parser = build_parser()
         parser.add_class_arguments(ImageDataModule, "data")
         try:
-            config = load_yaml(read_utf8(path))["data"]
+            config = load_yaml(read_utf8(path), str(path))["data"]
             with restrict_imports(name, config):
                 data: ImageDataModule = parser.instantiate(parser.parse_object({"data": config})).data
         except UserError:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse import Namespace
@@ -30,6 +31,7 @@ from lightning_ddpm.commands.trainer_options import check_trainer_options, expla
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.checkpoint import build_hyper_parameters
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
+from lightning_ddpm.utils.allocation import check_size
 from lightning_ddpm.utils.console import is_terminal, report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable, write_atomically
@@ -83,6 +85,7 @@ class DDPMCLI(LightningCLI):
     _is_new = False
     _resumed: dict[str, Any] = {}  # noqa: RUF012
     _parsers: tuple[LightningArgumentParser, ...] = ()
+    _class_names: list[str] | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         with ExitStack() as self._resources:
@@ -142,12 +145,16 @@ class DDPMCLI(LightningCLI):
             rank_zero_only(report)(f"{command}: the weights after step {self._step} from {source.path}")
         self.save_config_kwargs["origin"] = source.get_origin(folder)
         if config.get("model.init_args.network.init_args") is not None:
-            _fill_shape(config.model.init_args, config.data)
+            self._class_names = _fill_shape(config.model.init_args, config.data)
+            _check_network_size(config.model.init_args.network)
 
     def instantiate_classes(self) -> None:
         self.config_dump = self._dump_complete_config()
+        # jsonargparse copies a list once for each of its items, and YAML takes some names for numbers
+        names = {"class_names": self._class_names} if self._class_names else {}
+        self.config_dump["model"].get("init_args", {}).update(names)
         compare_configs(self.config_dump, self._resumed.get("config"))  # raises before a network of another size does
-        self.config_init = instantiate(self.parser, self._complete_config())
+        self.config_init = instantiate(self.parser, self._complete_config(), LightningModule, names)
         config = self.config_init[self.subcommand]
         self.datamodule, self.model = config.data, config.model
         self.trainer = self.instantiate_trainer()
@@ -203,8 +210,11 @@ class DDPMCLI(LightningCLI):
         self.model.save_hyperparameters(build_hyper_parameters(self.config_dump["model"]), logger=False)
 
 
-def _fill_shape(model: Namespace, data: Namespace) -> None:
-    """Set the network's channels, size and number of classes, and the model's class names, to those of the data.
+def _fill_shape(model: Namespace, data: Namespace) -> list[str] | None:
+    """Set the network's channels, size and number of classes to those of the data.
+
+    Returns:
+        the names of the classes, if the model takes them from the data.
 
     Raises:
         UserError: the network is configured for other data.
@@ -213,12 +223,12 @@ def _fill_shape(model: Namespace, data: Namespace) -> None:
     parser = build_parser()
     parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False)
     module = instantiate(parser, Namespace(data=data.clone())).data  # type: ignore[no-untyped-call]
-    shape = {"channels": module.channels, "size": module.size}
+    shape, class_names = {"channels": module.channels, "size": module.size}, None
     if arguments.get("classes", 0) != 0:  # conditioned on the class: null takes the number of classes from the data
         names = module.class_names()
         shape["classes"] = len(names)
         if names and "class_names" in model and model.class_names is None:
-            model.class_names = names
+            class_names = names
     for name, given in shape.items():
         if arguments.get(name, given) is None:
             arguments[name] = given or None  # without labels the network raises the error that it needs them
@@ -227,6 +237,14 @@ def _fill_shape(model: Namespace, data: Namespace) -> None:
                 f"the data has {name}={given} and the network has {name}={arguments[name]}; set model.network.{name} "
                 "to null to take the value of the data, or change the data"
             )
+    return class_names
+
+
+def _check_network_size(network: Namespace) -> None:
+    """Check that a network of this package fits into the memory; others are not built twice."""
+    if network.class_path.startswith("lightning_ddpm."):
+        arguments = network.init_args.as_dict() if network.get("init_args") else {}
+        check_size(resolve_name(network.class_path), arguments, "model.network")
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -37,6 +37,8 @@ COMMANDS = TRAINER | {
     "import": "convert.run_import",
 }
 """The module and the function of each command, in this package."""
+MAX_MESSAGE = 8000
+"""Longest error in characters: some name what a file holds, and a file may hold a list of a million items."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,5 +139,6 @@ def _report(failure: Exception) -> int:
         raise raised
     # the worker process of a data loader puts its traceback before the message
     sentence = str(mistake).rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
+    sentence = sentence if len(sentence) <= MAX_MESSAGE else f"{sentence[:MAX_MESSAGE]} ..."
     print(f"error: {make_printable(sentence)}", file=sys.stderr)
     return 2

@@ -105,7 +105,7 @@ class OptionChecker:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            config = load_yaml(read_utf8(resolve_path(name)))
+            config = load_yaml(read_utf8(resolve_path(name)), name)
         except yaml.YAMLError as error:
             raise UserError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict):

@@ -1,7 +1,7 @@
 """Parse a command's options and build the objects that they name, with errors that a user can act on."""
 
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -10,6 +10,7 @@ from lightning_ddpm import diffusion
 from lightning_ddpm.commands.causes import find_user_code, find_user_error, list_causes
 from lightning_ddpm.commands.option_errors import OptionChecker
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.instantiate import instantiate as build_objects
 from lightning_ddpm.utils.jsonargparse_internals import keep_nested_text
 
 
@@ -53,32 +54,22 @@ def complete_names(arguments: Sequence[str]) -> list[str]:
     return completed
 
 
-def instantiate(parser: ArgumentParser, options: Namespace) -> Namespace:
-    """Return options with objects in place of the classes that they name.
+def instantiate(
+    parser: ArgumentParser, options: Namespace, kind: type = object, arguments: Mapping[str, Any] | None = None
+) -> Namespace:
+    """Return options with objects in place of the classes that they name; see :func:`utils.instantiate.instantiate`.
 
     Raises:
-        Exception: what the class raised. jsonargparse tries every type that a value may have and reports them together.
+        Exception: what the class raised.
         UserError: a library that the class needs is not installed.
     """
-    failures: list[Exception] = []
 
-    def build(kind: type, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return kind(*args, **kwargs)
-        except ImportError as error:  # a logger's package
-            missing = UserError(f"{kind.__name__} cannot be used here: {first_line(error)}")
-            failures.append(error if find_user_code(error) else missing)
-            raise
-        except Exception as error:
-            failures.append(error)
-            raise
+    def replace(named: type, error: Exception) -> Exception:
+        if isinstance(error, ImportError) and not find_user_code(error):  # a logger's package
+            return UserError(f"{named.__name__} cannot be used here: {first_line(error)}")
+        return error
 
-    try:
-        built: Namespace = parser.instantiate(options, instantiators=[(build, object, True)])
-        return built
-    except Exception as error:
-        failure = failures[0] if failures else error
-    raise failure
+    return build_objects(parser, options, kind, arguments, replace)
 
 
 def explain(error: Exception, parser: ArgumentParser, arguments: Sequence[str], command: str) -> BaseException:

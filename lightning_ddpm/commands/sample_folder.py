@@ -1,6 +1,5 @@
 """The folder that ``sample`` writes: numbered images of one set, and a manifest that identifies the set."""
 
-import json
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,15 @@ from lightning_ddpm.data.image_io import open_image, save_image
 from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_output_file, check_writable, write_atomically, write_json
+from lightning_ddpm.utils.files import (
+    check_output_file,
+    check_writable,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+)
 from lightning_ddpm.utils.run_files import MANIFEST, OVERVIEWS
+from lightning_ddpm.utils.text_files import read_json
 
 NUMBERED = "[0-9]" * 6 + ".png"
 UNFINISHED = "unfinished"
@@ -78,8 +84,8 @@ def check_same_set(folder: Path, manifest: dict[str, Any]) -> None:
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the folder's manifest; ``None`` where it is missing or damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        manifest = read_json(folder / MANIFEST)
+    except UserError:
         return None
     return manifest if isinstance(manifest, dict) else None
 
@@ -124,6 +130,5 @@ def delete_images(folder: Path) -> None:
 
 def start_set(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, and delete the temporary files of an interrupted run."""
-    for path in folder.glob(f".{NUMBERED}.*"):
-        path.unlink(missing_ok=True)
+    remove_leftovers(folder)
     write_json(folder / MANIFEST, manifest)

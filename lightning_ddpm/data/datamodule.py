@@ -11,8 +11,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, check_dataset
-from lightning_ddpm.data.decode_cache import decode_to_file, decode_to_memory, fits_in_memory
+from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, check_dataset, hash_images
+from lightning_ddpm.data.decode_cache import decode_to_file, decode_to_memory, fits_in_memory, open_decoded
 from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.data.sharding import ImageRange, RepeatedShard, Shard, ShuffledShard, split_ranges
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
@@ -97,8 +97,8 @@ class ImageDataModule(LightningDataModule):
         self.source.prepare(self.root)
         for split in SPLITS if self.decode_cache else ():
             data = self.source.open(self.root, split)
-            if isinstance(data, FileDataset) and not fits_in_memory(data):
-                self._cache_decoded(data)
+            if self.decode_cache and isinstance(data, FileDataset) and not fits_in_memory(data):
+                decode_to_file(data, self.decode_cache, str(self.root))
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -166,7 +166,12 @@ class ImageDataModule(LightningDataModule):
         if batches >= self.trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
         batch = [self.batch_size, self._ranks.world_size]
-        return {"epoch": epoch, "seen": batches * math.prod(batch), "images": len(self.train), "batch": batch}
+        seen, images = batches * math.prod(batch), len(self.train)
+        return {"epoch": epoch, "seen": seen, "images": images, "batch": batch, "sha256": self._train_digest}
+
+    @cached_property
+    def _train_digest(self) -> str:
+        return hash_images(self.train)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume at that position instead of at the start of the epoch.
@@ -181,6 +186,8 @@ class ImageDataModule(LightningDataModule):
                 f"the checkpoint's run was trained on {state_dict['images']} images and there are {len(self.train)} "
                 "now, so their order has changed; restore the images, or start another run"
             )
+        if state_dict.get("sha256", self._train_digest) != self._train_digest and self._ranks.is_first:
+            report("changed: the training images or their labels are not those of the checkpoint's run")
         self._begins = state_dict["epoch"], state_dict["seen"]
         # Lightning expects the position in the loader, which some callbacks create before the position is known.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
@@ -211,7 +218,7 @@ class ImageDataModule(LightningDataModule):
             return data
         if fits_in_memory(data):
             return decode_to_memory(data, str(self.root))
-        return decode_to_file(data, self.decode_cache, str(self.root)) if self.decode_cache else data
+        return open_decoded(data, self.decode_cache) if self.decode_cache else data
 
     def _flip(self, x_0: Tensor) -> Tensor:
         assert self.trainer is not None

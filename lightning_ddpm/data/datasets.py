@@ -14,13 +14,15 @@ from torch.utils.data import Dataset
 from lightning_ddpm.data.image_io import DecodedImage, read_image
 from lightning_ddpm.utils.contracts import describe_class
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.hashing import make_cache_key
+from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
 
 Batch = tuple[Tensor, Tensor]
 """Images (b, c, h, w) and labels (b,) int64; a label of -1 means none."""
 
 OpenFile = Callable[[int], Path | BytesIO]
 """Function that returns the path or the bytes of the image at an index."""
+MAX_HASHED = 256
+"""Number of images that :func:`hash_images` reads from files."""
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
@@ -182,6 +184,21 @@ class FileDataset(ImageDataset):
         return FileDataset(names, file, labels, self.channels, self.size, self.fingerprint)
 
 
+def hash_images(data: ImageDataset) -> str:
+    """Return a digest of the images and labels, wherever their files are.
+
+    It covers all labels, and all images of a dataset in memory. Of any other dataset, whose images would all have to be
+    read, it covers :data:`MAX_HASHED` images that are spread evenly.
+    """
+    if isinstance(data, MemoryDataset):
+        content = data.fingerprint
+    else:
+        n = min(len(data), MAX_HASHED)
+        digests = (hash_bytes(data[i * len(data) // n][0].numpy().tobytes()) for i in range(n))
+        content = " ".join(digests)
+    return hash_bytes(content.encode() + data.labels.numpy().tobytes())
+
+
 def build_path_dataset(
     paths: Sequence[Path], labels: Tensor, channels: int, size: int, file: Callable[[Path], Path] = Path
 ) -> FileDataset:
@@ -206,10 +223,13 @@ def _open_chosen(file: OpenFile, indices: Sequence[int], index: int) -> Path | B
 
 
 def describe_file(path: Path) -> str:
-    """Return text that changes when a file does: its absolute path, size and time of modification."""
+    """Return text that changes when a file does: its absolute path, size and times.
+
+    The time of the last change (ctime) cannot be set, as ``touch -r`` or ``cp -p`` set that of the modification.
+    """
     absolute = os.fsencode(path.absolute()).decode(errors="backslashreplace")
     try:
         stat = path.stat()
     except OSError as error:  # such as a broken link: reading it reports the error
         return f"{absolute} {error.strerror}"
-    return f"{absolute} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{absolute} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"

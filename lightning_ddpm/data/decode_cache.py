@@ -1,8 +1,10 @@
 """Decode image files once: into memory, or into a file that all processes of a machine map."""
 
+import io
 import math
+import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,31 +14,78 @@ from torch import Tensor
 
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, MemoryDataset
 from lightning_ddpm.data.validation import make_decode_key, read_all
-from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_free_space, check_writable, write_atomically
+from lightning_ddpm.utils.cache import DIGEST_BYTES, report_unusable, seal
+from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.files import check_free_space, remove_leftovers, write_atomically
 
 MAX_BYTES_IN_MEMORY = 2**30
 """Largest size of a decoded dataset that is kept in memory."""
+MAX_BYTES_COMPARED = 2**30
+"""Bytes of a decoded dataset that are compared with their sums at the start of a run; the others when they are used."""
+
+Shape = tuple[int, int, int, int]
+"""(n, c, h, w) of all images."""
 
 
 class MappedDataset(ImageDataset):
     """A dataset of decoded images in a memory-mapped file, whose pages the operating system shares among processes.
 
+    The file is an array (n, c, h, w) uint8 in NumPy's format, followed by the CRC-32 of each image and the SHA-256 of
+    these and of the header. Each image is compared with its CRC-32 when it is first used.
+
     Args:
-        path: file of an array (n, c, h, w) uint8 in NumPy's format.
+        path: the file.
+        shape: (n, c, h, w).
         labels: (n,) int64, -1 for an image without a label.
         fingerprint: fingerprint of the files that were decoded.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
     """
 
-    def __init__(self, path: Path, labels: Tensor, fingerprint: str) -> None:
+    def __init__(self, path: Path, shape: Shape, labels: Tensor, fingerprint: str) -> None:
         self.path, self.labels, self.fingerprint = path, labels.long(), fingerprint
-        self.images = np.load(path, mmap_mode="r", allow_pickle=False)
+        header, n, pixels = _make_header(shape), shape[0], math.prod(shape)
+        try:
+            with path.open("rb") as file:  # all sizes are known, so that nothing in the file is believed
+                complete = os.fstat(file.fileno()).st_size == len(header) + pixels + 4 * n + DIGEST_BYTES
+                begin = file.read(len(header))
+                file.seek(pixels, os.SEEK_CUR)
+                table, end = file.read(4 * n), file.read()
+            if not complete or begin != header or end != seal(header + table):
+                raise UserError(f"{path} is damaged, or was written by an older version")
+            self.images = np.memmap(path, np.uint8, "r", len(header), shape)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+        self._sums, self._compared = np.frombuffer(table, "<u4"), np.zeros(n, bool)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        return torch.from_numpy(self.images[np.asarray(indices)]), self.labels[torch.as_tensor(indices)]
+        chosen = np.asarray(indices)
+        images = self.images[chosen]
+        for place in np.flatnonzero(~self._compared[chosen]).tolist():
+            index = indices[place]
+            if zlib.crc32(images[place]) != self._sums[index]:
+                raise UserError(
+                    f"image {index} of the decoded images in {self.path} is damaged; delete that file, and it is "
+                    "written again"
+                )
+            self._compared[index] = True
+        return torch.from_numpy(images), self.labels[torch.as_tensor(indices)]
+
+    def check_sample(self) -> None:
+        """Compare images that are spread evenly over the dataset, up to :data:`MAX_BYTES_COMPARED`, with their sums.
+
+        Raises:
+            UserError: one of them is damaged.
+        """
+        n = len(self)
+        compared = max(1, min(n, MAX_BYTES_COMPARED // (self.images.size // n)))
+        for i in range(compared):
+            self.__getitems__([i * n // compared])
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return MappedDataset, (self.path, self.labels, self.fingerprint)  # workers map the file too
+        return MappedDataset, (self.path, self.images.shape, self.labels, self.fingerprint)  # workers map it, too
 
 
 def fits_in_memory(data: FileDataset) -> bool:
@@ -60,7 +109,7 @@ def decode_to_memory(data: FileDataset, what: str) -> MemoryDataset:
     return MemoryDataset(images, data.labels)
 
 
-def decode_to_file(data: FileDataset, folder: Path, what: str) -> MappedDataset:
+def decode_to_file(data: FileDataset, folder: Path, what: str) -> ImageDataset:
     """Decode a dataset into a file of the folder, unless the file exists already.
 
     Args:
@@ -68,27 +117,67 @@ def decode_to_file(data: FileDataset, folder: Path, what: str) -> MappedDataset:
         folder: the folder; it is created if necessary.
         what: name of the dataset, for the progress bar.
 
+    Returns:
+        the decoded images, or where the folder cannot be written or has too little space, ``data`` itself.
+
     Raises:
-        UserError: an image cannot be used (any more), or the folder cannot be written or has too little space.
+        UserError: an image cannot be used (any more).
     """
-    path, shape = folder / f"{make_decode_key(data)}.npy", _get_shape(data)
-    with suppress(OSError, ValueError, EOFError):  # there is no such file, or it is damaged
-        mapped = MappedDataset(path, data.labels, data.fingerprint)
-        if mapped.images.shape == shape and mapped.images.dtype == np.uint8:
-            return mapped
-    check_writable(folder)
-    check_free_space(folder, math.prod(shape), math.prod(shape), of="decoded dataset")
+    path, shape = _find_file(data, folder), _get_shape(data)
+    try:
+        mapped = MappedDataset(path, shape, data.labels, data.fingerprint)
+        mapped.check_sample()
+    except UserError as error:
+        if os.path.lexists(path):
+            report(f"decoding again: {error}")
+    else:
+        return mapped
+    sums = bytearray()
 
     def write(file: BinaryIO) -> None:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.write(header := _make_header(shape))
         for pixels in _iterate_decoded(data, what):
-            file.write(pixels.numpy().tobytes())
+            content = pixels.numpy().tobytes()
+            file.write(content)
+            sums.extend(zlib.crc32(content).to_bytes(4, "little"))
+        file.write(bytes(sums) + seal(header + bytes(sums)))
 
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)  # before the space is counted
+        _check_space(folder, math.prod(shape))
         write_atomically(path, write)
     except OSError as error:
-        raise UserError(f"the decoded images of {what} cannot be written in {folder}: {error.strerror}") from error
-    return MappedDataset(path, data.labels, data.fingerprint)
+        where = "set data.decode_cache to a folder that can be"
+        report_unusable(str(folder), error.strerror or str(error), where)
+        return data
+    return MappedDataset(path, shape, data.labels, data.fingerprint)
+
+
+def open_decoded(data: FileDataset, folder: Path) -> ImageDataset:
+    """Return the dataset that :func:`decode_to_file` has written in the folder, or ``data`` where there is none."""
+    try:
+        return MappedDataset(_find_file(data, folder), _get_shape(data), data.labels, data.fingerprint)
+    except UserError:
+        return data
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Raise OSError if the disk has too little space."""
+    try:
+        check_free_space(folder, needed, needed, of="decoded dataset")
+    except UserError as error:
+        raise OSError(str(error)) from error
+
+
+def _find_file(data: FileDataset, folder: Path) -> Path:
+    return folder / f"{make_decode_key(data)}.npy"
+
+
+def _make_header(shape: Shape) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
 
 
 def _iterate_decoded(data: FileDataset, what: str) -> Iterator[Tensor]:
@@ -98,5 +187,5 @@ def _iterate_decoded(data: FileDataset, what: str) -> Iterator[Tensor]:
         yield each.pixels
 
 
-def _get_shape(data: FileDataset) -> tuple[int, int, int, int]:
+def _get_shape(data: FileDataset) -> Shape:
     return len(data), data.channels, data.size, data.size

@@ -58,6 +58,7 @@ class ImageFolder(ImageSource):
             raise UserError(f"max_skipped is a fraction of the images and must lie in [0, 1], got {max_skipped}")
         self.channels, self.size, self.holdout = channels, size, holdout
         self.on_error, self.max_skipped = on_error, max_skipped
+        self._listed: dict[Path, tuple[list[Path], list[Path]]] = {}  # listing many folders takes seconds
 
     def prepare(self, root: Path) -> None:
         """Read every image once, until a file changes, and report all images that cannot be used.
@@ -65,6 +66,7 @@ class ImageFolder(ImageSource):
         Raises:
             UserError: there are no images, or more unusable ones than may be skipped.
         """
+        self._listed.clear()
         skipped: list[Path] = []
         data, parts = self._list_split(Path(root), skipped)
         bad = list(self._find_unusable(data, root).values())
@@ -91,7 +93,7 @@ class ImageFolder(ImageSource):
 
     def class_names(self, root: Path) -> list[str]:
         folder = find_splits(Path(root)).get("train", Path(root))
-        return _list_classes(folder, list_images(folder))
+        return _list_classes(folder, self._list(folder))
 
     def _list_split(
         self, root: Path, skipped: list[Path] | None = None
@@ -101,11 +103,11 @@ class ImageFolder(ImageSource):
             raise UserError(f"there is no folder {root}; point data.root at your images")
         splits = find_splits(root)
         folder = splits.get("train", root)
-        paths = list_images(folder, skipped)
+        paths = self._list(folder, skipped)
         classes = {name: label for label, name in enumerate(_list_classes(folder, paths))}
         if other := _choose_held_out(splits):
             rest: Sequence[int] = range(len(paths))
-            paths += list_images(other, skipped)
+            paths += self._list(other, skipped)
             held_out: Sequence[int] = range(len(rest), len(paths))
         else:
             held_out = hold_out(len(paths), self.holdout)
@@ -129,6 +131,16 @@ class ImageFolder(ImageSource):
             + (f"in {other}" if other else f"of the same folder, spread evenly (holdout {self.holdout:g})")
             + "".join(f"; {each} is not read" for each in unread)
         )
+
+    def _list(self, folder: Path, skipped: list[Path] | None = None) -> list[Path]:
+        """Return what :func:`list_images` returned at the first call since :meth:`prepare`."""
+        if folder not in self._listed:
+            outputs: list[Path] = []
+            self._listed[folder] = list_images(folder, outputs), outputs
+        paths, outputs = self._listed[folder]
+        if skipped is not None:
+            skipped += outputs
+        return [*paths]
 
     def _find_unusable(self, data: FileDataset, root: Path) -> dict[int, str]:
         """Return the faults of the images to skip, by index.
@@ -165,27 +177,29 @@ def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collec
         UserError: a folder cannot be listed.
     """
 
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot list the folder {error.filename}: {error.strerror}")
-
-    found: list[Path] = []
-    for here, folders, files in os.walk(folder, onerror=refuse):
-        top = here == os.fspath(folder)
-        if not top and is_output(files):
-            folders.clear()
-            if skipped is not None:
-                skipped.append(Path(here))
-            continue
-        outputs = {*list_outputs(files), *(ignored if top else ())}
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in outputs]
-        images = [
-            name
-            for name in files
-            if not name.startswith(".") and name not in outputs and Path(name).suffix.lower() in EXTENSIONS
-        ]
-        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        found.extend(Path(here, name) for name in images + links)
-    return sorted(path for path in found if not is_trajectory(path))
+    found: list[str] = []
+    waiting = [os.fspath(folder)]
+    try:
+        while waiting:
+            with os.scandir(here := waiting.pop()) as entries:
+                inside = [(entry, entry.is_dir()) for entry in entries]
+            files, top = [entry.name for entry, is_folder in inside if not is_folder], here == os.fspath(folder)
+            if not top and is_output(files):
+                if skipped is not None:
+                    skipped.append(Path(here))
+                continue
+            outputs = {*list_outputs(files), *(ignored if top else ())}
+            for entry, is_folder in inside:
+                if entry.name.startswith(".") or entry.name in outputs:
+                    continue
+                if is_folder and not entry.is_symlink():
+                    waiting.append(entry.path)
+                elif is_folder or entry.name.lower().endswith(EXTENSIONS):
+                    found.append(entry.path)
+    except OSError as error:
+        raise UserError(f"cannot list the folder {here}: {error.strerror}") from error
+    paths = (Path(each) for each in sorted(found, key=lambda each: each.split(os.sep)))  # in the order of paths
+    return [path for path in paths if not is_trajectory(path)]
 
 
 def report_skipped(folders: Sequence[Path]) -> None:

@@ -1,7 +1,6 @@
 """Open finished images for evaluation: folders of image files, and npz files as ADM writes samples."""
 
 import io
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,10 @@ from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
+from lightning_ddpm.utils.npz import read_npz
+
+MAX_FILE_BYTES = 2**30
+"""Largest file of an image: more than Pillow's limit of pixels takes without compression."""
 
 
 def open_sample_folder(folder: Path) -> ImageDataset:
@@ -45,6 +48,8 @@ def open_sample_folder(folder: Path) -> ImageDataset:
     sizes: dict[tuple[int, int], Path] = {}
     for path in show_progress(((1, path) for path in paths), len(paths), f"checking {folder}", len(paths) > 5000):
         try:
+            if within(path).stat().st_size > MAX_FILE_BYTES:
+                raise UserError(f"the file is larger than {MAX_FILE_BYTES:,} bytes")
             raw = within(path).read_bytes()
             with open_image(io.BytesIO(raw)) as image:
                 check_bits(image)
@@ -73,14 +78,14 @@ def open_npz_samples(path: Path) -> ImageDataset | None:
         UserError: there is no such file, it is damaged, or ``arr_0`` is not an array of square images.
     """
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if "arr_0" not in file:
-                return None
-            images = file["arr_0"]
+        with path.open("rb") as file:
+            images = read_npz(file, str(path), ("arr_0",)).get("arr_0")
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not an npz file, or damaged: {first_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if images is None:
+        return None
     shape = images.shape
     if images.dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] not in (1, 3) or not shape[0]:
         raise UserError(

@@ -2,9 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cache, partial
-from io import BytesIO
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets.utils import download_and_extract_archive
 
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDataset, build_path_dataset, describe_file
+from lightning_ddpm.data.lmdb_files import open_lmdb, read_lmdb
 from lightning_ddpm.utils.errors import UserError, first_line
 
 Split = Literal["train", "test"]
@@ -237,9 +237,9 @@ class LSUN(ImageSource):
 
     def open(self, root: Path, split: Split) -> FileDataset:
         scene, folder = self.category in self.scenes, Path(root) / self._folder(split)
-        n = len(_open_lmdb(folder.resolve())[1])
+        n = len(open_lmdb(folder.resolve())[1])
         chosen = [i for i in range(n) if scene or (i % 1000 == 999) == (split == "test")]
-        file = partial(_read_lmdb, folder.resolve(), chosen)
+        file = partial(read_lmdb, folder.resolve(), chosen)
         labels, state = torch.full((len(chosen),), -1), describe_file(folder / "data.mdb")
         return FileDataset([f"{folder}[{i}]" for i in chosen], file, labels, self.channels, self.size, state)
 
@@ -248,31 +248,6 @@ class LSUN(ImageSource):
 
     def class_names(self, root: Path) -> list[str]:
         return []
-
-
-@cache
-def _open_lmdb(folder: Path) -> tuple[Any, list[bytes]]:
-    """Open an LMDB and return it with its keys; LMDB must not be opened twice in a process.
-
-    torchvision's own LSUN class is not used: it unpickles a list of keys from the current folder, whoever wrote it.
-    """
-    try:
-        import lmdb
-    except ImportError as error:
-        raise UserError("LSUN needs the package lmdb, which is not installed: pip install lmdb") from error
-    try:
-        environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False, max_readers=1)
-    except lmdb.Error as error:
-        raise UserError(f"{folder} is not an LMDB of LSUN: {error}; download it again") from error
-    with environment.begin() as transaction:
-        return environment, list(transaction.cursor().iternext(values=False))
-
-
-def _read_lmdb(folder: Path, chosen: Sequence[int], index: int) -> BytesIO:
-    """Return the bytes of an image; a worker process opens the LMDB itself."""
-    environment, keys = _open_lmdb(folder)
-    with environment.begin() as transaction:
-        return BytesIO(transaction.get(keys[chosen[index]]))
 
 
 def _is_whole_idx(file: Path) -> bool:

@@ -4,16 +4,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import PIL
 
 from lightning_ddpm.data.datasets import FileDataset
 from lightning_ddpm.data.image_io import DecodedImage
+from lightning_ddpm.utils.cache import find_cached, read_cached, write_cached
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import get_cache_folder, write_atomically
 from lightning_ddpm.utils.hashing import make_cache_key
 
 THREADS = min(4, os.cpu_count() or 1)
@@ -58,9 +57,8 @@ def find_faults(data: FileDataset, what: str) -> dict[int, str]:
         data: the image files.
         what: name of the dataset, for the progress bar.
     """
-    known: list[int] | None = None
-    with suppress(OSError, ValueError, TypeError, IndexError):
-        known = [range(len(data))[index] for index in json.loads(_cache_path(data).read_text())]
+    cached = read_cached(_cache_path(data))
+    known: list[int] | None = None if cached is None else json.loads(cached)
     suspects = range(len(data)) if known is None else known
     read = read_all(data.subset(suspects), f"checking {what}", len(suspects) > 5000)
     found = {index: each for index, each in zip(suspects, read, strict=True) if isinstance(each, str)}
@@ -71,12 +69,11 @@ def find_faults(data: FileDataset, what: str) -> dict[int, str]:
 
 def cache_faults(data: FileDataset, bad: Iterable[int]) -> None:
     """Store indices of faulty images for :func:`find_faults`, if the cache can be written."""
-    with suppress(OSError):  # only time is lost
-        write_atomically(_cache_path(data), lambda file: file.write(json.dumps(list(bad)).encode()))
+    write_cached(_cache_path(data), json.dumps(list(bad)).encode())
 
 
-def _cache_path(data: FileDataset) -> Path:
-    return get_cache_folder() / "checked" / f"{make_decode_key(data)}.json"
+def _cache_path(data: FileDataset) -> Path | None:
+    return find_cached(f"checked/{make_decode_key(data)}.json")
 
 
 def make_decode_key(data: FileDataset) -> str:

@@ -19,6 +19,10 @@ Timestep = Tensor | int
 """A timestep t in 0..T or a (b,) tensor of them; where documented, also real-valued t, as a floating-point tensor."""
 
 
+MAX_STEPS = 1_000_000
+"""Largest T; its tables take 40 MB."""
+
+
 def _is_real(t: Timestep) -> TypeGuard[Tensor]:
     return isinstance(t, Tensor) and t.is_floating_point()
 
@@ -51,8 +55,7 @@ class NoiseSchedule(nn.Module, ABC):
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        if steps < 1:
-            raise UserError(f"a schedule needs at least one step, got steps={steps}; Ho et al. use 1000")
+        _check_steps(steps)
         betas = torch.as_tensor(self.compute_betas(steps), dtype=torch.float64, device="cpu")
         if betas.shape != (steps,):
             raise UserError(
@@ -175,8 +178,11 @@ class ExplicitBetas(NoiseSchedule):
     """Schedule with explicitly given beta_1..beta_T; T is their number.
 
     Args:
-        betas: beta_1..beta_T, each in (0, 1); a list in a config, in Python also an array or a tensor.
+        betas: beta_1..beta_T, each in (0, 1), or the last one 1 for zero terminal SNR; a list in a config, in Python
+            also an array or a tensor.
     """
+
+    last_beta = 1.0
 
     def __init__(self, betas: list[float]) -> None:
         if len(betas) == 0:
@@ -202,6 +208,7 @@ class AlphaBarFunction(NoiseSchedule):
         if not 0 < max_beta < 1:
             raise UserError(f"max_beta must lie in (0, 1), got {max_beta}; for alpha_bar_T = 0 use ZeroTerminalSNR")
         self.max_beta = max_beta
+        _check_steps(steps)
         self.values = [_call_for_number(alpha_bar, t / max(steps, 1)) for t in range(steps + 1)]
         for t, value in enumerate(self.values):
             least = math.nextafter(0, 1) if t < steps else 0.0
@@ -239,6 +246,13 @@ class ZeroTerminalSNR(NoiseSchedule):
         first, last = self.values[1], self.values[-1]
         rescaled = (torch.tensor(self.values[1:], dtype=torch.float64) - last) * (first / (first - last))
         return _betas_from_alpha_bar(torch.cat([torch.ones(1, dtype=torch.float64), rescaled**2]))
+
+
+def _check_steps(steps: int) -> None:
+    if not 1 <= steps <= MAX_STEPS:
+        raise UserError(
+            f"a schedule needs at least one step and has at most {MAX_STEPS:,}, got steps={steps}; Ho et al. use 1000"
+        )
 
 
 def _first_timestep(condition: Tensor) -> int:

@@ -3,11 +3,11 @@
 torchmetrics does the arithmetic, in float64. This file adds reference statistics that are computed once and cached.
 """
 
+import io
 import math
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.sharding import split_ranges, spread_indices
 from lightning_ddpm.metrics.extractors import FeatureExtractor, compute_features
-from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.cache import find_cached, read_cached, write_cached
 from lightning_ddpm.utils.distributed import Ranks
-from lightning_ddpm.utils.errors import UserError, first_line
-from lightning_ddpm.utils.files import get_cache_folder, write_atomically
+from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.files import write_atomically
 from lightning_ddpm.utils.hashing import make_cache_key
+from lightning_ddpm.utils.npz import list_npz, read_npz
 from lightning_ddpm.utils.precision import FLOAT32
 
 Sink = Callable[[int, Tensor], object]
@@ -75,17 +76,17 @@ class FrechetDistance:
             sink: receives this rank's features, too; the cache does not have them, so they are computed.
 
         Returns:
-            A description with the number of images and the cached file.
+            A description with the number of images and, if there is one, the cached file.
         """
         path = self.get_cache_path(data)
-        cached = None if sink else _read_cached(path, ranks)
+        cached = None if sink else _read_cached(path)
         if int(ranks.reduce(torch.tensor(float(cached is not None), device=self.device))) < ranks.world_size:
             cached = self._compute_reference(data, ranks, progress, sink)
             if ranks.is_first:
-                write_statistics(path, cached)
+                write_cached(path, _format_statistics(cached))
         assert cached is not None
         self.set_reference_statistics(cached, ranks)
-        return f"statistics of {cached.n} images in {path}"
+        return f"statistics of {cached.n} images" + (f" in {path}" if path and path.is_file() else "")
 
     def set_reference_statistics(self, reference: Statistics, ranks: Ranks) -> None:
         """Set the reference to these statistics; UserError if they are those of another number of features."""
@@ -102,10 +103,10 @@ class FrechetDistance:
             self.metric.real_features_cov_sum.copy_((n - 1) * cov + n * torch.outer(mean, mean))
             self.metric.real_features_num_samples.fill_(n)
 
-    def get_cache_path(self, data: ImageDataset) -> Path:
-        """Return the cache file of this dataset and extractor: mu, sigma (as pytorch-fid writes them) and n."""
+    def get_cache_path(self, data: ImageDataset) -> Path | None:
+        """Return the cache file of this dataset and extractor, if there is a cache: mu, sigma and n in an npz file."""
         key = make_cache_key(f"{data.fingerprint} {self.extractor.protocol} {BATCH} {FLOAT32}")
-        return get_cache_folder() / "reference" / f"{self.extractor.metric}-{key}.npz"
+        return find_cached(f"reference/{self.extractor.metric}-{key}.npz")
 
     def _compute_reference(self, data: ImageDataset, ranks: Ranks, progress: Progress, sink: Sink | None) -> Statistics:
         total = torch.zeros(self.extractor.num_features, dtype=torch.float64)
@@ -175,16 +176,10 @@ class _PassThrough(nn.Module):
         return features
 
 
-def _read_cached(path: Path, ranks: Ranks) -> Statistics | None:
+def _read_cached(path: Path | None) -> Statistics | None:
     """Return the cached statistics, or ``None`` where the file is missing or damaged and must be computed again."""
-    if not path.exists():
-        return None
-    try:
-        return read_statistics(path)
-    except UserError as error:
-        if ranks.is_first:
-            report(f"computed again: {error}")
-        return None
+    content = read_cached(path)
+    return None if content is None else _parse_statistics(io.BytesIO(content), str(path))
 
 
 def read_statistics(path: Path) -> Statistics:
@@ -194,30 +189,44 @@ def read_statistics(path: Path) -> Statistics:
         UserError: the file is missing, damaged, or holds something else.
     """
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if not {"mu", "sigma"} <= set(file):
-                raise UserError(
-                    f"{path} has no statistics: its keys are {', '.join(sorted(file)) or 'none'}, "
-                    "expected mu and sigma, as pytorch-fid writes them"
-                )
-            mu, sigma = file["mu"].astype(np.float64), file["sigma"].astype(np.float64)
-            n = int(file["n"]) if "n" in file else 0
-    except UserError:
-        raise
+        with path.open("rb") as file:
+            return _parse_statistics(file, str(path))
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not an npz file of statistics, or damaged: {first_line(error)}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _parse_statistics(file: BinaryIO, name: str) -> Statistics:
+    arrays = read_npz(file, name, ("mu", "sigma", "n"))
+    if not {"mu", "sigma"} <= set(arrays):
+        raise UserError(
+            f"{name} has no statistics: its keys are {', '.join(list_npz(file, name)) or 'none'}, "
+            "expected mu and sigma, as pytorch-fid writes them"
+        )
+    kinds = {array.dtype.kind for array in arrays.values()}
+    if not kinds <= set("fiu"):
+        raise UserError(f"{name} is not an npz file of statistics: mu, sigma and n must be numbers")
+    mu, sigma = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+    n = arrays.get("n", np.zeros(1))
     if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
         raise UserError(
-            f"{path}: mu of shape {mu.shape} and sigma of shape {sigma.shape} do not match; expected d and d x d"
+            f"{name}: mu of shape {mu.shape} and sigma of shape {sigma.shape} do not match; expected d and d x d"
         )
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f"{path} holds NaN or infinity; compute the statistics again")
-    return Statistics(mu, sigma, n)
+        raise UserError(f"{name} holds NaN or infinity; compute the statistics again")
+    if n.size != 1 or not 0 <= n.item() < 2**53:
+        raise UserError(f"{name}: n must be a number of images, got {n.ravel()[:3].tolist()}")
+    return Statistics(mu, sigma, int(n.item()))
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Write, atomically, a file that pytorch-fid, EDM and :func:`read_statistics` read."""
+    write_atomically(path, lambda file: file.write(_format_statistics(statistics)))
+
+
+def _format_statistics(statistics: Statistics) -> bytes:
     mu, sigma, n = statistics
-    write_atomically(path, lambda file: np.savez(file, mu=mu, sigma=sigma, n=n))
+    buffer = io.BytesIO()
+    np.savez(buffer, mu=mu, sigma=sigma, n=n)
+    return buffer.getvalue()

@@ -1,6 +1,7 @@
 """The feature network of the FID (Heusel et al. 2017, arXiv:1706.08500), with weights checked by their SHA-256."""
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning_ddpm.metrics.resize import TF1, Resize
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_file, hash_tensors
 from lightning_ddpm.utils.paths import resolve_path
+from lightning_ddpm.utils.torch_files import read_torch_file
 
 FILE_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """SHA-256 of weights-inception-2015-12-05-6726825d.pth as torch-fidelity and pytorch-fid publish it."""
@@ -90,8 +92,8 @@ def _download_weights() -> Path:
     """Return the file in torch.hub's cache, downloaded if it is not there."""
     path: Path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=FILE_SHA256, progress=False)
         except (OSError, RuntimeError) as error:
             raise UserError(
@@ -109,12 +111,14 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], bool]:
         raise UserError(
             f"there is no file {path} with Inception's weights; fix weights_path, or leave it out to download them"
         )
+    is_published = hash_file(path) == FILE_SHA256
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        # the published file may be in torch's old format; any other must have the present one, whose sizes are checked
+        load = partial(torch.load, map_location="cpu", weights_only=True)
+        state: dict[str, Tensor] = load(path) if is_published else read_torch_file(path, "a file of weights")
         tensors = hash_tensors({name: value for name, value in state.items() if not name.startswith("fc.")})
     except Exception as error:  # unpickling a file that is no pickle can raise anything
         raise UserError(f"{path} is refused as Inception's weights: {first_line(error)}") from error
-    is_published = hash_file(path) == FILE_SHA256
     if tensors != TENSORS_SHA256 and not is_published:
         raise UserError(
             f"{path} does not hold the FID's Inception weights: the SHA-256 of its tensors is {tensors}, "

@@ -1,21 +1,25 @@
 """Checkpoints: written so that a complete one always exists, and read without running code that is in them."""
 
 import os
-import pickle
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import torch
 from pytorch_lightning import LightningModule
+from torch import Tensor
 
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.trusted_imports import NOT_BUILT, restrict_imports
-from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.allocation import limit_to_weights
+from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_published, sync_folder, write_atomically
 from lightning_ddpm.utils.hashing import hash_content
+from lightning_ddpm.utils.instantiate import instantiate
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.run_files import UNSAVED
+from lightning_ddpm.utils.torch_files import read_torch_file
 from lightning_ddpm.utils.yaml_text import build_parser
 
 DIGEST_KEY = "sha256"
@@ -68,6 +72,16 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
         before.unlink(missing_ok=True)
 
 
+def finish_writing(path: Path) -> None:
+    """Keep the checkpoint that a killed process left in :func:`pending_path` as the previous one."""
+    pending = pending_path(path)
+    if pending.exists():
+        if path.exists() and pending.samefile(path):  # it was killed before it wrote the new one
+            pending.unlink()
+        else:
+            os.replace(pending, previous_path(path))
+
+
 def read_newest_checkpoint(path: Path) -> tuple[dict[str, Any], Path]:
     """Read a checkpoint, or the previous one if it is damaged or missing; return its content and its path.
 
@@ -92,19 +106,15 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         others = ", ".join(map(str, sorted(path.parent.glob("*.ckpt"))))
         raise UserError(f"there is no checkpoint {path}" + (f"; there is {others}" if others else ""))
     check_published(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is refused: it holds more than weights and plain data, or is not a checkpoint, and reading it "
-            f"could run code ({first_line(error)})"
-        ) from error
-    except Exception as error:  # unpickling other data raises any kind of exception
-        raise UserError(f"{path} is damaged, or is not a checkpoint: {first_line(error)}") from error
+    checkpoint = read_torch_file(path, "a checkpoint")
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(checkpoint):
         raise UserError(f"{path} is a checkpoint of another program: it has no 'state_dict' and 'hyper_parameters'")
     if not isinstance(checkpoint["hyper_parameters"], dict) or "_class_path" not in checkpoint["hyper_parameters"]:
         raise UserError(f"{path} does not describe its model; use a checkpoint of `lightning_ddpm fit` or `import`")
+    for name in ("state_dict", "current_model_state"):
+        weights = checkpoint.get(name, {})
+        if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
+            raise UserError(f"{path} is a checkpoint of another program: its {name!r} holds more than weights")
     written = checkpoint.pop(DIGEST_KEY, None)  # imported models and those that ship have none
     if written not in (None, hash_content(checkpoint)):
         raise UserError(
@@ -113,7 +123,26 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
-def build_module(parameters: dict[str, Any], kind: type[Module], path: Path | str) -> Module:
+MAX_LENGTH = 5000
+"""Longest list among the hyper-parameters, apart from class names: jsonargparse copies it once for each item."""
+
+
+def _find_long_list(parameters: object, name: str = "") -> str | None:
+    """Return the dotted name of a list that is too long, if there is one."""
+    if isinstance(parameters, dict):
+        pairs = [(f"{name}.{key}" if name else str(key), value) for key, value in parameters.items()]
+    elif isinstance(parameters, list | tuple):
+        if len(parameters) > MAX_LENGTH:
+            return name
+        pairs = [(name, value) for value in parameters]
+    else:
+        return None
+    return next((found for key, value in pairs if (found := _find_long_list(value, key))), None)
+
+
+def build_module(
+    parameters: dict[str, Any], kind: type[Module], path: Path | str, weights: Mapping[str, Tensor]
+) -> Module:
     """Build the module that :func:`build_hyper_parameters` describes, with initial weights.
 
     It gets no optimizer: nothing is trained here, and a newer torch may have saved arguments that this one lacks.
@@ -122,18 +151,26 @@ def build_module(parameters: dict[str, Any], kind: type[Module], path: Path | st
         parameters: what :func:`build_hyper_parameters` returned.
         kind: the class that the module must have.
         path: the file that they come from, for the message.
+        weights: the weights that the module will get: it is not built if it is far larger.
 
     Raises:
         UserError: the module cannot be built here, or names code that is :func:`not trusted <restrict_imports>`.
     """
-    others = ("_class_path", *NOT_BUILT)
+    others = ("_class_path", "class_names", *NOT_BUILT)
     class_path, init_args = parameters["_class_path"], {k: v for k, v in parameters.items() if k not in others}
+    names = {"class_names": parameters["class_names"]} if parameters.get("class_names") else {}
+    if not isinstance(class_path, str) or not all(isinstance(each, str) for each in names.get("class_names", ())):
+        raise UserError(f"{path} does not describe its model: a class path and class names must be text")
+    if longest := _find_long_list(init_args):
+        raise UserError(f"{path} is refused: its {longest} is a list of more than {MAX_LENGTH:,} items")
     model = {"class_path": class_path, "init_args": init_args}
     parser = build_parser()
     parser.add_subclass_arguments(kind, "model", fail_untyped=False)
     with restrict_imports(path, model):
         try:
-            return parser.instantiate(parser.parse_object({"model": model})).model  # type: ignore[no-any-return]
+            options = parser.parse_object({"model": model})
+            with limit_to_weights(weights, str(path)):
+                return instantiate(parser, options, kind, names).model  # type: ignore[no-any-return]
         except Exception as error:  # jsonargparse raises many kinds; all mean that this module cannot be built here
             raise UserError(f"{path} holds {class_path}, which cannot be built as {kind.__name__}: {error}") from error
 
@@ -158,11 +195,11 @@ def load(path: Path | str, kind: type[LightningModule] = DDPM, raw: bool = False
         UserError: as :func:`read_checkpoint`, or the checkpoint holds another kind of model, or has no raw weights.
     """
     checkpoint = read_checkpoint(path)
-    module = build_module(checkpoint["hyper_parameters"], kind, path)
+    module = build_module(checkpoint["hyper_parameters"], kind, path, checkpoint["state_dict"])
     if raw and "current_model_state" not in checkpoint:
         raise UserError(f"{path} has no raw weights beside its averaged ones; omit --raw")
     try:
         module.load_state_dict(checkpoint["current_model_state" if raw else "state_dict"])
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not have the weights of the model that it describes: {error}") from error
     return module.eval()

@@ -120,10 +120,11 @@ def _find_names(config: object) -> Iterator[str]:
         for each in config:
             yield from _find_names(each)
     elif isinstance(config, str) and "." in config and all(part.isidentifier() for part in config.split(".")):
-        if (top := config.split(".")[0]) in sys.modules or find_spec(top):  # neither runs the module
-            yield config
+        with suppress(ImportError, ValueError):  # of find_spec, which does not run the module
+            if (top := config.split(".")[0]) in sys.modules or find_spec(top):
+                yield config
     elif isinstance(config, str) and config.lstrip().startswith(("{", "[")):  # jsonargparse parses it, too
-        with suppress(yaml.YAMLError):
+        with suppress(yaml.YAMLError, UserError):
             yield from _find_names(load_yaml(config))
 
 

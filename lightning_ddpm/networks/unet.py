@@ -53,6 +53,8 @@ def build_encoder(
             f"got {channels}, {size}, {blocks}, {list(multipliers)} and {dropout}"
         )
     halvings = len(multipliers) - 1
+    if halvings > size.bit_length():
+        raise UserError(f"images of size {size} cannot be halved {halvings} times; give fewer multipliers")
     if size % 2**halvings:
         times = "once" if halvings == 1 else f"{halvings} times"
         raise UserError(

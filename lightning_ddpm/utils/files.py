@@ -1,18 +1,27 @@
 """Write files atomically, and check folders and files before they are needed."""
 
 import errno
+import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_file
 from lightning_ddpm.utils.paths import resolve_path
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}", re.DOTALL)
+"""Names of the temporary files of :func:`write_atomically`."""
+DAY = 86400
+"""Seconds after which a temporary file is a leftover where there are no locks."""
 
 
 def get_cache_folder() -> Path:
@@ -43,7 +52,8 @@ def read_utf8(path: Path) -> str:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], flush: bool = True) -> None:
     """Write a file under a temporary name beside ``path`` and move it there, so that nobody ever sees half of it.
 
-    A link at ``path`` is replaced, so that no file elsewhere is overwritten.
+    A link at ``path`` is replaced, so that no file elsewhere is overwritten. The first write of a process in a folder
+    removes what killed processes have left there.
 
     Args:
         path: the file; its folder is created.
@@ -51,20 +61,55 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], flush: boo
         flush: wait until the file is on the disk; False for one of many, after which :func:`flush_files` is called.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # tempfile's would be its owner's alone
+    if path.parent not in _CLEANED:
+        _CLEANED.add(path.parent)
+        remove_leftovers(path.parent)
+    file = _open_temporary(path)
+    temporary = Path(file.name)
     try:
-        with temporary.open("xb") as file:
+        with file:
             write(file)
+            file.flush()
             if flush:
-                file.flush()
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)  # while the lock is held: a file without one is taken for a leftover
         if flush:
             sync_folder(path.parent)
     except BaseException as error:
         error.add_note(f"{path} was being written")
         temporary.unlink(missing_ok=True)
         raise
+
+
+_CLEANED: set[Path] = set()
+
+
+def _open_temporary(path: Path) -> BinaryIO:
+    """Create and lock a temporary file beside ``path``; the lock ends with the process, however that ends."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # tempfile's would be its owner's alone
+        file = temporary.open("xb")
+        with suppress(OSError):  # a file system without locks: see remove_leftovers
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another process took it for a leftover before it was locked
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of :func:`write_atomically` whose process has ended.
+
+    A file that a live process of any machine writes is locked. On a file system without locks, files stay for a day.
+    """
+    with suppress(OSError):
+        for entry in [each for each in os.scandir(folder) if TEMPORARY.fullmatch(each.name)]:
+            with suppress(OSError), open(entry.path, "rb+") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno in (errno.EAGAIN, errno.EACCES) or time.time() - entry.stat().st_mtime < DAY:
+                        continue
+                os.unlink(entry.path)
 
 
 def flush_files() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
 
+from lightning_ddpm.utils.text_files import check_yaml
+
 MODE = "lightning_ddpm"
 """The name of this format in jsonargparse, as the ``parser_mode`` of a parser."""
 NUMBER = re.compile(r"[-+.0-9][-+.0-9_:eE]*")
@@ -23,15 +25,23 @@ def build_parser(command: str | None = None, description: str | None = None) -> 
     )
 
 
-def load_yaml(text: str) -> Any:
+def load_yaml(text: str, name: str = "a value in YAML") -> Any:
     """Return what a YAML document holds, as plain data; dates are strings.
 
     Raises:
         yaml.YAMLError: it is no YAML.
+        UserError: it is too long or too deep, or its aliases repeat too much.
     """
+    check_yaml(text, name)
     try:
         return get_loader("yaml")(text)
-    except (TypeError, ValueError) as error:  # the reader's, for ``?`` and ``._``
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # the reader's, for ``?`` and ``._``
         raise yaml.YAMLError(f"it cannot be read: {error}") from error
 
 
@@ -51,7 +61,7 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 def _load(text: str, path: Any = None) -> Any:
     """Return what a document holds, or for a value alone (without a path) the text itself if it is no YAML of ours."""
-    loaded = load_yaml(text)
+    loaded = load_yaml(text, str(path or "a value in YAML"))
     if path is not None or (loaded is not None and not isinstance(loaded, dict | list)):
         return loaded
     return loaded if "\n" in text or text.lstrip().startswith(("[", "{")) else text

@@ -122,7 +122,7 @@ def test_existing_checkpoints_survive_a_full_disk_which_is_reported(
 
 
 def test_training_removes_the_partial_files_of_a_killed_process(tmp_path: Path) -> None:
-    (tmp_path / ".last.ckpt.abcdefgh").write_bytes(b"half a checkpoint")
+    (tmp_path / ".last.ckpt.0123abcd").write_bytes(b"half a checkpoint")
     fit(tmp_path, Checkpoints(every_n_steps=3))
     assert sorted(each.name for each in tmp_path.iterdir()) == ["last-previous.ckpt", "last.ckpt"]
     assert [step(tmp_path / name) for name in ("last.ckpt", "last-previous.ckpt")] == [4, 3]

@@ -40,7 +40,7 @@ def test_a_partial_set_is_completed_by_its_missing_batches_only(whole, command, 
     shutil.copytree(whole, tmp_path / "part")
     for index in (9, 30, 49):
         (tmp_path / "part" / f"{index:06d}.png").unlink()
-    (tmp_path / "part" / ".000009.png.abcdef").write_bytes(b"half an image")
+    (tmp_path / "part" / ".000009.png.01abcdef").write_bytes(b"half an image")
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "part").glob("0*.png")}
     status, out, err = command("sample", *SET, "--out", tmp_path / "part")
     assert status == 0, err

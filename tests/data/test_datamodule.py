@@ -1,17 +1,20 @@
 """The batches of a real Trainer: their images, order and form."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.command_outputs import write_noise_image
 from helpers.tiny import quiet_trainer
 from PIL import Image
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from lightning_ddpm.data import Digits, ImageDataModule, ImageFolder
+from lightning_ddpm.data import Digits, ImageDataModule, ImageFolder, decode_cache
+from lightning_ddpm.data.datasets import hash_images
 from lightning_ddpm.data.image_io import to_float, to_uint8
 from lightning_ddpm.data.sharding import Shard, ShuffledShard, spread_indices
 from lightning_ddpm.utils.distributed import Ranks
@@ -282,3 +285,30 @@ def test_predict_gets_ranges_of_images_to_generate(tmp_path: Path) -> None:
     data = ImageDataModule(Digits(), batch_size=4, predict_images=10)
     made = quiet_trainer(tmp_path).predict(Predictor(), datamodule=data)
     assert made == [[0, 0, 4], [0, 4, 8], [0, 8, 10]]
+
+
+@pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "in files"])
+def test_a_resumed_run_reports_training_images_that_have_changed(
+    memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(decode_cache, "MAX_BYTES_IN_MEMORY", memory)
+    for i in range(6):
+        write_noise_image(tmp_path / "ab"[i % 2] / f"{i}.png", (8, 8))
+
+    def open_data() -> ImageDataModule:
+        data = ImageDataModule(ImageFolder(size=8, holdout=0.2), str(tmp_path))
+        data.prepare_data()
+        data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), global_rank=0, world_size=1)  # type: ignore[assignment]
+        return data
+
+    state = {"epoch": 0, "seen": 0, "images": 5, "batch": [1, 1], "sha256": hash_images(open_data().train)}
+    for change in (None, "pixels", "label"):
+        if change == "pixels":
+            write_noise_image(tmp_path / "a" / "0.png", (8, 8))
+        elif change == "label":
+            (tmp_path / "a" / "2.png").rename(tmp_path / "b" / "2.png")
+            state["sha256"] = hash_images(open_data().train)
+            (tmp_path / "b" / "2.png").rename(tmp_path / "a" / "2.png")
+        capsys.readouterr()
+        open_data().load_state_dict(state)
+        assert ("changed: the training images" in capsys.readouterr().out) == (change is not None)

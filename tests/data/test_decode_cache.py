@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from PIL import Image
 
 from lightning_ddpm.data import ImageDataModule, ImageDataset, ImageFolder, MemoryDataset, datasets, decode_cache
 from lightning_ddpm.data.datasets import FileDataset
-from lightning_ddpm.data.decode_cache import MappedDataset, decode_to_file
+from lightning_ddpm.data.decode_cache import MappedDataset, decode_to_file, decode_to_memory
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.files import write_atomically
 
 
 def everything(data: ImageDataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,29 +124,100 @@ def test_a_mapped_dataset_is_pickled_as_its_path(root: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("too_large")
-def test_a_folder_without_space_is_refused(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["file", "file/below", "full"])
+def test_a_run_goes_on_without_a_folder_that_cannot_be_used(
+    where: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"file is a file, and a folder is needed in its place"):
-        open_training_images(root, tmp_path / "file")
+    expected = everything(open_training_images(root))[0]
+    if where == "full":
+
+        def fill(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fill)
+    capsys.readouterr()
+    for _ in range(2):
+        data = open_training_images(root, tmp_path / where)
+        assert isinstance(data, FileDataset)
+        assert torch.equal(everything(data)[0], expected)
+    assert capsys.readouterr().out.count(f"going on without the cache {tmp_path / where} (") == 1, "once in a process"
+    assert where != "full" or os.listdir(tmp_path / where) == []
+
+
+@pytest.mark.usefixtures("too_large")
+def test_a_dataset_that_is_larger_than_the_disk_is_decoded_at_every_access(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = FileDataset(["x"] * 10, lambda index: Path("x"), torch.zeros(10), 3, 10**7, "")
-    with pytest.raises(UserError, match=r"the decoded datasets take 3,000,000,000 MB and .* has .* MB left; make room"):
-        decode_to_file(data, tmp_path, "x")
+    assert decode_to_file(data, tmp_path, "x") is data
+    assert re.search(r"the decoded datasets take 3,000,000,000 MB and .* has .* MB left", capsys.readouterr().out)
 
 
-def test_a_disk_that_fills_up_is_reported_and_no_file_is_left(
+@pytest.mark.usefixtures("too_large")
+def test_any_changed_bit_of_the_file_is_noticed(root: Path, tmp_path: Path) -> None:
+    """In the header, a pixel, a sum or the digest: at the start, or at the latest when its image is used."""
+    folder = tmp_path / "decoded"
+    whole = everything(open_training_images(root, folder))[0]
+    (file,) = folder.iterdir()
+    content = file.read_bytes()
+    data = ImageFolder(3, 8, holdout=0.5).open(root, "train")
+    assert isinstance(data, FileDataset)
+    for place in range(0, len(content), 7):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with pytest.raises(UserError, match="damaged"):
+            everything(MappedDataset(file, (5, 3, 8, 8), data.labels, data.fingerprint))
+    assert torch.equal(everything(open_training_images(root, folder))[0], whole)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.usefixtures("too_large")
+def test_a_file_that_changes_beyond_the_sample_is_an_error_at_its_image(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode_cache, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(decode_cache, "MAX_BYTES_COMPARED", 192)
+    folder = tmp_path / "decoded"
+    open_training_images(root, folder)
+    (file,) = folder.iterdir()
+    content = bytearray(file.read_bytes())
+    content[128 + 192 + 5] ^= 1
+    file.write_bytes(content)
+    data = open_training_images(root, folder)
+    data[0]
+    with pytest.raises(UserError, match=r"image 1 of the decoded images in .* is damaged; delete that file"):
+        data[1]
 
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    data = ImageFolder(size=8).open(root, "train")
-    assert isinstance(data, FileDataset)
-    with pytest.raises(UserError, match=r"decoded images of images cannot be written in .*No space left"):
-        decode_to_file(data, tmp_path / "decoded", "images")
-    assert list((tmp_path / "decoded").iterdir()) == []
+@pytest.mark.usefixtures("too_large")
+def test_the_leftovers_of_a_killed_run_are_removed_and_those_of_a_live_one_are_kept(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "decoded"
+    child = os.fork()
+    if child == 0:
+        write_atomically(folder / "killed.npy", lambda file: os._exit(9))
+    os.waitpid(child, 0)
+    (left,) = folder.iterdir()
+
+    def write(file: BinaryIO) -> None:
+        open_training_images(root, folder)
+        assert not left.exists()
+        assert Path(file.name).exists()
+
+    write_atomically(folder / "live.npy", write)
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("too_large")
+def test_an_image_that_changes_with_its_date_restored_is_decoded_again(root: Path, tmp_path: Path) -> None:
+    for each in (root / "train").rglob("*.png"):
+        Image.open(each).save(each.with_suffix(".bmp"))  # whose size does not depend on its pixels
+        each.unlink()
+    open_training_images(root, tmp_path / "decoded")
+    changed = root / "train" / "a" / "0.bmp"
+    stat = changed.stat()
+    Image.new("RGB", (12, 12), "red").save(changed)
+    os.utime(changed, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (changed.stat().st_size, changed.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert open_training_images(root, tmp_path / "decoded")[0][0][:, 0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "in a file"])
@@ -151,12 +225,12 @@ def test_an_image_damaged_after_the_check_is_named(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
     monkeypatch.setattr(decode_cache, "MAX_BYTES_IN_MEMORY", memory)
-    data = ImageDataModule(ImageFolder(size=8), str(root), decode_cache=str(tmp_path / "decoded"))
-    data.source.prepare(root)
+    files = ImageFolder(size=8).open(root, "train")
+    assert isinstance(files, FileDataset)
     bad = root / "train" / "b" / "3.png"
     bad.write_bytes(bad.read_bytes()[:80])
     with pytest.raises(UserError, match=r"b/3\.png: the image cannot be read"):
-        data._cache_decoded(ImageFolder(size=8, on_error="skip").open(root, "train"))
+        decode_to_memory(files, "") if memory else decode_to_file(files, tmp_path / "decoded", "")
 
 
 # fingerprints

@@ -26,6 +26,7 @@ from lightning_ddpm.diffusion import (
     Quadratic,
     Sigmoid,
     Velocity,
+    ZeroTerminalSNR,
 )
 from lightning_ddpm.models.checkpoint import build_hyper_parameters, load
 from lightning_ddpm.models.ddpm import DDPM
@@ -78,7 +79,10 @@ def _data(value: Any) -> Any:
     """Return the description of an object in a checkpoint."""
     kind = type(value)
     given = {name.lstrip("_"): each for name, each in vars(value).items() if not name.startswith("__")}
-    if isinstance(value, ExplicitBetas):
+    if isinstance(value, ZeroTerminalSNR):
+        signal = torch.tensor(value.values, dtype=torch.float64)
+        given = {"schedule": _data(ExplicitBetas((1 - (signal[1:] / signal[:-1]) ** 2).tolist()))}
+    elif isinstance(value, ExplicitBetas):
         given = {"betas": value.beta[1:].tolist()}
     elif hasattr(value, "beta"):
         given = {name: given[name] for name in ("beta_min", "beta_max", "offset") if name in given} | {"steps": value.T}

@@ -24,6 +24,7 @@ from lightning_ddpm.metrics import (
     read_statistics,
     write_statistics,
 )
+from lightning_ddpm.utils.cache import write_cached
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
@@ -138,7 +139,8 @@ def test_distance_uses_the_content_of_the_cache(reference_cache: Path) -> None:
     real = in_memory(make_images(np.full((10, 4), 51.0)))
     make_distance(Pixels(4), real)
     (path,) = reference_cache.iterdir()
-    np.savez(path, mu=np.zeros(4), sigma=np.zeros((4, 4)), n=10)
+    write_statistics(path, Statistics(np.zeros(4), np.zeros((4, 4)), 10))
+    write_cached(path, path.read_bytes())
     zeros = torch.zeros(10, 1, 1, 4, dtype=torch.uint8)
     assert measure(make_distance(Pixels(4), real), zeros) == pytest.approx(0, abs=1e-9)
 
@@ -155,7 +157,7 @@ def test_truncated_cache_file_is_reported_and_computed_again(
     assert capsys.readouterr().out == ""
     assert measure(make_distance(Pixels(64), real), generated) == first
     assert path.read_bytes() == whole
-    assert capsys.readouterr().out.startswith(f"computed again: {path} is not an npz file of statistics, or damaged")
+    assert capsys.readouterr().out.startswith(f"computed again: {path} is damaged")
 
 
 FILL_CACHES = """
@@ -164,6 +166,7 @@ from pathlib import Path
 import torch
 from lightning_ddpm.data import Digits
 from lightning_ddpm.metrics import FrechetDistance, ModuleFeatures, read_statistics
+from lightning_ddpm.utils.cache import write_cached
 from lightning_ddpm.utils.distributed import Ranks
 
 folder, me, other, rounds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -185,7 +188,7 @@ for index in range(rounds):
     (folder / f"{index}-{me}-filled").touch()
     while True:  # keep reading while the other process writes
         last = (folder / f"{index}-{other}-filled").exists()
-        kept = read_statistics(distance.get_cache_path(data))
+        kept = read_statistics(distance.get_cache_path(data))  # NumPy reads it, too
         if last:
             break
         assert time.monotonic() < until, "the other process ended"
@@ -252,7 +255,7 @@ def test_statistics_are_read_back_also_under_the_keys_of_pytorch_fid_and_adm(tmp
             r"mu of shape \(3,\) and sigma of shape \(4, 4\) do not match",
         ),
         ({"mu": np.full(3, np.nan), "sigma": np.zeros((3, 3))}, "holds NaN or infinity"),
-        ({"mu": np.array([{}], dtype=object), "sigma": np.zeros((1, 1))}, "not an npz file of statistics, or damaged"),
+        ({"mu": np.array([{}], dtype=object), "sigma": np.zeros((1, 1))}, "is not an npz file, or damaged"),
     ],
 )
 def test_invalid_statistics_are_refused(tmp_path: Path, content: dict[str, np.ndarray], message: str) -> None:
@@ -264,7 +267,7 @@ def test_invalid_statistics_are_refused(tmp_path: Path, content: dict[str, np.nd
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut"])
 def test_damaged_file_of_statistics_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "stats.npz").write_bytes(content)
-    with pytest.raises(UserError, match=r"stats\.npz is not an npz file of statistics, or damaged"):
+    with pytest.raises(UserError, match=r"stats\.npz is not an npz file, or damaged"):
         read_statistics(tmp_path / "stats.npz")
     with pytest.raises(UserError, match=r"there is no file .*lost\.npz"):
         read_statistics(tmp_path / "lost.npz")

@@ -18,6 +18,9 @@ PREDICTION_TYPES = {"epsilon": diffusion.Epsilon, "sample": diffusion.X0, "v_pre
 Variances = dict[str, type[diffusion.ReverseVariance]]
 VARIANCES: Variances = {"fixed_small": FixedSmall, "fixed_large": FixedLarge, "learned_range": LearnedRange}
 
+SAMPLER_KEY = "_lightning_ddpm_sampler"
+"""Key of this package's own sampler in scheduler_config.json, whose file has no place for it; diffusers skips it."""
+
 SCHEDULER_SETTINGS: Settings = {
     "clip_sample": (True, (True,)),
     "clip_sample_range": (1.0, (1.0,)),
@@ -105,7 +108,7 @@ def check_outputs(variance: str, outputs: int) -> None:
     Raises:
         UserError: ``variance_type`` and the number of output channels do not match.
     """
-    if (variance == "learned_range") != (outputs == 2):
+    if outputs not in (1, 2) or (variance == "learned_range") != (outputs == 2):
         raise UserError(
             f"the network's output has {outputs} times the images' channels and the variance is {variance}; diffusers "
             "expects 2 times with learned_range and 1 with any other variance"
@@ -116,7 +119,7 @@ def parse_scheduler_config(config: Mapping[str, Any], outputs: int) -> dict[str,
     """Convert a scheduler's configuration to a model's ``schedule``, ``sampler`` and ``parameterization``.
 
     Each is described by class_path and init_args. diffusers' configuration holds neither a number of sampling steps nor
-    DDIM's eta, so the sampler makes all T steps.
+    DDIM's eta, so the sampler makes all T steps unless this package exported the folder and wrote its sampler there.
 
     Args:
         config: scheduler_config.json of a DDPMScheduler or a DDIMScheduler.
@@ -138,6 +141,7 @@ def parse_scheduler_config(config: Mapping[str, Any], outputs: int) -> dict[str,
         variance = settings.read_choice("variance_type", "fixed_small", kinds)
         check_outputs(config.get("variance_type", "fixed_small"), outputs)
         sampler = _describe_object(diffusion.Ancestral, variance=_describe_object(variance), steps=None)
+    sampler = config.get(SAMPLER_KEY) or sampler
     return {"schedule": _parse_schedule(settings), "sampler": sampler, "parameterization": parameterization}
 
 

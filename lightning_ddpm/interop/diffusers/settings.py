@@ -20,6 +20,10 @@ Settings = Mapping[str, tuple[object, tuple[object, ...]]]
 """For each setting: diffusers' default, and the values that this package supports."""
 
 
+MAX_SHOWN = 200
+"""Longest value in a message."""
+
+
 class Config:
     """The settings in a JSON file of diffusers. Every method raises UserError if a value is not supported.
 
@@ -34,7 +38,8 @@ class Config:
     def check(self, supported: bool, name: str, value: object, choices: str) -> None:
         """Raise UserError with the setting's name, its value and the supported choices, unless it is supported."""
         if not supported:
-            raise UserError(f"{self.where} has {name}={value!r}, which is not supported; supported: {choices}")
+            shown = repr(value) if len(repr(value)) <= MAX_SHOWN else f"{repr(value)[:MAX_SHOWN]}..."
+            raise UserError(f"{self.where} has {name}={shown}, which is not supported; supported: {choices}")
 
     def check_class(self, supported: Sequence[str]) -> None:
         """Check that the configuration is of a supported class."""

@@ -158,8 +158,10 @@ def _map_block_names(ours: str, theirs: str, block: int) -> dict[str, str]:
 
 
 def export_weights(network: UNet) -> dict[str, Tensor]:
-    """Return copies of the network's weights in float32 under diffusers' names."""
+    """Return copies of the network's weights in float32 under diffusers' names; UserError if one is not finite."""
     state, names = network.state_dict(), map_weight_names(network)
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise UserError(f"the network's weights are not finite ({broken[0]}), and such a model cannot be exported")
     return {theirs: state[ours].to("cpu", torch.float32, copy=True).contiguous() for ours, theirs in names.items()}
 
 

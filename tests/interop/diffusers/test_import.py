@@ -230,7 +230,7 @@ def test_weights_that_hold_code_are_refused(folder, tmp_path, command):
     torch.save({"conv_in.bias": Path("code")}, folder / "unet" / f"{WEIGHTS}.bin")
     status, _, err = command("import", "--folder", folder, "--out", tmp_path / "out.ckpt")
     assert status == 2
-    assert f"{WEIGHTS}.bin is damaged, or holds more than weights" in err
+    assert f"{WEIGHTS}.bin is refused: it holds more than weights and plain data" in err
 
 
 @pytest.mark.parametrize("existing", ["out.ckpt", "out.yaml"])
