@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.command_line import tiny_digits, write_yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -117,6 +118,22 @@ def test_a_logger_with_a_folder_of_its_own_keeps_it(command: Any, tmp_path: Path
     assert status == 0, err
     assert (tmp_path / "tables" / "mine" / "version_3" / "metrics.csv").is_file()
     assert (tmp_path / "run" / "config.yaml").is_file()
+    options = ("--n", 2, "--steps", 2, "--extractor", "DigitsFeatures")
+    status, out, err = command("evaluate", "--ckpt", tmp_path / "run" / "last.ckpt", *options)
+    assert status == 0, err
+    assert "reference: statistics of 1618 images" in out  # of the run's own config
+
+
+def test_a_run_without_loggers_can_be_resumed_with_and_without_one(command: Any, tmp_path: Path) -> None:
+    config = short_run(tmp_path)
+    for step, logger in enumerate(("false", "CSVLogger", "false"), 1):
+        resume = ("--ckpt_path", "last") if step > 1 else ()
+        options = ("--trainer.logger", logger, "--trainer.max_steps", step, *resume)
+        status, _, err = command("fit", "--config", config, *options)
+        assert status == 0, err
+    assert [step for step, _ in read_table(tmp_path / "run" / "metrics.csv")["train/loss"]] == [1]  # counted from 0
+    assert not list((tmp_path / "run").glob("events.*"))
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
 @pytest.mark.slow
