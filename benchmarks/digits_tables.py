@@ -156,7 +156,7 @@ class Results:
 
     def add(self, row: str, column: str, metrics: dict[str, float]) -> None:
         self.metrics[f"{row} | {column}"] = metrics
-        self.path.write_text(json.dumps(self.metrics, indent=1))
+        self.path.write_text(json.dumps(self.metrics, indent=1, allow_nan=False))
         print(row, column, metrics, flush=True)
 
     def __contains__(self, key: tuple[str, str]) -> bool:

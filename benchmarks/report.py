@@ -141,7 +141,7 @@ def write_result(
         "megabytes": dict(megabytes),
     }
     slug = re.sub(r"\W+", "-", describe_hardware().lower()).strip("-")
-    (out / f"{what}-{slug}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / f"{what}-{slug}.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     print("\n".join(make_table(found)), flush=True)
 
 

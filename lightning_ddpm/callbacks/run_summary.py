@@ -9,6 +9,7 @@ from lightning_ddpm.models.trusted_imports import list_modules_to_trust
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.devices import name_device
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.lightning_internals import get_validation_interval
 from lightning_ddpm.utils.threads import describe_threads
 
 
@@ -63,11 +64,12 @@ def _check_validation_interval(trainer: Trainer, batches: int) -> None:
     """Refuse an interval between validations that no epoch reaches.
 
     Raises:
-        UserError: ``val_check_interval`` counts batches within an epoch, and there are fewer.
+        UserError: ``val_check_interval`` counts steps within an epoch, and there are fewer.
     """
-    interval = trainer.val_check_interval
-    if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > batches:
+    interval = get_validation_interval(trainer)
+    steps = -(-batches // trainer.accumulate_grad_batches)
+    if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > steps:
         raise UserError(
-            f"--trainer.val_check_interval {interval} counts within an epoch, which has {batches} batches; set "
+            f"--trainer.val_check_interval {interval} counts within an epoch, which has {steps} steps; set "
             "--trainer.check_val_every_n_epoch null to count across epochs, or lower it"
         )

@@ -61,14 +61,15 @@ def find_class(name: str, kinds: tuple[type, ...], word: str, place: str) -> typ
         Exception: its module cannot be imported.
     """
     listed = list_classes(*kinds)
-    there_are = f" There are {listed}" if listed and listed.count(",") < MAX_LISTED else ""
+    is_short = bool(listed) and listed.count(",") < MAX_LISTED
     if "." in name:
         found = _import(name, word, place)
     else:
         known = list_subclasses(*kinds)
         if name not in known:
             fix = suggest(name, listed.split(", ")) or suggest(name, known)
-            raise UserError(f"there is no {word} {name}{place}{fix or (there_are and ';')}{there_are}")
+            there_are = f"{' There' if fix else '; there'} are {listed}" if is_short else ""
+            raise UserError(f"there is no {word} {name}{place}{fix}{there_are}")
         found = known[name]
     if not isclass(found):
         return None
@@ -76,7 +77,7 @@ def find_class(name: str, kinds: tuple[type, ...], word: str, place: str) -> typ
         raise UserError(f"{describe_missing_methods(found)}, which a {word} needs; add it")
     if not issubclass(found, kinds) or isabstract(found):
         what = "is abstract" if issubclass(found, kinds) else f"is no {' or '.join(kind.__name__ for kind in kinds)}"
-        raise UserError(f"{name}{place} {what}{there_are and ';'}{there_are}")
+        raise UserError(f"{name}{place} {what}{f'; there are {listed}' if is_short else ''}")
     return found
 
 
@@ -147,7 +148,7 @@ def describe_type(annotation: Any) -> str:
     """Return a type in words, as in ``int or null``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        return " or ".join(map(describe_type, arguments))
+        return " or ".join(dict.fromkeys(part for each in arguments for part in describe_type(each).split(" or ")))
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is Callable:

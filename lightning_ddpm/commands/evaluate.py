@@ -103,7 +103,7 @@ def run(arguments: Sequence[str]) -> None:
         compiled = {"network": "compiled"} if options.compile else {}
         result = {
             "metrics": found,
-            "n": evaluated.n,
+            "n": evaluated.n if suites else min(each["n"] for each in found.values()),
             "images": evaluated.origin | conditions.describe() | nfe | compiled,
             "reference": reference.origin if reference else None,
             "extractors": [results.describe_extractor(each) for each in extractors],
@@ -119,7 +119,8 @@ def _build_parser() -> ArgumentParser:
     add = parser.add_argument
     model_options.add_model_options(parser, required=False)
     add("--images", type=resolve_path, help="instead of --ckpt: a folder of images, or an npz file of samples (arr_0)")
-    add("--n", type=int, help=f"number of images; default: {inputs.PUBLISHED}, or all of --images, else spread evenly")
+    counts = f"number of images; default: {inputs.PUBLISHED}, or all of --images, and all held-out ones for bpd"
+    add("--n", type=int, help=f"{counts}; fewer of them are spread evenly")
     listed = "; ".join(f"{name}: {what}" for name, what in METRICS.items())
     add("--metrics", type=str, nargs="+", help=f"{listed}; bpd: bits/dim of held-out images; default: fid")
     references = inputs.REFERENCES.replace("npz file", "npz file (mu and sigma, or arr_0)")
@@ -212,10 +213,12 @@ def _measure_bits_per_dim(
     model: DDPM, data: ImageDataModule, variance: ReverseVariance, options: Namespace, ranks: Ranks, fabric: Fabric
 ) -> dict[str, dict[str, Any]]:
     """Measure bits/dim of the held-out images."""
-    images, n = data.held_out, len(data.held_out)
+    images, held_out = data.held_out, len(data.held_out)
+    n = min(options.n or held_out, held_out)
     progress = partial(show_progress, what="bits/dim", show=ranks.is_first)
     estimates = measure_bits_per_dim(
         model, images, n, variance, options.seed, options.batch_size, ranks, fabric.autocast, progress
     )
-    protocol = f"variational bound of {n} held-out images, {variance}"
+    chosen = f"{n} of {held_out} held-out images, spread evenly" if n < held_out else f"{n} held-out images"
+    protocol = f"variational bound of {chosen}, {variance}"
     return {name: results.describe_bits_per_dim(each, protocol) for name, each in estimates.items()}

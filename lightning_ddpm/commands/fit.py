@@ -27,7 +27,12 @@ from lightning_ddpm.commands.loggers import (
     make_folders_optional,
 )
 from lightning_ddpm.commands.parsing import complete_names, explain, instantiate
-from lightning_ddpm.commands.trainer_options import check_trainer_options, explain_services, explain_trainer_errors
+from lightning_ddpm.commands.trainer_options import (
+    check_seed,
+    check_trainer_options,
+    explain_services,
+    explain_trainer_errors,
+)
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.models.checkpoint import build_hyper_parameters
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
@@ -113,6 +118,7 @@ class DDPMCLI(LightningCLI):
             failure = explain(error, parsers[args[0]], others[1:], args[0])
         else:
             config = self.config[args[0]]
+            check_seed(config.seed_everything)
             if config.trainer.default_root_dir is None:
                 config.trainer.default_root_dir = run_folder.DEFAULT
             resolve_lightning_paths(config)
@@ -123,7 +129,7 @@ class DDPMCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config, command = self.config[self.subcommand], str(self.subcommand)
-        check_trainer_options(config.trainer)
+        check_trainer_options(config.trainer, command)
         folder, writes = Path(config.trainer.default_root_dir), not config.trainer.fast_dev_run
         guards = command == "fit" and writes and run_folder.is_first_rank()
         if guards:

@@ -22,6 +22,8 @@ KINDS: dict[str, type] = {"callbacks": Callback, "logger": Logger}
 """The lists of the Trainer's, and what is in them."""
 OPTION = re.compile(rf"--trainer\.({'|'.join(KINDS)})\.([A-Z]\w*|\d+)\.([^=]+)(?:=(.*))?", re.DOTALL)
 
+APPEND = re.compile(rf"(?:.* )?--trainer\.({'|'.join(KINDS)})\+[ =]([\w.]+)$")
+
 
 class ListOption(NamedTuple):
     """An option of a class in a list.
@@ -45,9 +47,11 @@ def split_list_options(arguments: Sequence[str]) -> tuple[list[str], list[ListOp
     Raises:
         UserError: one of them has no value.
     """
-    others, found = list[str](), list[ListOption]()
+    others, found, appended = list[str](), list[ListOption](), dict[str, str]()
     words = iter(arguments)
     for word in words:
+        if append := APPEND.match(" ".join([*others[-1:], word])):
+            appended[append[1]] = append[2].rpartition(".")[2]
         match = OPTION.fullmatch(word)
         if match is None:
             others.append(word)
@@ -57,6 +61,8 @@ def split_list_options(arguments: Sequence[str]) -> tuple[list[str], list[ListOp
         if value is None or value.startswith("--"):
             raise UserError(f"{word} needs a value; fit --help lists the options")
         found.append(ListOption(name, member, rest, value))
+        if appended.get(name) == member:  # the class may need the option to be parsed at all
+            others.append(f"--trainer.{name}.{rest}={value}")
     return others, found
 
 

@@ -239,8 +239,12 @@ class OptionChecker:
         arguments = value.get("init_args") or {}
         for name, parameter in parameters.items():
             if parameter.required and name not in arguments:
-                how = f"; {self.command} --{place.path}.help NAME lists its options"
-                raise UserError(f"the {place.word()} {value['class_path']} needs {place.inside(name)}{how}")
+                path, _, last = place.path.rpartition(".")
+                needed, path = place.inside(name), path if last.isdigit() else place.path
+                if last.isdigit() and not place.file:  # an element of a list goes by the name of its class
+                    needed = Place(f"{path}.{value['class_path'].rpartition('.')[2]}.{name}")
+                how = f"; {self.command} --{path}.help NAME lists its options"
+                raise UserError(f"the {place.word()} {value['class_path']} needs {needed}{how}")
             self._check_required(parameter.annotation, place.inside(name), arguments.get(name))
 
 

@@ -37,6 +37,13 @@ ALSO = {"max_steps": -1, "max_epochs": -1, "num_sanity_val_steps": -1}
 """Values below the least that have a meaning of their own."""
 SHARES = ("overfit_batches", "limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 """Options that are a number of batches, or as a fraction a share of them."""
+WORK = {
+    "fit": ("limit_train_batches", "train on"),
+    "validate": ("limit_val_batches", "validate on"),
+    "test": ("limit_test_batches", "test on"),
+    "predict": ("limit_predict_batches", "generate"),
+}
+"""The share that a command works on, which must not be 0, and what it does with it."""
 OF_DEVICES = {"accelerator", "devices", "num_nodes", "strategy", "precision"}
 OF_LIGHTNING = (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError)
 """What Lightning raises for options that it refuses."""
@@ -46,8 +53,22 @@ SERVICES = ("wandb", "mlflow", "comet_ml", "neptune")
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
 
 
-def check_trainer_options(trainer: Namespace) -> None:
+def check_seed(seed: int | bool | None) -> None:
+    """Check that the seed of a run is one that all libraries take.
+
+    Raises:
+        UserError: it is not.
+    """
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"--seed_everything must lie in [0, {2**32 - 1}], got {seed}")
+
+
+def check_trainer_options(trainer: Namespace, command: str = "fit") -> None:
     """Check what can be known of the Trainer's options before there is a Trainer.
+
+    Args:
+        trainer: its options.
+        command: the command that uses them.
 
     Raises:
         UserError: an option has a value with which no run can start, or which would do nothing.
@@ -65,8 +86,9 @@ def check_trainer_options(trainer: Namespace) -> None:
                 f"--trainer.{name} is a number of batches, or a share of them in [0.0, 1.0], got {value}; leave it out "
                 "for all of them"
             )
-    if trainer.get("limit_train_batches") == 0:
-        raise UserError("--trainer.limit_train_batches 0 leaves nothing to train on; leave it out for all batches")
+    limit, work = WORK[command]
+    if trainer.get(limit) == 0:
+        raise UserError(f"--trainer.{limit} 0 leaves nothing to {work}; leave it out for all batches")
     _check_validation(trainer)
     check_strategy(trainer.get("strategy"), "--trainer.strategy")
     if isinstance(profiler := trainer.get("profiler"), str) and profiler not in PROFILERS:

@@ -70,7 +70,7 @@ class ImageFolder(ImageSource):
         skipped: list[Path] = []
         data, parts = self._list_split(Path(root), skipped)
         bad = list(self._find_unusable(data, root).values())
-        report(self._describe_splits(Path(root), {split: len(indices) for split, indices in parts.items()}))
+        report(self._describe_splits(Path(root), parts))
         report_skipped(skipped)
         if bad:
             report(f"skipped {len(bad)} of the {len(data)} images in {root} (see check-data):\n{format_faults(bad)}")
@@ -87,7 +87,8 @@ class ImageFolder(ImageSource):
 
     def image_files(self, root: Path) -> list[FileDataset]:
         skipped: list[Path] = []
-        data, _ = self._list_split(Path(root), skipped)
+        data, parts = self._list_split(Path(root), skipped)
+        report(self._describe_splits(Path(root), parts))
         report_skipped(skipped)
         return [data]
 
@@ -121,13 +122,13 @@ class ImageFolder(ImageSource):
         data = build_path_dataset(paths, labels, self.channels, self.size, partial(resolve_inside, root.resolve()))
         return data, {"train": rest, "test": held_out}
 
-    def _describe_splits(self, root: Path, counts: Mapping[Split, int]) -> str:
+    def _describe_splits(self, root: Path, parts: Mapping[Split, Sequence[int]]) -> str:
         """Return a line on where the images of each split come from."""
         splits = find_splits(root)
         other = _choose_held_out(splits)
         unread = [str(each) for each in splits.values() if each not in (splits["train"], other)]
         return (
-            f"images: {counts['train']} to train on in {splits.get('train', root)}, {counts['test']} held out "
+            f"images: {len(parts['train'])} to train on in {splits.get('train', root)}, {len(parts['test'])} held out "
             + (f"in {other}" if other else f"of the same folder, spread evenly (holdout {self.holdout:g})")
             + "".join(f"; {each} is not read" for each in unread)
         )

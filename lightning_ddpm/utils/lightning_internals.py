@@ -59,6 +59,11 @@ def is_validation_next(trainer: Trainer) -> bool:
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
 
 
+def get_validation_interval(trainer: Trainer) -> int | float | None:
+    """Return ``val_check_interval``, or ``None`` where it is a time, for which the Trainer lacks the attribute."""
+    return getattr(trainer, "val_check_interval", None)
+
+
 def count_validation_interval_in_steps(trainer: Trainer) -> None:
     """Make an integer ``val_check_interval`` count optimizer steps, the unit of every other interval.
 
@@ -69,7 +74,7 @@ def count_validation_interval_in_steps(trainer: Trainer) -> None:
     count_batches = loop._should_check_val_fx
 
     def is_due(data_fetcher: Any) -> bool:
-        interval, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+        interval, accumulate = get_validation_interval(trainer), trainer.accumulate_grad_batches
         if accumulate == 1 or not isinstance(interval, int) or trainer.should_stop:
             return count_batches(data_fetcher)
         within_epoch = -(-(loop.batch_idx + 1) // accumulate)

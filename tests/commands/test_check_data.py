@@ -170,6 +170,9 @@ def test_a_good_folder_is_summarized(command, tmp_path: Path) -> None:
     noise(tmp_path / "dogs" / "large.jpg", size=(40, 20))
     status, lines = check(command, tmp_path)
     assert status == 0
+    assert (
+        lines[0] == f"images: 3 to train on in {tmp_path}, 1 held out of the same folder, spread evenly (holdout 0.02)"
+    )
     assert lines[-3] == "4 images can be used, 0 cannot"
     assert lines[-2] == "formats and modes: 3 PNG RGB, 1 JPEG RGB"
     assert lines[-1] == "sizes: short sides 16 to 20, long sides 16 to 40 pixels; 3 of 16x16, 1 of 40x20"

@@ -283,6 +283,16 @@ def test_bits_per_dim_equals_that_of_the_test_command(digits_run, evaluate, comm
     assert small["metrics"]["bits_per_dim"]["protocol"].endswith("FixedSmall")
 
 
+def test_bits_per_dim_are_measured_of_as_many_held_out_images_as_were_asked_for(digits_run, evaluate):
+    weights = digits_run.folder / "last.ckpt"
+    _, result = evaluate("--ckpt", weights, "--metrics", "bpd", "--n", "5", "--variance", "FixedSmall")
+    found = result["metrics"]["bits_per_dim"]
+    assert result["n"] == found["n"] == 5
+    assert found["protocol"] == "variational bound of 5 of 179 held-out images, spread evenly, FixedSmall"
+    _, larger = evaluate("--ckpt", weights, "--metrics", "bpd", "--n", "9", "--variance", "FixedSmall")
+    assert larger["metrics"]["bits_per_dim"]["value"] != found["value"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_ranks_compute_the_metrics_of_one(world_size, evaluate, tmp_path):

@@ -124,9 +124,30 @@ def test_a_logger_of_the_list_is_named_by_its_class(parse) -> None:
     assert parse(*DIGITS, *one)["trainer"]["logger"]["init_args"]["name"] == "1e3"
 
 
+def test_a_callback_that_is_appended_takes_its_options_by_its_name(parse) -> None:
+    append = (
+        ("--trainer.callbacks+", "EarlyStopping"),
+        ("--trainer.callbacks+=pytorch_lightning.callbacks.EarlyStopping",),
+    )
+    for words in append:  # its monitor has no default
+        options = (
+            "--trainer.callbacks.EarlyStopping.monitor",
+            "1e3",
+            "--trainer.callbacks.EarlyStopping.patience",
+            "7",
+        )
+        added = parse(*DIGITS, *words, *options)["trainer"]["callbacks"][-1]
+        assert added["class_path"].endswith("EarlyStopping")
+        assert (added["init_args"]["monitor"], added["init_args"]["patience"]) == ("1e3", 7)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ("--trainer.callbacks+", "EarlyStopping"),
+            "the callback EarlyStopping needs --trainer.callbacks.EarlyStopping.monitor; fit --trainer.callbacks.help",
+        ),
         (
             ("--trainer.callbacks.EMAA.decay", "0.5"),
             "--trainer.callbacks.EMAA.decay: trainer.callbacks holds no EMAA, but 0 (EMA), 1 (Evaluation), "

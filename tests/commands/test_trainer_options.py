@@ -12,6 +12,8 @@ from lightning_ddpm.data.sharding import RepeatedShard
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
+ACCUMULATED = ("--trainer.accumulate_grad_batches", "2")
+
 
 @pytest.mark.parametrize(
     ("options", "messages"),
@@ -29,8 +31,13 @@ from lightning_ddpm.utils.errors import UserError
         (("--trainer.val_check_interval", "0.5"), ("is a share of an epoch", "--trainer.check_val_every_n_epoch 1")),
         (
             ("--trainer.val_check_interval", "103", "--trainer.check_val_every_n_epoch", "1"),
-            ("--trainer.val_check_interval 103 counts within an epoch, which has 102 batches",),
+            ("--trainer.val_check_interval 103 counts within an epoch, which has 102 steps",),
         ),
+        (
+            (*ACCUMULATED, "--trainer.val_check_interval", "52", "--trainer.check_val_every_n_epoch", "1"),
+            ("--trainer.val_check_interval 52 counts within an epoch, which has 51 steps",),
+        ),
+        (("--seed_everything", "-1"), ("--seed_everything must lie in [0, 4294967295], got -1",)),
         (
             ("--trainer.limit_train_batches", "0.001"),
             ("limit_train_batches 0.001 of the 102 batches is less than one",),
@@ -89,6 +96,14 @@ def test_a_value_that_cannot_work_is_refused_before_the_first_step(options, mess
 def test_a_number_out_of_its_range_is_refused_with_the_number_to_give(values, message) -> None:
     with pytest.raises(UserError, match=message):
         check_trainer_options(Namespace(**values))
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_command_is_refused_without_a_batch_to_work_on(command) -> None:
+    name = {"validate": "val"}.get(command, command)
+    with pytest.raises(UserError, match=f"--trainer.limit_{name}_batches 0 leaves nothing to"):
+        check_trainer_options(Namespace(**{f"limit_{name}_batches": 0}), command)
+    check_trainer_options(Namespace(limit_train_batches=0), command)
 
 
 def test_special_values_are_accepted() -> None:
@@ -161,6 +176,8 @@ def test_the_order_of_the_first_epoch_is_repeated_on_every_rank_and_resumed_with
         (("--trainer.limit_val_batches", "0"), "step 4 of 4"),
         (("--trainer.fast_dev_run", "true"), "step 1 of 1"),
         (("--trainer.detect_anomaly", "true"), "step 4 of 4"),
+        (("--trainer.val_check_interval", "00:01:00:00"), "step 4 of 4"),
+        ((*ACCUMULATED, "--trainer.val_check_interval", "00:01:00:00"), "step 4 of 4"),
         (("--trainer.profiler", "simple"), "step 4 of 4"),
     ],
 )
