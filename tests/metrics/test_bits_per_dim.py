@@ -327,7 +327,11 @@ def test_cost_and_result_are_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("bits/dim: 20 images x 20 network evaluations at the end of training, about ")
     clipped, unclipped = callback.likelihoods.values()
-    (line,) = (each for each in printed if each.startswith("val/bits_per_dim (+- standard error) of 20 images, FixedLarge, seed 0: "))
+    (line,) = (
+        each
+        for each in printed
+        if each.startswith("val/bits_per_dim (+- standard error) of 20 images, FixedLarge, seed 0: ")
+    )
     for value in (clipped.mean, clipped.standard_error, clipped.terms[0], unclipped.mean, unclipped.standard_error):
         assert f"{float(value):.4f}" in line
 
