@@ -164,13 +164,11 @@ def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collec
     """Return the sorted paths of all images in a folder and its subfolders, without hidden files and folders.
 
     What commands write is output and never input: the images of a run, a subfolder that ``sample``, ``restore`` or a
-    run wrote, overviews and animations (:mod:`lightning_ddpm.utils.run_files`). A folder of samples is read if it is
-    ``folder``.
+    run wrote, overviews and animations (:mod:`lightning_ddpm.utils.run_files`). ``folder`` itself may be of samples.
 
     Links to folders are not followed; they are among the paths, and :func:`resolve_inside` refuses them.
 
     Args:
-        folder: where the images are.
         skipped: subfolders that are output are appended to it.
         ignored: names of subfolders to leave out.
 
@@ -206,8 +204,7 @@ def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collec
 def report_skipped(folders: Sequence[Path]) -> None:
     """Print which folders :func:`list_images` did not read, if there are any."""
     if folders:
-        more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
-        report(f"not read: {', '.join(map(str, sorted(folders)[:3]))}{more}; {NOT_READ}")
+        report(f"not read: {', '.join(map(str, sorted(folders)[:3]))} ({len(folders)} in all); {NOT_READ}")
 
 
 def resolve_inside(root: Path, path: Path) -> Path:
