@@ -98,10 +98,10 @@ class BitsPerDim(Measurement):
 
     def _report(self, trainer: Trainer, stage: str) -> None:
         clipped, unclipped = self.likelihoods.values()
-        title = f"{stage}/bits_per_dim (+- standard error) of {clipped.n:,} images, {self.variance}, seed {self.seed}"
+        title = f"{stage}/bits_per_dim of {clipped.n:,} images, {self.variance}, seed {self.seed}"
         report(
             f"{title}: {_format_estimate(clipped)} (prior {clipped.prior:.4f}, KL {float(clipped.terms[1:].sum()):.4f}"
-            f", decoder {float(clipped.terms[0]):.4f}; unclipped {_format_estimate(unclipped)})"
+            f", decoder {float(clipped.terms[0]):.4f}; unclipped {_format_estimate(unclipped)}; +-: standard error)"
         )
         for name, each in self.likelihoods.items():
             if not math.isfinite(each.mean):

@@ -114,11 +114,12 @@ def run_import(arguments: Sequence[str]) -> None:
     options = parse(parser, arguments, "import")
     config_file = options.out.with_suffix(".yaml")
     check_output_file(options.out, "--out", [".ckpt"])
+    if options.out.exists():
+        raise UserError(f"{options.out} exists already; choose another name or delete it")
     config = _read_config(options.folder)
     text = dump_yaml({"model": config})
-    for path in (options.out, config_file):  # the config of an import that was interrupted has the same content
-        if path.exists() and (path == options.out or path.read_bytes() != text.encode()):
-            raise UserError(f"{path} exists already; choose another name or delete it")
+    if config_file.exists() and config_file.read_bytes() != text.encode():  # else of an import that was interrupted
+        raise UserError(f"{config_file} exists already; choose another name or delete it")
     parameters = build_hyper_parameters(config)
     weights = _read_weights(_part(options.folder, "unet"))
     model = build_module(parameters, DDPM, options.folder, weights)
