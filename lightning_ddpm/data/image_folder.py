@@ -139,8 +139,7 @@ class ImageFolder(ImageSource):
             outputs: list[Path] = []
             self._listed[folder] = list_images(folder, outputs), outputs
         paths, outputs = self._listed[folder]
-        if skipped is not None:
-            skipped += outputs
+        (skipped if skipped is not None else []).extend(outputs)
         return [*paths]
 
     def _find_unusable(self, data: FileDataset, root: Path) -> dict[int, str]:
@@ -175,7 +174,6 @@ def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collec
     Raises:
         UserError: a folder cannot be listed.
     """
-
     found: list[str] = []
     waiting = [os.fspath(folder)]
     try:
@@ -189,11 +187,10 @@ def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collec
                 continue
             outputs = {*list_outputs(files), *(ignored if top else ())}
             for entry, is_folder in inside:
-                if entry.name.startswith(".") or entry.name in outputs:
-                    continue
-                if is_folder and not entry.is_symlink():
+                kept = not entry.name.startswith(".") and entry.name not in outputs
+                if kept and is_folder and not entry.is_symlink():
                     waiting.append(entry.path)
-                elif is_folder or entry.name.lower().endswith(EXTENSIONS):
+                elif kept and (is_folder or entry.name.lower().endswith(EXTENSIONS)):
                     found.append(entry.path)
     except OSError as error:
         raise UserError(f"cannot list the folder {here}: {error.strerror}") from error

@@ -1,12 +1,11 @@
 """The cache is optional: a run goes on without it, and a damaged file in it is computed again."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.metrics import CPU, digits, in_memory, show_nothing
+from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_ddpm.metrics import FrechetDistance, ModuleFeatures
 from lightning_ddpm.utils import cache
@@ -105,17 +104,14 @@ def test_without_a_home_and_an_entry_in_the_list_of_users_there_is_no_cache(
     assert capsys.readouterr().out.count("going on without the cache") == 1
 
 
-def test_other_ranks_do_not_report(tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path; from lightning_ddpm.utils.cache import write_cached\n"
-        "write_cached(Path(sys.argv[1]) / 'below' / 'name', b'')"
-    )
+@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
+def test_the_first_rank_alone_reports(
+    rank: int, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
-    for rank, lines in ((0, 1), (1, 0)):
-        environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        arguments = [sys.executable, "-c", program, str(tmp_path / "file")]
-        out = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout
-        assert out.count("going on without the cache") == lines
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    write_cached(tmp_path / "file" / "below" / "name", b"")
+    assert capsys.readouterr().out.count("going on without the cache") == lines
 
 
 def test_leftovers_are_removed_unless_a_live_process_writes_them(tmp_path: Path) -> None:
