@@ -10,8 +10,9 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset, build_path_dataset
-from lightning_ddpm.data.image_folder import NOT_READ, list_images, list_split_folders, report_skipped, resolve_inside
 from lightning_ddpm.data.image_io import check_bits, open_image
+from lightning_ddpm.data.image_paths import NOT_READ, list_images, report_skipped, resolve_inside
+from lightning_ddpm.data.splits import list_split_folders
 from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.errors import UserError, first_line

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from lightning_ddpm.data import ImageFolder
-from lightning_ddpm.data.image_folder import hold_out
 from lightning_ddpm.data.sample_images import open_sample_folder
+from lightning_ddpm.data.splits import hold_out
 from lightning_ddpm.utils.errors import UserError
 
 
