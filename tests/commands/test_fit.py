@@ -135,3 +135,13 @@ def test_validation_of_a_checkpoint_uses_the_averaged_weights(digits_run, comman
     events = EventAccumulator(str(digits_run.folder)).Reload()
     at_the_end = events.Scalars("val/fd_digits")[-1].value
     assert f"val/fd_digits {at_the_end:.4g} " in out
+
+
+def test_a_run_without_a_usable_cache_goes_on_and_reports_it_once(command, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LIGHTNING_DDPM_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("lightning_ddpm.utils.cache._REPORTED", set())
+    status, out, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", tiny_digits(tmp_path / "run")))
+    assert status == 0, err
+    assert out.count("going on without the cache") == 1
+    assert "val/fd_digits" in out

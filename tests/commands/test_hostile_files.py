@@ -4,6 +4,7 @@ import json
 import pickle
 import resource
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,38 @@ def test_a_folder_that_describes_too_much_is_not_imported(name, refuse, folder, 
     change(folder)
     assert message in refuse("import", "--folder", folder, "--out", tmp_path / "out.ckpt")
     assert not (tmp_path / "out.ckpt").exists()
+
+
+# LMDB
+
+
+@pytest.mark.parametrize("kept", [0, 10, 5000, 0.3, 0.9, 0.999])
+def test_a_truncated_lmdb_is_refused_before_it_is_mapped(kept, refuse, tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    for split in ("train", "val"):
+        folder = tmp_path / f"church_outdoor_{split}_lmdb"
+        with lmdb.open(str(folder), map_size=2**24) as environment, environment.begin(write=True) as transaction:
+            for index in range(30):
+                transaction.put(f"{index:08d}".encode(), bytes(5000))
+        whole = (folder / "data.mdb").read_bytes()
+        (folder / "data.mdb").write_bytes(whole[: int(kept * len(whole) if isinstance(kept, float) else kept)])
+    source = ("--data.source", "LSUN", "--data.source.category", "church_outdoor", "--data.source.size", 8)
+    assert str(tmp_path / "church_outdoor_train_lmdb") in refuse("check-data", *source, "--data.root", tmp_path)
+
+
+# damaged images
+
+
+def test_a_decompression_bomb_is_named(command, tmp_path):
+    width = height = 50_000
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b"")]
+    (tmp_path / "images").mkdir()
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks
+    )
+    for name in ("a.png", "b.png"):
+        (tmp_path / "images" / name).write_bytes(content)
+    status, _, err = command("evaluate", "--images", tmp_path / "images", "--reference", tmp_path / "images")
+    assert status == 2
+    assert "limit against decompression bombs" in err
