@@ -147,6 +147,10 @@ class DDPMCLI(LightningCLI):
         if source.content and source.resumes:
             self._resumed = source.content.get("callbacks", {}).get("Resume", {})
             rank_zero_only(report)(f"resuming after step {self._step} from {source.path}")
+            if 0 < (config.trainer.max_steps or -1) <= self._step:
+                rank_zero_only(report)(
+                    f"all {config.trainer.max_steps} steps are done; --trainer.max_steps N adds some"
+                )
         elif source.content:
             rank_zero_only(report)(f"{command}: the weights after step {self._step} from {source.path}")
         self.save_config_kwargs["origin"] = source.get_origin(folder)

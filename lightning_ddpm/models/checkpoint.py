@@ -103,8 +103,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = resolve_path(path)
     if not path.is_file():
-        others = ", ".join(map(str, sorted(path.parent.glob("*.ckpt"))))
-        raise UserError(f"there is no checkpoint {path}" + (f"; there is {others}" if others else ""))
+        others = ", ".join(map(str, sorted((path if path.is_dir() else path.parent).glob("*.ckpt"))))
+        what = ", which is a folder" if path.is_dir() else ""
+        raise UserError(f"there is no checkpoint {path}{what}" + (f"; there is {others}" if others else ""))
     check_published(path)
     checkpoint = read_torch_file(path, "a checkpoint")
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(checkpoint):

@@ -101,7 +101,8 @@ def test_a_missing_file_is_an_error_that_names_the_checkpoints_in_its_folder(tmp
     (tmp_path / "last.ckpt").touch()
     assert f"there is {tmp_path / 'last.ckpt'}" in read_error(tmp_path / "lost.ckpt")
     assert "there is no checkpoint" in read_error(tmp_path / "no folder" / "lost.ckpt")
-    assert "there is no checkpoint" in read_error(tmp_path)
+    message = read_error(tmp_path)
+    assert f"there is no checkpoint {tmp_path}, which is a folder; there is {tmp_path / 'last.ckpt'}" in message
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.5, 0.9, 0.999])

@@ -147,6 +147,7 @@ def test_a_run_resumed_at_its_end_repeats_the_last_evaluation_and_logs_it_once(w
     resumed = fit(tmp_path, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
     assert f"step {STEPS}: val/memorisation_digits" in resumed.stdout
+    assert f"all {STEPS} steps are done; --trainer.max_steps N adds some" in resumed.stdout
     assert curves(tmp_path / "run") == curves(whole / "run")
     assert [step for step, _ in curves(tmp_path / "run")["val/memorisation_digits"]] == [STEPS]
 
