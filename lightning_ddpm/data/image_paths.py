@@ -35,7 +35,7 @@ def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collec
     try:
         while waiting:
             with os.scandir(here := waiting.pop()) as entries:
-                inside = [(entry, entry.is_dir()) for entry in entries]
+                inside = [(entry, _is_folder(entry)) for entry in entries]
             files, top = [entry.name for entry, is_folder in inside if not is_folder], here == os.fspath(folder)
             if not top and is_output(files):
                 if skipped is not None:
@@ -53,6 +53,14 @@ def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collec
         raise UserError(f"cannot list the folder {here}: {error.strerror}") from error
     paths = (Path(each) for each in sorted(found, key=lambda each: each.split(os.sep)))  # in the order of paths
     return [path for path in paths if not is_trajectory(path)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link in a cycle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def report_skipped(folders: Sequence[Path]) -> None:

@@ -135,7 +135,7 @@ def test_training_keeps_the_checkpoint_of_a_process_that_was_killed_between_two_
         is_global_zero=True, fast_dev_run=False, default_root_dir=str(tmp_path), callbacks=[], world_size=1
     )
     Checkpoints(every_n_steps=1).on_fit_start(trainer, tiny_model())
-    assert [path.name for path in tmp_path.iterdir()] == [".last.ckpt.before"]
+    assert [path.name for path in tmp_path.iterdir()] == ["last-previous.ckpt"]
 
 
 def test_checkpoints_are_written_at_an_interval_of_minutes(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_custom_schedule_trains_and_its_checkpoint_is_sampled(change, command,
     ("change", "message"),
     [
         (schedule("ExplicitBetas", betas=[]), "empty; give beta_1..beta_T"),
-        (schedule("ExplicitBetas", betas=[0.1, 1.0]), "every beta must lie in (0, 1), got beta_2=1"),
+        (schedule("ExplicitBetas", betas=[1.0, 0.1]), "every beta must lie in (0, 1), got beta_1=1"),
         (schedule("ExplicitBetas", betas=[0.1, float("nan")]), "got beta_2=nan"),
         (schedule("ExplicitBetas", betas=[0.1, float("inf")]), "got beta_2=inf"),
         (schedule("ExplicitBetas", betas=[0.1, 1e-18]), "beta_2=1e-18 is too small"),

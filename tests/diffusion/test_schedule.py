@@ -141,7 +141,7 @@ def test_a_schedule_has_no_state_and_no_parameters() -> None:
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("steps", [0, -1])
 def test_fewer_than_one_step_is_refused(kind: type[NoiseSchedule], steps: int) -> None:
-    with pytest.raises(UserError, match=f"at least one step, got steps={steps}"):
+    with pytest.raises(UserError, match=f"at least one step and has at most 1,000,000, got steps={steps}"):
         kind(steps)
 
 

@@ -327,11 +327,7 @@ def test_cost_and_result_are_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("bits/dim: 20 images x 20 network evaluations at the end of training, about ")
     clipped, unclipped = callback.likelihoods.values()
-    (line,) = (
-        each
-        for each in printed
-        if each.startswith("val/bits_per_dim (+- standard error) of 20 images, FixedLarge, seed 0: ")
-    )
+    (line,) = (each for each in printed if each.startswith("val/bits_per_dim of 20 images, FixedLarge, seed 0: "))
     for value in (clipped.mean, clipped.standard_error, clipped.terms[0], unclipped.mean, unclipped.standard_error):
         assert f"{float(value):.4f}" in line
 
@@ -357,7 +353,7 @@ def test_command_line_logs_prints_and_plots_bits_per_dim(digits_run: Any, comman
     assert status == 0, err
     for name in BOTH:
         assert f"test/{name} " in out  # in Lightning's table
-    assert "test/bits_per_dim (+- standard error) of 32 images, FixedLarge, seed 0: " in out
+    assert "test/bits_per_dim of 32 images, FixedLarge, seed 0: " in out
     assert (tmp_path / "test_bits_per_dim.png").is_file()
     events = EventAccumulator(str(tmp_path / "test"), {"scalars": 0, "images": 0}).Reload()
     assert len(events.Images("test/bits_per_dim_terms")) == 1
