@@ -161,7 +161,8 @@ def test_a_run_with_accumulated_gradients_and_workers_resumes_to_the_same_end(tm
     resumed = fit(tmp_path / "killed", *options, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step 9 " in resumed.stdout
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    # Step 9 ends an epoch, and Lightning does not repeat what the killed process did there after the checkpoint.
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", but=9)
 
 
 @pytest.mark.slow
