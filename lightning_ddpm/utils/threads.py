@@ -9,7 +9,7 @@ SPIN_COUNT = 6000
 """How often a waiting thread of GNU's OpenMP looks for work before it sleeps, about a third of a millisecond.
 
 Its default is 300,000. Beside other busy processes a thread then spins for the one that has no processor: on two cores
-the digits network takes 91 ms on an idle machine and 3.5 s beside one busy process; with this count 112 and 351 ms, with
+the digits network takes 91 ms on an idle machine and 3.5 s beside a busy process; with this count 112 and 351 ms, with
 one thread 133 and 141 (``python -m benchmarks threads``). Results do not depend on it.
 """
 CGROUP = Path("/sys/fs/cgroup")
