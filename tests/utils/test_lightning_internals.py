@@ -161,7 +161,10 @@ def test_ddp_gets_the_defaults_that_the_user_has_not_set(
 
 
 def test_other_strategies_stay_as_they_are(tmp_path: Path) -> None:
-    set_ddp_defaults(quiet_trainer(tmp_path))
+    trainer = quiet_trainer(tmp_path)
+    before = dict(vars(trainer.strategy))
+    set_ddp_defaults(trainer)
+    assert vars(trainer.strategy) == before
 
 
 def test_weight_averaging_has_what_the_moving_average_overrides() -> None:
