@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from lightning_ddpm.callbacks.interval import Interval
+from lightning_ddpm.callbacks.interval import Interval, PeriodicCallback
 from lightning_ddpm.callbacks.run_logger import get_writers
 from lightning_ddpm.callbacks.trainer_access import find_average, find_evaluations
 from lightning_ddpm.metrics.suite import is_higher_better
@@ -29,7 +29,8 @@ class Checkpoints(Checkpoint):
 
     The metric is compared at the moment it is logged, so that best.ckpt holds the weights that were evaluated; NaN is
     never best. SIGTERM, SIGUSR1 or Ctrl-C to any rank makes all ranks save after the current step, or with several
-    ranks after the next one, and exit with status 0.
+    ranks after the next one, and exit with status 0. An evaluation that a signal interrupts is done again, with the
+    same weights, when the run is resumed.
 
     Attributes:
         best: the metric of best.ckpt, also kept in the checkpoints; infinite before there is one.
@@ -53,6 +54,8 @@ class Checkpoints(Checkpoint):
         self.monitor = monitor
         self._sign = -1 if monitor and is_higher_better(monitor.rpartition("/")[2]) else 1
         self.best = self._sign * math.inf
+        self._periodic: list[PeriodicCallback] = []
+        self._unfinished: list[int] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a folder without enough free space, before the first step."""
@@ -81,15 +84,22 @@ class Checkpoints(Checkpoint):
         self._requests: tuple[int, DeferredRead] | None = None
         self._stopping = 0
         self._evaluations = find_evaluations(trainer)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self._periodic = [each for each in callbacks if isinstance(each, PeriodicCallback)]
+        for index in self._unfinished:
+            if index < len(self._periodic) and self._periodic[index].interval:
+                self._periodic[index].run_at_interval(trainer, pl_module)
+        self._keep_evaluated(trainer)
+        if stop := self._get_interruption():
+            self._stop(trainer, stop)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if any(each.evaluated_step == trainer.global_step for each in self._evaluations):
-            self._keep_best(trainer)  # not after every step: reading the metric waits for the device
+        self._keep_evaluated(trainer)
         if trainer.global_step == self._step:
             return  # the step accumulates gradients of further batches
         self._step = trainer.global_step
         stop, late = self._exchange_requests(trainer)
-        self._stopping = stop
+        self._stopping = stop = self._get_interruption() or stop
         due = self.interval is not None and self.interval.is_due_after_batch(trainer)
         ends = trainer.should_stop or trainer.global_step == trainer.max_steps
         if not (stop or late or due or ends):
@@ -121,10 +131,20 @@ class Checkpoints(Checkpoint):
         release_signals("stopped after the end of training; to measure what is missing, resume with --ckpt_path last")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        unfinished = [index for index, each in enumerate(self._periodic) if each.interrupted]
+        return {"best": self.best, "unfinished": unfinished}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self._unfinished = state_dict["best"], state_dict.get("unfinished", [])
+
+    def _get_interruption(self) -> int:
+        """Return the signal that has interrupted the work of a callback after this step, on all ranks, or 0."""
+        return max((each.interrupted for each in self._periodic), default=0)
+
+    def _keep_evaluated(self, trainer: Trainer) -> None:
+        """Compare the metric if it was evaluated after this step; reading it waits for the device."""
+        if any(each.evaluated_step == trainer.global_step for each in self._evaluations):
+            self._keep_best(trainer)
 
     def _keep_best(self, trainer: Trainer) -> None:
         value = trainer.callback_metrics.get(self.monitor) if self.monitor else None

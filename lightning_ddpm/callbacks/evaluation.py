@@ -121,8 +121,7 @@ class Evaluation(PeriodicCallback):
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         elif self._is_affordable(trainer):
             self.last_metrics = values = self.evaluate(trainer, module)
-            on_step = self.interval.steps is not None
-            module.log_dict(values, on_step=on_step, on_epoch=not on_step, logger=False)
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         else:
             return
         trainer_access.log_now(trainer, values)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from lightning_ddpm.callbacks.trainer_access import log_now
+from lightning_ddpm.callbacks.trainer_access import InterruptionError, log_now
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -37,18 +37,23 @@ class Interval:
 
     def is_due_after_batch(self, trainer: Trainer) -> bool:
         """Return whether it is due after this batch: once per step, however many batches the step takes."""
-        step = trainer.global_step
-        due = self.steps is not None and step != self._last and step % self.steps == 0
+        step, before = trainer.global_step, self._last
         self._last = step
-        return due
-
-    def is_due_after_epoch(self, trainer: Trainer) -> bool:
-        """Return whether it is due after this epoch."""
-        return self.epochs is not None and (trainer.current_epoch + 1) % self.epochs == 0
+        if step == before:
+            return False
+        if self.epochs is not None:
+            return trainer.is_last_batch and (trainer.current_epoch + 1) % self.epochs == 0
+        return self.steps is not None and step % self.steps == 0
 
 
 class PeriodicCallback(Callback, ABC):
     """Runs at an interval during fit, or once when it ends.
+
+    A signal may end the work at an interval before it is done. Checkpoints then saves and stops the run, and has the
+    work done again when the run is resumed.
+
+    Attributes:
+        interrupted: the signal that ended the work of this step, on all ranks, or 0.
 
     Args:
         interval: ``None`` for the end. That run comes after last.ckpt is written, with the model on its device, and
@@ -57,6 +62,7 @@ class PeriodicCallback(Callback, ABC):
 
     def __init__(self, interval: Interval | None) -> None:
         self.interval = interval
+        self.interrupted = 0
 
     @abstractmethod
     def run_in_fit(self, trainer: Trainer, module: LightningModule) -> None:
@@ -68,11 +74,15 @@ class PeriodicCallback(Callback, ABC):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.interval and self.interval.is_due_after_batch(trainer):
-            self.run_in_fit(trainer, pl_module)
+            self.run_at_interval(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.interval and self.interval.is_due_after_epoch(trainer):
-            self.run_in_fit(trainer, pl_module)
+    def run_at_interval(self, trainer: Trainer, module: LightningModule) -> None:
+        """Do the work of this step, and note whether it was done or interrupted."""
+        self.interrupted = 0
+        try:
+            self.run_in_fit(trainer, module)
+        except InterruptionError as signal:
+            self.interrupted = signal.number
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.interval is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -3,7 +3,6 @@
 import math
 import textwrap
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from lightning_ddpm.metrics import FeatureExtractor, NeighbourDistances, extract
 from lightning_ddpm.metrics.nearest_neighbours import MIN_HELD_OUT, QUANTILE
 from lightning_ddpm.metrics.suite import FeatureTable, map_metric_names
 from lightning_ddpm.models.sample_request import SampleRequest
-from lightning_ddpm.utils.console import report, show_progress
+from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
 
 GAP = 8
@@ -106,7 +105,7 @@ class Memorisation(Measurement):
                 yield start, pixels
 
         features = extract_features(self.extractor, module.device, self.request.n, images(), ranks)
-        show = partial(show_progress, what="training images", show=trainer.is_global_zero, bar=False)
+        show = trainer_access.show_work(trainer, "training images")
         training = data.train
         found = find_nearest(self.extractor, features, self.neighbours, training, data.held_out, ranks, show)
         self.proximity = found

@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -18,6 +19,21 @@ from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.signals import get_signal
+
+Item = TypeVar("Item")
+
+
+class InterruptionError(Exception):
+    """A signal has ended work between two steps of training, on all ranks, before it was done.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @runtime_checkable
@@ -102,6 +118,31 @@ def estimate_seconds(trainer: Trainer, work: Callable[[], Tensor], n: int, batch
     return (time.monotonic() - started) * get_ranks(trainer).share(math.ceil(n / batch_size))
 
 
+def until_signal(trainer: Trainer, batches: Iterable[Item]) -> Iterator[Item]:
+    """Yield the batches of one rank's share; every rank must read its own to the end.
+
+    Raises:
+        InterruptionError: a rank has received a signal in fit. It yields no more; the others finish their share.
+    """
+    number = 0
+    for each in batches:
+        if trainer.state.fn == "fit" and (number := int(get_signal() or 0)):
+            break
+        yield each
+    mine = torch.tensor(number, device=trainer.strategy.root_device)
+    if number := int(trainer.strategy.reduce(mine, reduce_op="max")):
+        raise InterruptionError(number)
+
+
+def show_work(trainer: Trainer, what: str) -> Callable[[Iterable[tuple[int, Item]], int], Iterator[Item]]:
+    """Return a function of the batches and their number of images that prints progress and ends at a signal."""
+
+    def show(batches: Iterable[tuple[int, Item]], total: int) -> Iterator[Item]:
+        yield from until_signal(trainer, show_progress(batches, total, what, trainer.is_global_zero, bar=False))
+
+    return show
+
+
 def check_request(model: DDPM, request: SampleRequest) -> None:
     """Refuse a sampler or guidance that does not fit the model."""
     (request.sampler or model.sampler).nfe(model.schedule.T)  # refuses more steps than the schedule has
@@ -131,9 +172,12 @@ def generate_images(
         trainer, module: the run.
         request: which images, and how.
         what: the name under which progress is printed.
+
+    Raises:
+        InterruptionError: see :func:`until_signal`.
     """
     ranks = get_ranks(trainer)
     with use_averaged_weights(trainer, module):
         images = generate_batches(require_ddpm(module), request, ranks, trainer.precision_plugin.forward_context)
         counted = ((stop - start, (start, pixels)) for (_, start, stop), pixels in images)
-        yield from show_progress(counted, ranks.share(request.n), what, ranks.is_first, bar=False)
+        yield from show_work(trainer, what)(counted, ranks.share(request.n))

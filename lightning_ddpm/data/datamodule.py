@@ -102,7 +102,7 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self._begins = (0, 0)
+            self._begins, self._is_resumed = (0, 0), False
             devices = self._ranks.world_size
             if self.batch_size * devices > len(self.train):
                 raise UserError(
@@ -162,11 +162,14 @@ class ImageDataModule(LightningDataModule):
         """Return the position in the order of training images: the epoch, and its images seen, summed over ranks."""
         if self.trainer is None or self.trainer.state.fn != "fit" or self.trainer.train_dataloader is None:
             return {}
-        epoch, batches = self.trainer.train_dataloader.sampler.epoch, self.trainer.fit_loop.batch_idx + 1
-        if batches >= self.trainer.num_training_batches:
-            epoch, batches = epoch + 1, 0
-        batch = [self.batch_size, self._ranks.world_size]
-        seen, images = batches * math.prod(batch), len(self.train)
+        batch, images = [self.batch_size, self._ranks.world_size], len(self.train)
+        if self._is_resumed:  # before the first batch Lightning's counters still speak of the epoch before
+            epoch, seen = self._begins
+        else:
+            epoch, batches = self.trainer.train_dataloader.sampler.epoch, self.trainer.fit_loop.batch_idx + 1
+            if batches >= self.trainer.num_training_batches:
+                epoch, batches = epoch + 1, 0
+            seen = batches * math.prod(batch)
         return {"epoch": epoch, "seen": seen, "images": images, "batch": batch, "sha256": self._train_digest}
 
     @cached_property
@@ -188,7 +191,7 @@ class ImageDataModule(LightningDataModule):
             )
         if state_dict.get("sha256", self._train_digest) != self._train_digest and self._ranks.is_first:
             report("changed: the training images or their labels are not those of the checkpoint's run")
-        self._begins = state_dict["epoch"], state_dict["seen"]
+        self._begins, self._is_resumed = (state_dict["epoch"], state_dict["seen"]), True
         # Lightning expects the position in the loader, which some callbacks create before the position is known.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
 
@@ -209,7 +212,8 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.predicting:
             return batch
         x_0, labels = to_float(batch[0]), batch[1]
-        training = self.trainer is not None and self.trainer.training
+        if training := self.trainer is not None and self.trainer.training:
+            self._is_resumed = False
         return (self._flip(x_0) if self.flip and training else x_0), labels
 
     def _cache_decoded(self, data: ImageDataset) -> ImageDataset:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_ddpm.data import Digits
 from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset
+from lightning_ddpm.diffusion import DDIM, Sampler
 
 
 class NumberedDigits(Digits):
@@ -110,3 +112,27 @@ class SignalAt(Callback):
 
         self.sent = False
         setattr(self, hook, send)
+
+
+class InterruptedDDIM(Sampler):
+    """DDIM that sends SIGTERM to a process as it begins a second batch, in the first set of images that it generates.
+
+    Args:
+        steps: see DDIM.
+        marker: file that is made then; if it exists, nothing is sent.
+        rank: the rank that gets the signal.
+    """
+
+    def __init__(self, steps: int, marker: str, rank: int = 0) -> None:
+        self.ddim, self.marker, self.rank, self.batches = DDIM(steps), Path(marker), rank, 0
+
+    def nfe(self, T: int) -> int | None:
+        return self.ddim.nfe(T)
+
+    def trajectory(self, *arguments: Any, **keywords: Any) -> Iterator[torch.Tensor]:
+        self.batches += 1
+        if self.batches == 2 and int(os.environ.get("LOCAL_RANK", 0)) == self.rank and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)  # for the handler to run
+        return self.ddim.trajectory(*arguments, **keywords)
