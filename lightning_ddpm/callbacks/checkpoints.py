@@ -27,6 +27,8 @@ from lightning_ddpm.utils.signals import get_signal, hold_signals, note_signals,
 class Checkpoints(Checkpoint):
     """Writes ``last.ckpt`` at an interval and at the end, and ``best.ckpt``, in the run's folder.
 
+    Where both are due at the same moment, one file is written and the other name is a hard link to it.
+
     The metric is compared at the moment it is logged, so that best.ckpt holds the weights that were evaluated; NaN is
     never best. SIGTERM, SIGUSR1 or Ctrl-C to any rank makes all ranks save after the current step, or with several
     ranks after the next one, and exit with status 0. An evaluation that a signal interrupts is done again, with the
@@ -67,7 +69,8 @@ class Checkpoints(Checkpoint):
         finish_writing(folder / "last.ckpt")
         weights = sum(each.numel() * each.element_size() for each in pl_module.state_dict().values())
         size = weights * (4 if find_average(trainer) else 3)  # Adam keeps two numbers per weight, and an average one
-        existing = sum(each.stat().st_size for each in folder.glob("*.ckpt"))
+        files = [each.stat() for each in folder.glob("*.ckpt")]
+        existing = sum({(each.st_dev, each.st_ino): each.st_size for each in files}.values())  # links count once
         kept = 4 if self.monitor else 3  # the last two, the best, and the one that is being written
         check_free_space(folder, size, max(kept * size - existing, size))
 
@@ -94,7 +97,7 @@ class Checkpoints(Checkpoint):
             self._stop(trainer, stop)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self._keep_evaluated(trainer)
+        is_best = self._keep_evaluated(trainer)
         if trainer.global_step == self._step:
             return  # the step accumulates gradients of further batches
         self._step = trainer.global_step
@@ -108,16 +111,16 @@ class Checkpoints(Checkpoint):
         self._after_validation = is_validation_next(trainer)
         if stop or not self._after_validation:
             log_step_metrics(trainer)  # else they would be lost with the process
-            self._save(trainer, "last")
+            self._save_last(trainer, is_best)
         if stop and not self._after_validation:
             self._stop(trainer, stop)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._keep_best(trainer)
+            is_best = self._keep_best(trainer)
             if self._after_validation:
                 self._after_validation = False
-                self._save(trainer, "last")
+                self._save_last(trainer, is_best)
                 if stop := self._stopping or self._exchange_requests(trainer)[0]:
                     self._stop(trainer, stop)
 
@@ -126,7 +129,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._saved != trainer.global_step:
-            self._save(trainer, "last")
+            self._save_last(trainer)
         self._require_saved(trainer)
         release_signals("stopped after the end of training; to measure what is missing, resume with --ckpt_path last")
 
@@ -141,24 +144,38 @@ class Checkpoints(Checkpoint):
         """Return the signal that has interrupted the work of a callback after this step, on all ranks, or 0."""
         return max((each.interrupted for each in self._periodic), default=0)
 
-    def _keep_evaluated(self, trainer: Trainer) -> None:
+    def _keep_evaluated(self, trainer: Trainer) -> bool:
         """Compare the metric if it was evaluated after this step; reading it waits for the device."""
-        if any(each.evaluated_step == trainer.global_step for each in self._evaluations):
-            self._keep_best(trainer)
+        evaluated = any(each.evaluated_step == trainer.global_step for each in self._evaluations)
+        return evaluated and self._keep_best(trainer)
 
-    def _keep_best(self, trainer: Trainer) -> None:
+    def _keep_best(self, trainer: Trainer) -> bool:
+        """Write best.ckpt if the metric is the best so far; return whether it is."""
         value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        if value is not None and self._sign * float(value) < self._sign * self.best:
-            self.best = float(value)
-            self._save(trainer, "best")
+        if value is None or not self._sign * float(value) < self._sign * self.best:  # NaN is never best
+            return False
+        self.best = float(value)
+        self._save(trainer, "best")
+        return True
+
+    def _save_last(self, trainer: Trainer, is_best: bool = False) -> None:
+        """Write last.ckpt, or link it to the best.ckpt that was written in the same hook, so that they are equal."""
+        if not (is_best and self._link_last(trainer)):
+            self._save(trainer, "last")
+        self._saved, self._saved_at = trainer.global_step, time.monotonic()
+
+    def _link_last(self, trainer: Trainer) -> bool:
+        """Return whether last.ckpt is now a link to best.ckpt; every rank must call."""
+        io, folder, linked = trainer.strategy.checkpoint_io, Path(trainer.default_root_dir), False
+        if trainer.is_global_zero and isinstance(io, DurableCheckpointIO) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            linked = io.link_checkpoint(folder / "last.ckpt", folder / "best.ckpt")
+        return bool(trainer.strategy.broadcast(linked))
 
     def _save(self, trainer: Trainer, name: str) -> None:
         for writer in get_writers(trainer):
             writer.flush()  # so that the curves survive the process, as the checkpoint does
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(trainer.default_root_dir) / f"{name}.ckpt", weights_only=False)
-        if name == "last":
-            self._saved, self._saved_at = trainer.global_step, time.monotonic()
 
     def _exchange_requests(self, trainer: Trainer) -> tuple[int, bool]:
         """Return the signal that any rank has received, or 0, and whether by the first rank's clock a save is due.

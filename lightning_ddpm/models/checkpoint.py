@@ -1,12 +1,12 @@
 """Checkpoints: written so that a complete one always exists, and read without running code that is in them."""
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
@@ -14,16 +14,16 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.trusted_imports import NOT_BUILT, restrict_imports
 from lightning_ddpm.utils.allocation import limit_to_weights
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_published, sync_folder, write_atomically
+from lightning_ddpm.utils.files import check_published, link_atomically, sync_folder, write_atomically
 from lightning_ddpm.utils.hashing import hash_content
 from lightning_ddpm.utils.instantiate import instantiate
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.run_files import UNSAVED
-from lightning_ddpm.utils.torch_files import read_torch_file
+from lightning_ddpm.utils.torch_files import copy_to_host, read_torch_file, save_with_digest
 from lightning_ddpm.utils.yaml_text import build_parser
 
 DIGEST_KEY = "sha256"
-"""Key of a checkpoint that holds the :func:`hash_content` of all its other keys."""
+"""Key that holds the :func:`hash_content` of all other keys, in checkpoints of earlier versions."""
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -57,13 +57,32 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OSError, RuntimeError: it cannot be written; the previous one is still there.
     """
+    with _keep_previous(path):
+        write_atomically(path, partial(save_with_digest, copy_to_host(content)))
+
+
+def link_checkpoint(path: Path, written: Path) -> None:
+    """Make a checkpoint a hard link to one that has just been written, with equal content; keep the previous one.
+
+    Replacing one of the two later, as :func:`write_checkpoint` does, leaves the other as it is.
+
+    Raises:
+        OSError: the file system has no hard links; the previous one is still there.
+    """
+    with _keep_previous(path):
+        link_atomically(path, written)
+
+
+@contextmanager
+def _keep_previous(path: Path) -> Iterator[None]:
+    """Keep the checkpoint that is replaced inside the context."""
     before = pending_path(path)
     if path.exists():
         before.unlink(missing_ok=True)
         with suppress(OSError):  # a file system without hard links keeps only the newest one
             os.link(path, before)
     try:
-        write_atomically(path, lambda file: torch.save({**content, DIGEST_KEY: hash_content(content)}, file))
+        yield
         (path.parent / UNSAVED).unlink(missing_ok=True)
         if before.exists():
             os.replace(before, previous_path(path))

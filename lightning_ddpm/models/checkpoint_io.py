@@ -5,7 +5,7 @@ from typing import Any
 
 from pytorch_lightning.plugins import CheckpointIO
 
-from lightning_ddpm.models.checkpoint import read_checkpoint, write_checkpoint
+from lightning_ddpm.models.checkpoint import link_checkpoint, read_checkpoint, write_checkpoint
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import first_line
 
@@ -31,6 +31,16 @@ class DurableCheckpointIO(CheckpointIO):
             self.failed = error
             step = checkpoint["global_step"]
             report(f"cannot write {path} at step {step} ({first_line(error)}); the previous one is kept")
+
+    def link_checkpoint(self, path: Path, written: Path) -> bool:
+        """Make a checkpoint a link to the one that was written last, with equal content; return whether it is one."""
+        if self.failed:
+            return False
+        try:
+            link_checkpoint(path, written)
+        except OSError:  # a file system without hard links
+            return False
+        return True
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)

@@ -84,11 +84,29 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], flush: boo
 _CLEANED: set[Path] = set()
 
 
+def link_atomically(path: Path, written: Path) -> None:
+    """Make ``path`` a hard link to a file that is on the disk already, in place of what stands there.
+
+    Raises:
+        OSError: the file system has no hard links.
+    """
+    temporary = _name_temporary(path)
+    os.link(written, temporary)
+    try:
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _name_temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # tempfile's would be its owner's alone
+
+
 def _open_temporary(path: Path) -> BinaryIO:
     """Create and lock a temporary file beside ``path``; the lock ends with the process, however that ends."""
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # tempfile's would be its owner's alone
-        file = temporary.open("xb")
+        file = _name_temporary(path).open("xb")
         with suppress(OSError):  # a file system without locks: see remove_leftovers
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
