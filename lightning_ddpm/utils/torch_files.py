@@ -69,19 +69,19 @@ def copy_to_host(content: Any) -> Any:
     Copies from a GPU go to pinned memory and run at the same time; one wait ends them all. Tensors that share their
     storage still do. Those on the CPU are not copied.
     """
-    storages: dict[int, Tensor] = {}
+    storages: dict[int, tuple[torch.UntypedStorage, Tensor]] = {}
     waiting: set[torch.device] = set()
 
     def copy_storage(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if (key := storage._cdata) not in storages:
+        if (key := id(storage)) not in storages:  # torch returns one object for a storage while it is kept
             whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
             pinned = tensor.device.type == "cuda"
             host = torch.empty(whole.shape, dtype=torch.uint8, pin_memory=pinned)
-            storages[key] = host.copy_(whole, non_blocking=pinned)
+            storages[key] = storage, host.copy_(whole, non_blocking=pinned)
             if pinned:
                 waiting.add(tensor.device)
-        return storages[key]
+        return storages[key][1]
 
     def copy(value: Any) -> Any:
         if isinstance(value, Tensor):
