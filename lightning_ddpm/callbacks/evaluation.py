@@ -18,7 +18,7 @@ from lightning_ddpm.metrics.suite import check_metrics, check_reference, list_me
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.models.sample_request import SampleRequest
-from lightning_ddpm.utils.console import format_duration, report, show_progress
+from lightning_ddpm.utils.console import count, format_duration, report, show_progress
 from lightning_ddpm.utils.errors import UserError
 
 PURPOSE = "Evaluation compares with an ImageDataModule's training set"
@@ -172,11 +172,11 @@ class Evaluation(PeriodicCallback):
             extraction = estimate(lambda: self.extractor(pixels), batch_size=measured)
         self._estimate = sampling + extraction
         if nfe is None:
-            count = f"{n} images with as many network evaluations as each needs"
+            work = f"{n} images with as many network evaluations as each needs"
         else:
-            count = f"{n} images x {nfe * guided} network evaluations"
+            work = f"{n} images x {count(nfe * guided, 'network evaluation')}"
         return (
-            f"{count}, about {format_duration(self._estimate)}, {format_duration(extraction)} of it for features; "
+            f"{work}, about {format_duration(self._estimate)}, {format_duration(extraction)} of it for features; "
             f"{', '.join(self._list_logged_names())} by {self.extractor.protocol}; {self.reference}"
         )
 

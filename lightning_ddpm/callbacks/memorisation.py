@@ -20,7 +20,7 @@ from lightning_ddpm.metrics import FeatureExtractor, NeighbourDistances, extract
 from lightning_ddpm.metrics.nearest_neighbours import MIN_HELD_OUT, QUANTILE
 from lightning_ddpm.metrics.suite import FeatureTable, map_metric_names
 from lightning_ddpm.models.sample_request import SampleRequest
-from lightning_ddpm.utils.console import report
+from lightning_ddpm.utils.console import count, report
 from lightning_ddpm.utils.errors import UserError
 
 GAP = 8
@@ -126,7 +126,8 @@ class Memorisation(Measurement):
         nfe = (self.request.sampler or model.sampler).nfe(model.schedule.T)
         if trainer.is_global_zero:
             report(
-                f"memorisation: {self.request.n} images x {nfe or 'as many as each needs'} network evaluations "
+                f"memorisation: {self.request.n} images x "
+                f"{count(nfe, 'network evaluation') if nfe else 'as many network evaluations as each needs'} "
                 f"and one pass over {len(data.train)} training images, {when}"
             )
             if min(self.request.n, len(data.held_out)) < MIN_HELD_OUT:

@@ -40,11 +40,16 @@ def list_subclasses(*kinds: type) -> dict[str, type]:
 
 
 def list_classes(*kinds: type) -> str:
-    """Return the names of this package's classes of these kinds that options can build, sorted: none takes images."""
+    """Return the names of this package's classes of these kinds that options can build, sorted: none takes images.
+
+    Those of other packages follow where there are few, as loggers.
+    """
     found = {name: each for name, each in list_subclasses(*kinds).items() if each not in kinds}
     ours = [name for name, each in found.items() if re.match(r"lightning_ddpm\.(?!commands\.)", each.__module__)]
     taken = {name: {each.annotation for each in signature(found[name]).parameters.values()} for name in ours}
-    return ", ".join(sorted(name for name in ours if Tensor not in taken[name]))
+    ours = sorted(name for name in ours if Tensor not in taken[name])
+    others = sorted(found.keys() - taken.keys()) if ours else []
+    return ", ".join([*ours, *others] if len(found) <= MAX_LISTED // 2 else ours)
 
 
 def find_class(name: str, kinds: tuple[type, ...], word: str, place: str) -> type | None:

@@ -81,7 +81,7 @@ def load_evaluated_images(options: Namespace, model: DDPM | None) -> EvaluatedIm
             report(f"evaluating {options.n} of the {len(images)} images in {options.images}, spread evenly")
         evaluated = EvaluatedImages(options.n or len(images), images[0][0].shape, images, origin)
     if evaluated.n < 2:
-        raise UserError(f"a covariance needs at least 2 images, got {evaluated.n}; published metrics use {PUBLISHED}")
+        raise UserError(f"evaluate needs at least 2 images, got {evaluated.n}; published metrics use {PUBLISHED}")
     return evaluated
 
 

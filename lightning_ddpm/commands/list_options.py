@@ -21,7 +21,7 @@ from lightning_ddpm.utils.yaml_text import build_parser, load_yaml
 KINDS: dict[str, type] = {"callbacks": Callback, "logger": Logger}
 """The lists of the Trainer's, and what is in them."""
 OPTION = re.compile(rf"--trainer\.({'|'.join(KINDS)})\.([A-Z]\w*|\d+)\.([^=]+)(?:=(.*))?", re.DOTALL)
-
+MEMBER = re.compile(rf"--trainer\.(?:{'|'.join(KINDS)})\.([A-Z]\w*|\d+)", re.DOTALL)
 APPEND = re.compile(rf"(?:.* )?--trainer\.({'|'.join(KINDS)})\+[ =]([\w.]+)$")
 
 
@@ -53,6 +53,8 @@ def split_list_options(arguments: Sequence[str]) -> tuple[list[str], list[ListOp
         if append := APPEND.match(" ".join([*others[-1:], word])):
             appended[append[1]] = append[2].rpartition(".")[2]
         match = OPTION.fullmatch(word)
+        if alone := MEMBER.fullmatch(word):
+            raise UserError(f"{alone[0]} names no option of {alone[1]}; give one as {alone[0]}.OPTION VALUE")
         if match is None:
             others.append(word)
             continue

@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             nearest = import_module("difflib").get_close_matches(command, COMMANDS, n=1)
             fix = f"did you mean {nearest[0]}?" if nearest else "--help lists the commands"
             raise UserError(f"there is no command {command}; {fix}")
+        printable = import_module("lightning_ddpm.utils.paths").printable
+        if wrong := [printable(each) for each in arguments if printable(each) != each]:
+            raise UserError(f"{wrong[0]} is not UTF-8, and could not be written into a file; rename what it stands for")
         return _load_command(command)(list(arguments if command in TRAINER else arguments[1:])) or 0
     except Exception as error:
         failure = error

@@ -68,6 +68,11 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def count(n: int, what: str) -> str:
+    """Return a number of things in words: ``1 device``, ``2 devices``."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def show_progress(
     batches: Iterable[tuple[int, Item]], total: int, what: str = "", show: bool = True, bar: bool = True
 ) -> Iterator[Item]:

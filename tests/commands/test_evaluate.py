@@ -339,7 +339,7 @@ def test_exactly_one_of_checkpoint_and_images_is_required(refused, folders):
         (("--reference", "lost.yaml"), "there is no file lost.yaml"),
         ((), "there is nothing to compare with: give --reference"),
         (("--n", "0"), "--n must be at least 1, got 0"),
-        (("--n", "1", "--reference", "Digits"), "a covariance needs at least 2 images, got 1"),
+        (("--n", "1", "--reference", "Digits"), "evaluate needs at least 2 images, got 1"),
         (
             ("--extractor", "Incepton"),
             "there is no extractor Incepton; did you mean Inception? There are ClassifierFeatures",

@@ -1,6 +1,7 @@
 """Every value of every config can be set on the command line."""
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -157,6 +158,15 @@ def test_a_callback_that_is_appended_takes_its_options_by_its_name(parse) -> Non
             ("--trainer.callbacks+", "EMA", "--trainer.callbacks.EMA.decay", "0.5"),
             "holds 2 of EMA; give one's place, --trainer.callbacks.0.decay or --trainer.callbacks.5.decay",
         ),
+        (
+            ("--trainer.callbacks.EMA", "9"),
+            "--trainer.callbacks.EMA names no option of EMA; give one as --trainer.callbacks.EMA.OPTION VALUE",
+        ),
+        (
+            ("--trainer.logger", "NoLogger"),
+            "There are RunLogger, RunTable, CSVLogger, CometLogger",
+        ),
+        (("--trainer.logger.name", os.fsdecode(b"caf\xe9")), r"caf\xe9 is not UTF-8, and could not be written"),
         (("--trainer.callbacks.7.decay", "0.5"), "trainer.callbacks has no place 7; it holds 0 (EMA), 1 (Evaluation)"),
         (
             ("--trainer.callbacks", "null", "--trainer.callbacks.EMA.decay", "0.5"),
