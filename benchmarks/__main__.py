@@ -42,6 +42,7 @@ SCRIPTS = {
     "evaluation_tables": "what a Fréchet distance depends on: docs/results/evaluation.md",
     "guidance_tables": "guidance on digits and MNIST: docs/results/guidance.md",
     "restoration_tables": "restored digits and MNIST images: docs/results/restoration.md",
+    "recipe_search": "the recipe for MNIST with the best Fréchet distance per minute, by successive halving",
     "check_samples": "metrics of a folder of images that are independent of this package",
 }
 """Modules with ``add_options`` and ``run``."""
