@@ -86,9 +86,9 @@ class Resume(Callback):
         data, state = trainer.datamodule, checkpoint.get("ImageDataModule")  # type: ignore[attr-defined]
         if trainer.state.fn != "fit" or not isinstance(data, ImageDataModule) or not state:
             return
-        if state["batch"] == [data.batch_size, trainer.world_size]:
-            return
         done, accumulate = data.count_batches_done(), trainer.accumulate_grad_batches
+        if state["batch"] == [data.batch_size, trainer.world_size] and not done % accumulate:
+            return
         if trainer.limit_train_batches != 1.0 or done % accumulate:
             raise UserError(
                 f"the checkpoint's run has batches of {state['batch'][0]} images on {state['batch'][1]} devices; a run "

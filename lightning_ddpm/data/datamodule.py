@@ -1,6 +1,5 @@
 """The DataModule of any image source."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,15 +12,16 @@ from torch.utils.data import DataLoader, default_convert
 
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, check_dataset, hash_images
 from lightning_ddpm.data.decode_cache import decode_to_file, decode_to_memory, fits_in_memory, open_decoded
+from lightning_ddpm.data.global_batch import GlobalBatch
 from lightning_ddpm.data.image_io import to_float
-from lightning_ddpm.data.sharding import ImageRange, RepeatedShard, Shard, ShuffledShard, split_ranges
+from lightning_ddpm.data.sharding import ImageRange, RepeatedShard, Shard, ShuffledShard, StepPart, split_ranges
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.contracts import describe_class, is_ours
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.paths import resolve_path
-from lightning_ddpm.utils.random import get_run_seed, make_generator
+from lightning_ddpm.utils.random import get_run_seed
 
 
 class ImageDataModule(LightningDataModule):
@@ -38,6 +38,12 @@ class ImageDataModule(LightningDataModule):
         predict_images: number of images that ``predict`` generates.
         decode_cache: folder for the decoded images of datasets over 1 GiB, which are not kept in memory; all processes
             of a machine share the file. With ``null`` they are decoded at every access.
+        global_batch_size: number of images in an optimizer step, whatever the number of devices: a device then takes at
+            most ``batch_size`` images at once and accumulates the gradients of as many batches as it takes. With
+            ``null`` each device has ``batch_size`` images in each of ``trainer.accumulate_grad_batches``, and a run
+            that is resumed on other devices keeps its number.
+        drop_last: skip the images at the end of an epoch that do not fill a step, different ones in each epoch, so that
+            all batches have the same size.
     """
 
     def __init__(
@@ -49,11 +55,13 @@ class ImageDataModule(LightningDataModule):
         num_workers: int = 0,
         predict_images: int = 64,
         decode_cache: str | None = None,
+        global_batch_size: int | None = None,
+        drop_last: bool = False,
     ) -> None:
         super().__init__()
         least = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "predict_images": (predict_images, 1)}
-        for option, (number, minimum) in least.items():
-            if number < minimum:
+        for option, (number, minimum) in (least | {"global_batch_size": (global_batch_size, 1)}).items():
+            if number is not None and number < minimum:
                 raise UserError(f"data.{option} must be at least {minimum}, got {number}")
         for name in ("channels", "size"):
             if not isinstance(value := getattr(source, name, None), int) or value < 1:
@@ -63,6 +71,7 @@ class ImageDataModule(LightningDataModule):
                 )
         self.source, self.root, self.batch_size = source, resolve_path(root), batch_size
         self.flip, self.num_workers, self.predict_images = flip, num_workers, predict_images
+        self.drop_last, self._global_batch, self._begins = drop_last, GlobalBatch(batch_size, global_batch_size), (0, 0)
         self.decode_cache = None if decode_cache is None else resolve_path(decode_cache)
         self.channels, self.size = source.channels, source.size
 
@@ -101,13 +110,19 @@ class ImageDataModule(LightningDataModule):
                 decode_to_file(data, self.decode_cache, str(self.root))
 
     def setup(self, stage: str) -> None:
+        self.batch_size, self._begins = self._global_batch.setup(self.trainer), (0, 0)
         if stage == "fit":
-            self._begins, self._is_resumed = (0, 0), False
+            self._is_resumed = False
             devices = self._ranks.world_size
             if self.batch_size * devices > len(self.train):
                 raise UserError(
                     f"a batch of {self.batch_size} images on each of {devices} devices is larger than the dataset "
                     f"({len(self.train)} images); lower data.batch_size"
+                )
+            if self.drop_last and self.step_size > len(self.train):
+                raise UserError(
+                    f"a step of {self.step_size} images is larger than the dataset ({len(self.train)} images), and "
+                    "data.drop_last skips what does not fill a step; lower data.batch_size, or turn it off"
                 )
 
     @cached_property
@@ -127,9 +142,46 @@ class ImageDataModule(LightningDataModule):
         check_dataset(data, self.source, (self.channels, self.size, self.size), classes)
         return data
 
+    @property
+    def step_size(self) -> int:
+        """Number of images in an optimizer step, over all devices and accumulated batches."""
+        accumulate: int = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return self.batch_size * self._ranks.world_size * accumulate
+
+    def locate_batch(self, batch: int, rank: int | None = None) -> StepPart:
+        """Return where a training batch stands in its optimizer step.
+
+        Args:
+            batch: index of the batch in the current epoch.
+            rank: whose batch it is; ``None`` for this rank's.
+        """
+        assert self.trainer is not None
+        trainer = self.trainer
+        return self._sampler.locate(batch, trainer.accumulate_grad_batches, int(trainer.num_training_batches), rank)
+
+    def locate_held_out(self, batch: int, images: int) -> tuple[int, StepPart]:
+        """Return where a batch of held-out images stands among all, in parts of a step's size: the part, and where."""
+        assert self.trainer is not None
+        part, batch = divmod(batch, self.trainer.accumulate_grad_batches)
+        number = batch * self._ranks.world_size + self._ranks.rank
+        start, total = number * self.batch_size, min(self.step_size, len(self.held_out) - part * self.step_size)
+        return part, StepPart(start, start + images, total, number)
+
     def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train, self._make_sampler())
+
+    def _make_sampler(self) -> ShuffledShard:
         kind = RepeatedShard if getattr(self.trainer, "overfit_batches", 0) else ShuffledShard
-        return self._loader(self.train, kind(len(self.train), get_run_seed(), self._ranks, *self._begins))
+        multiple = self.step_size if self.drop_last else 1
+        return kind(len(self.train), get_run_seed(), self._ranks, self.batch_size, *self._begins, multiple)
+
+    @property
+    def _sampler(self) -> ShuffledShard:
+        """The sampler of the current epoch."""
+        assert self.trainer is not None
+        assert self.trainer.train_dataloader is not None
+        sampler: ShuffledShard = self.trainer.train_dataloader.sampler
+        return sampler
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._held_out_loader("val")
@@ -162,15 +214,20 @@ class ImageDataModule(LightningDataModule):
         """Return the position in the order of training images: the epoch, and its images seen, summed over ranks."""
         if self.trainer is None or self.trainer.state.fn != "fit" or self.trainer.train_dataloader is None:
             return {}
-        batch, images = [self.batch_size, self._ranks.world_size], len(self.train)
         if self._is_resumed:  # before the first batch Lightning's counters still speak of the epoch before
             epoch, seen = self._begins
         else:
-            epoch, batches = self.trainer.train_dataloader.sampler.epoch, self.trainer.fit_loop.batch_idx + 1
-            if batches >= self.trainer.num_training_batches:
-                epoch, batches = epoch + 1, 0
-            seen = batches * math.prod(batch)
-        return {"epoch": epoch, "seen": seen, "images": images, "batch": batch, "sha256": self._train_digest}
+            epoch, batches = self._sampler.epoch, self.trainer.fit_loop.batch_idx + 1
+            ended = batches >= self.trainer.num_training_batches
+            epoch, seen = epoch + ended, 0 if ended else self._sampler.count_seen(batches)
+        return {
+            "epoch": epoch,
+            "seen": seen,
+            "images": len(self.train),
+            "batch": [self.batch_size, self._ranks.world_size],
+            "step": self._global_batch.state_dict(self.step_size),
+            "sha256": self._train_digest,
+        }
 
     @cached_property
     def _train_digest(self) -> str:
@@ -192,21 +249,18 @@ class ImageDataModule(LightningDataModule):
         if state_dict.get("sha256", self._train_digest) != self._train_digest and self._ranks.is_first:
             report("changed: the training images or their labels are not those of the checkpoint's run")
         self._begins, self._is_resumed = (state_dict["epoch"], state_dict["seen"]), True
+        if (batch_size := self._global_batch.keep(self.trainer, state_dict.get("step", {}))) is not None:
+            self.batch_size = batch_size
         # Lightning expects the position in the loader, which some callbacks create before the position is known.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
 
     def count_batches_done(self) -> int:
         """Return the number of batches of the resumed epoch that are done, counted in the current batch size."""
-        whole, left = (n // self._ranks.world_size for n in (len(self.train), len(self.train) - self._begins[1]))
-        return -(-whole // self.batch_size) + -left // self.batch_size
+        return self._make_sampler().count_batches_done()
 
     def list_batch_indices(self, batch: int) -> list[int]:
         """Return the indices of the training images in a batch of this rank, by its index in the current epoch."""
-        assert self.trainer is not None
-        assert self.trainer.train_dataloader is not None
-        sampler: ShuffledShard = self.trainer.train_dataloader.sampler
-        start = (batch - (self.count_batches_done() if sampler.epoch == self._begins[0] else 0)) * self.batch_size
-        return list(sampler)[start : start + self.batch_size]
+        return self._sampler.list_images(batch)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.predicting:
@@ -226,9 +280,9 @@ class ImageDataModule(LightningDataModule):
 
     def _flip(self, x_0: Tensor) -> Tensor:
         assert self.trainer is not None
-        step = self.trainer.fit_loop.total_batch_idx
-        randomness = make_generator(x_0.device, "flip", get_run_seed(), self._ranks.rank, index=step)
-        flipped = torch.rand(len(x_0), device=x_0.device, generator=randomness) < 0.5
+        part = self.locate_batch(self.trainer.fit_loop.batch_idx + 1)  # Lightning counts the batch after its transfer
+        step = self.trainer.global_step - 1  # from -1: earlier versions keyed flips by the batch before
+        flipped = part.generate(x_0.device, "flip", step).rand() < 0.5
         return torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
 
     def _loader(self, data: ImageDataset, sampler: Shard | ShuffledShard) -> DataLoader[Batch]:

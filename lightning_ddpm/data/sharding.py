@@ -1,6 +1,7 @@
 """Divide the images of a dataset among ranks, in a reproducible order."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -8,49 +9,131 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lightning_ddpm.data.class_labels import GOLDEN
 from lightning_ddpm.utils.distributed import Ranks
-from lightning_ddpm.utils.random import make_generator
+from lightning_ddpm.utils.random import PositionRandom, get_run_seed, make_generator
 
 # All subclass DistributedSampler so that Lightning does not replace them by its own, and those of a fixed order
 # SequentialSampler, so that it does not under overfit_batches either.
 
 
+@dataclass(frozen=True)
+class StepPart:
+    """The positions of a batch among the images of its optimizer step, over all ranks and accumulated batches.
+
+    Attributes:
+        start, stop: the positions, as ``range(start, stop)``.
+        total: number of the step's images.
+        batch: number of the batch among those of the step, over all ranks.
+    """
+
+    start: int
+    stop: int
+    total: int
+    batch: int
+
+    def generate(self, device: torch.device, purpose: str, step: int) -> PositionRandom:
+        """Return the random numbers of these images for a purpose, keyed by the run's seed and the step."""
+        place = {"start": self.start, "stop": self.stop, "total": self.total}
+        return PositionRandom(device, purpose, get_run_seed(), index=step, **place)
+
+
 class ShuffledShard(DistributedSampler[int]):
     """Sample one rank's part of a permutation of the images; the permutation depends on (seed, epoch) alone.
 
-    Every rank gets the same number of images, so up to ``world_size - 1`` images are skipped in an epoch, different
-    ones each time.
+    The ranks take consecutive batches, so that an optimizer step has the same images on any number of devices, if its
+    number of images stays the same. The last images of an epoch are divided among the ranks, whose batches then differ
+    by up to one image; fewer images than ranks are skipped, different ones in each epoch.
 
     Args:
         n: number of images.
         seed: seed of the run.
         ranks: this rank among all.
+        batch_size: number of images in a batch.
         epoch: the first epoch.
         seen: number of images to skip at the start of that epoch, summed over ranks: those that an interrupted run has
             trained on.
+        multiple: an epoch's last images are skipped so that a multiple of this number is left; 1 for none.
     """
 
-    def __init__(self, n: int, seed: int, ranks: Ranks, epoch: int = 0, seen: int = 0) -> None:
+    def __init__(
+        self, n: int, seed: int, ranks: Ranks, batch_size: int, epoch: int = 0, seen: int = 0, multiple: int = 1
+    ) -> None:
         super().__init__(range(n), num_replicas=ranks.world_size, rank=ranks.rank, seed=seed)  # type: ignore[arg-type]
-        self.n, self.begins = n, (epoch, seen)
+        self.n, self.begins, self.multiple = n, (epoch, seen), multiple
+        self.batch_size, self.group = batch_size, batch_size * ranks.world_size
         self.set_epoch(epoch)
 
     def __len__(self) -> int:
         """Return this rank's number of images in a whole epoch, even if a part of it is skipped."""
-        return self.n // self.num_replicas
+        used = self._count_used(self.n)
+        start, stop = self._locate(used // self.group, used, self.rank)
+        return used // self.group * self.batch_size + stop - start
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.n, generator=make_generator("cpu", "order", self.seed, index=self.epoch))
-        left = order[self.begins[1] :] if self.epoch == self.begins[0] else order
-        stop = len(left) // self.num_replicas * self.num_replicas
-        return iter(left[self.rank : stop : self.num_replicas].tolist())
+        return self._take(self.epoch)
+
+    def count_batches_done(self) -> int:
+        """Return the number of batches of the current epoch that were trained on before, in the current batch size."""
+        return self._count_batches(self.n) - self._count_batches(self._left)
+
+    def count_seen(self, batches: int) -> int:
+        """Return the number of images, summed over ranks, up to this number of batches of the current epoch."""
+        return self.n - self._left + (batches - self.count_batches_done()) * self.group
+
+    def list_images(self, batch: int) -> list[int]:
+        """Return the indices of the images in a batch of this rank, by its index in the current epoch."""
+        start = (batch - self.count_batches_done()) * self.batch_size
+        return list(self)[start : start + self.batch_size]
+
+    def locate(self, batch: int, accumulate: int, batches: int, rank: int | None = None) -> StepPart:
+        """Return where a batch stands in its optimizer step.
+
+        Args:
+            batch: index of the batch in the current epoch.
+            accumulate: number of batches of a step on each rank.
+            batches: number of batches in the epoch.
+            rank: whose batch it is; ``None`` for this rank's.
+        """
+        rank, done = self.rank if rank is None else rank, self.count_batches_done()
+        used = min(self._count_used(self._left), (batches - done) * self.group)
+        start, stop = self._locate(batch - done, used, rank)
+        step, first = accumulate * self.group, (batch - done) // accumulate * accumulate * self.group
+        number = (batch - done) % accumulate * self.num_replicas + rank
+        return StepPart(start - first, stop - first, min(step, used - first), number)
+
+    @property
+    def _left(self) -> int:
+        return self.n - (self.begins[1] if self.epoch == self.begins[0] else 0)
+
+    def _take(self, epoch: int) -> Iterator[int]:
+        """Yield this rank's part of what is left of the current epoch, in the order of the given one."""
+        order = torch.randperm(self.n, generator=make_generator("cpu", "order", self.seed, index=epoch))
+        used, left = self._count_used(self._left), order[self.n - self._left :]
+        for batch in range(self._count_batches(self._left)):
+            start, stop = self._locate(batch, used, self.rank)
+            yield from left[start:stop].tolist()
+
+    def _locate(self, batch: int, used: int, rank: int) -> tuple[int, int]:
+        """Return the places of a rank's batch among the images that are used."""
+        first = batch * self.group
+        share, more = divmod(min(self.group, used - first), self.num_replicas)
+        start = first + rank * share + min(rank, more)
+        return start, start + share + (rank < more)
+
+    def _count_used(self, images: int) -> int:
+        """Return the number of images trained on, of the given number at the end of an epoch."""
+        images -= images % self.multiple
+        rest = images % self.group
+        return images - rest if rest < self.num_replicas else images
+
+    def _count_batches(self, images: int) -> int:
+        return -(-self._count_used(images) // self.group)
 
 
 class RepeatedShard(ShuffledShard, SequentialSampler):
     """Sample the images of the first epoch in every epoch, for ``overfit_batches``."""
 
     def __iter__(self) -> Iterator[int]:
-        seen = self.begins[1] if self.epoch == self.begins[0] else 0
-        return iter(ShuffledShard(self.n, self.seed, Ranks(self.rank, self.num_replicas), 0, seen))
+        return self._take(0)
 
 
 class Shard(DistributedSampler[int], SequentialSampler):

@@ -18,7 +18,7 @@ from lightning_ddpm.models.optimizer import build_optimizer, collect_gradients, 
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.lightning_internals import is_logging_step
+from lightning_ddpm.utils.lightning_internals import is_accumulating, is_logging_step
 from lightning_ddpm.utils.random import ImageNoise
 
 
@@ -73,6 +73,7 @@ class DDPM(LightningModule):
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout must lie in [0, 1], got {label_dropout}; Ho & Salimans use 0.1")
         self.label_dropout, self._step_mean = label_dropout, StepMean()
+        self._batches: list[tuple[Tensor, Tensor]] = []
         self.class_names: Sequence[str] = name_classes(class_names, network)
         if self.class_names:  # training images of each class, so that generated images can have the same frequencies
             self.register_buffer("class_counts", torch.zeros(len(self.class_names), dtype=torch.long))
@@ -95,15 +96,16 @@ class DDPM(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one step of Algorithm 1 in Ho et al. 2020; with classes, in Ho & Salimans 2022."""
         x_0, label = batch
-        generator = steps.make_step_generator(self, "train")
+        this = steps.StepBatch(self, len(x_0), batch_idx)
+        random = this.generate("train")  # random numbers of these images, the same on any number of devices
         if self.class_names:
-            label = steps.drop_labels(label, self.label_dropout, steps.make_step_generator(self, "label dropout"))
+            label = steps.drop_labels(label, self.label_dropout, this.generate("label dropout"))
 
-        t, weights = self.timesteps.sample(len(x_0), generator)  # t ~ Uniform({1, ..., T}), weights 1
-        eps = steps.sample_noise(x_0, generator)  # eps ~ N(0, I)
-        with steps.seed_step(self):
+        t, weights = random(self.timesteps.sample)  # t ~ Uniform({1, ..., T}), weights 1
+        eps = random.randn_like(x_0)  # eps ~ N(0, I)
+        with this.seed_globally():
             losses = self.loss(x_0, t, eps, label)  # ||eps - network(x_t, t)||^2 with x_t = q_sample(x_0, t, eps)
-        return self._finish_step(batch_idx, t, losses, (weights * losses).mean())
+        return self._finish_batch(this, t, losses, (weights * losses).mean())
 
     def loss(self, x_0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
         """Compute the objective of each image, (b,) float32; it makes x_t by ``q_sample`` and calls the network once.
@@ -116,26 +118,34 @@ class DDPM(LightningModule):
         """
         return self.objective.losses(self.denoiser_for(label).without_clipping(), x_0, t, eps)
 
-    def _finish_step(self, batch_idx: int, t: Tensor, losses: Tensor, loss: Tensor) -> Tensor:
-        """Report the losses (b,) to the timestep sampler, callbacks and loggers; return the loss to minimise."""
-        self.timesteps.update(t, losses, self.all_gather)  # type: ignore[arg-type]
+    def _finish_batch(self, this: steps.StepBatch, t: Tensor, losses: Tensor, loss: Tensor) -> Tensor:
+        """Keep the losses (b,) for callbacks, and report those of a step at its end; return the loss to minimise."""
         self.last_losses = t, losses.detach()
+        self._batches = [] if this.is_first else self._batches
+        self._batches.append(self.last_losses)
         loss = spread_nonfinite(loss)
-        mean = self._step_mean.add(self, batch_idx, len(t), loss)
-        if is_logging_step(self.trainer):
-            self.log("train/loss", mean)
-            sums, counts = diffusion.sum_by_quarter(losses.detach(), t, self.schedule.T)
-            self.log_dict(steps.average_by_quarter("train/loss", sums, counts, self.schedule.T))
+        self._step_mean.add(this, len(t), loss)
+        if not is_accumulating(self.trainer):
+            self._report_step(this, *steps.join(self._batches))
         return loss
+
+    def _report_step(self, this: steps.StepBatch, t: Tensor, losses: Tensor) -> None:
+        """Report the losses of this rank's images in a step to the timestep sampler and, of all ranks, to loggers."""
+        self.timesteps.update(t, losses, this.gather)
+        if is_logging_step(self.trainer):
+            quarters = diffusion.sum_by_quarter(losses, t, self.schedule.T)
+            mean, sums, counts = self._step_mean.average(self, *quarters)
+            self.log("train/loss", mean)
+            self.log_dict(steps.average_by_quarter("train/loss", sums, counts, self.schedule.T))
 
     def on_validation_epoch_start(self) -> None:
         self._sums = steps.TimestepSums(self.schedule.T, ("loss",), self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x_0, label = batch
-        generator = steps.make_validation_generator(self, batch_idx)
-        t = diffusion.sample_stratified(len(x_0), self.schedule.T, generator)
-        self._sums.add(t, self.loss(x_0, t, steps.sample_noise(x_0, generator), label))
+        random = steps.generate_validation(self, len(x_0), batch_idx)
+        t = random(lambda n, generator: diffusion.sample_stratified(n, self.schedule.T, generator))
+        self._sums.add(t, self.loss(x_0, t, random.randn_like(x_0), label))
 
     def on_validation_epoch_end(self) -> None:
         self._sums.log_means(self)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lightning_ddpm.models.optimizer import build_optimizer
 from lightning_ddpm.models.step_mean import StepMean
-from lightning_ddpm.models.steps import seed_step
+from lightning_ddpm.models.steps import StepBatch
 from lightning_ddpm.networks import SmallCNN
 
 
@@ -35,11 +35,13 @@ class ImageClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, label = batch
-        with seed_step(self, "classify"):
+        this = StepBatch(self, len(label), batch_idx)
+        with this.seed_globally("classify"):
             dy, dx = torch.randint(-1, 2, (2,)).tolist()
             shifted = torch.roll(functional.pad(x, (1, 1, 1, 1), value=-1), (dy, dx), (2, 3))[..., 1:-1, 1:-1]
             loss = functional.cross_entropy(self.network(shifted), label)
-        self.log("train/loss", self._step_mean.add(self, batch_idx, len(label), loss))
+        self._step_mean.add(this, len(label), loss)
+        self._step_mean.log(self)
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

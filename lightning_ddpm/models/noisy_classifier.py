@@ -72,15 +72,17 @@ class NoisyClassifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x_0, label = batch
-        generator = steps.make_step_generator(self, "classify noisy")
-        t = torch.randint(1, self.schedule.T + 1, (len(x_0),), device=x_0.device, generator=generator)
-        x_t = q_sample(self.schedule, x_0, t, steps.sample_noise(x_0, generator))
-        with steps.seed_step(self):
+        this = steps.StepBatch(self, len(x_0), batch_idx)
+        random = this.generate("classify noisy")
+        t = random(lambda n, each: torch.randint(1, self.schedule.T + 1, (n,), device=each.device, generator=each))
+        x_t = q_sample(self.schedule, x_0, t, random.randn_like(x_0))
+        with this.seed_globally():
             logits = self.network(x_t, t).float()
         losses = functional.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
         labelled = (label >= 0).sum()
         loss: Tensor = losses / labelled.clamp(min=1)
-        self.log("train/loss", self._step_mean.add(self, batch_idx, labelled, loss))
+        self._step_mean.add(this, labelled, loss)
+        self._step_mean.log(self)
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -94,12 +96,14 @@ class NoisyClassifier(LightningModule):
         self._sums = steps.TimestepSums(self.schedule.T, ("accuracy", "loss"), self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x_0, label = (each[batch[1] >= 0] for each in batch)
-        if not len(x_0):
+        labelled = batch[1] >= 0
+        if not labelled.any():
             return
-        generator = steps.make_validation_generator(self, batch_idx)
-        t = sample_stratified(len(x_0), self.schedule.T, generator)
-        logits = self.network(q_sample(self.schedule, x_0, t, steps.sample_noise(x_0, generator)), t).float()
+        random = steps.generate_validation(self, len(labelled), batch_idx)
+        t = random(lambda n, generator: sample_stratified(n, self.schedule.T, generator))
+        eps = random.randn_like(batch[0])
+        x_0, label, t, eps = (each[labelled] for each in (*batch, t, eps))
+        logits = self.network(q_sample(self.schedule, x_0, t, eps), t).float()
         losses = functional.cross_entropy(logits, label, reduction="none")
         self._sums.add(t, (logits.argmax(1) == label).float(), losses)
 

@@ -3,6 +3,7 @@
 The random numbers are functions of their keys, so that a resumed run repeats them.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
 
@@ -10,38 +11,111 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.data.sharding import StepPart
 from lightning_ddpm.diffusion import QUARTERS, sum_by_quarter
-from lightning_ddpm.utils.random import get_run_seed, make_generator, seed_globally
+from lightning_ddpm.utils.random import PositionRandom, get_run_seed, seed_globally
 
 
-def make_step_generator(module: LightningModule, purpose: str) -> torch.Generator:
-    """Return the generator of the current training step on this rank, keyed by purpose, run seed, rank and step."""
-    step = module.trainer.fit_loop.total_batch_idx
-    return make_generator(module.device, purpose, get_run_seed(), module.global_rank, index=step)
+class StepBatch:
+    """A batch of a training step: its place among the step's images, and the random numbers that follow from it.
 
+    Random numbers of a step are keyed by the run's seed, the step and the position of an image in it, not by the rank:
+    a step of as many images is the same on any number of devices and in accumulated batches of any size. Dropout inside
+    the network is keyed by the batch, and is the same for batches of equal size.
 
-def seed_step(module: LightningModule, purpose: str = "dropout") -> AbstractContextManager[None]:
-    """Seed torch's global generators likewise inside the context: dropout layers take no generator."""
-    step = module.trainer.fit_loop.total_batch_idx
-    return seed_globally(module.device, purpose, get_run_seed(), module.global_rank, index=step)
-
-
-def make_validation_generator(module: LightningModule, batch_idx: int) -> torch.Generator:
-    """Return the generator of a validation batch: it gets the same t and eps every time, on whichever rank it is.
-
-    Two epochs differ by the weights alone.
+    Args:
+        module: the module that is trained.
+        images: number of images in the batch.
+        batch_idx: index of the batch in its epoch.
     """
-    return make_generator(module.device, "validate", index=batch_idx * module.trainer.world_size + module.global_rank)
+
+    def __init__(self, module: LightningModule, images: int, batch_idx: int) -> None:
+        self._module, self._batch_idx = module, batch_idx
+        self._data = get_image_data(module)
+        self._part = self._data.locate_batch(batch_idx) if self._data else _place_alone(module, images, batch_idx)
+
+    @property
+    def total(self) -> int | None:
+        """Number of the step's images, over all ranks and accumulated batches; ``None`` where it is not known."""
+        return self._part.total if self._data else None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the batch is this rank's first one of its step."""
+        return self._part.batch < self._module.trainer.world_size
+
+    def generate(self, purpose: str) -> PositionRandom:
+        """Return the random numbers of these images for a purpose, which may be any word."""
+        return self._part.generate(self._module.device, purpose, self._module.trainer.global_step)
+
+    def seed_globally(self, purpose: str = "dropout") -> AbstractContextManager[None]:
+        """Seed torch's global generators inside the context, by the batch: dropout layers take no generator."""
+        module = self._module
+        key = get_run_seed(), self._part.batch
+        return seed_globally(module.device, purpose, *key, index=module.trainer.global_step)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return values of all images of the step (n, ...), in their order, from those of this rank's batches.
+
+        Every rank must call it at the last batch of the step.
+        """
+        trainer = self._module.trainer
+        if trainer.world_size == 1:
+            return values
+        if self._data is None:
+            return self._module.all_gather(values).flatten(0, 1)  # type: ignore[union-attr]
+        locate, first = self._data.locate_batch, self._batch_idx - self._batch_idx % trainer.accumulate_grad_batches
+        parts = [
+            [locate(batch, rank) for batch in range(first, self._batch_idx + 1)] for rank in range(trainer.world_size)
+        ]
+        sizes = [[part.stop - part.start for part in each] for each in parts]
+        longest = max(sum(each) for each in sizes)  # ranks may have one image less at the end of an epoch
+        padded = torch.cat([values, values.new_zeros(longest - len(values), *values.shape[1:])])
+        gathered: Tensor = self._module.all_gather(padded)  # type: ignore[assignment]
+        split = [each[: sum(size)].split(size) for each, size in zip(gathered, sizes, strict=True)]
+        return torch.cat([each for batches in zip(*split, strict=True) for each in batches])
 
 
-def sample_noise(x_0: Tensor, generator: torch.Generator) -> Tensor:
-    """Sample eps ~ N(0, I) in the shape, precision and device of x_0."""
-    return torch.randn(x_0.shape, device=x_0.device, dtype=x_0.dtype, generator=generator)
+def join(batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the values of all batches as one; those of a single batch are not copied."""
+    if len(batches) == 1:
+        return batches[0]
+    first, second = zip(*batches, strict=True)
+    return torch.cat(first), torch.cat(second)
 
 
-def drop_labels(label: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+def get_image_data(module: LightningModule) -> ImageDataModule | None:
+    """Return the trainer's data if they are an ImageDataModule."""
+    data = getattr(module.trainer, "datamodule", None)
+    return data if isinstance(data, ImageDataModule) else None
+
+
+def _place_alone(module: LightningModule, images: int, batch_idx: int) -> StepPart:
+    """Return positions that no other batch of the step has, for data whose order is not known."""
+    trainer = module.trainer
+    number = batch_idx % trainer.accumulate_grad_batches * trainer.world_size + trainer.global_rank
+    start = number * 2**20 * PositionRandom.BLOCK
+    return StepPart(start, start + images, start + images, number)
+
+
+def generate_validation(module: LightningModule, images: int, batch_idx: int) -> PositionRandom:
+    """Return the random numbers of a validation batch: the same every time, and on any number of devices.
+
+    Two epochs differ by the weights alone. The numbers of as many images as a training step has are generated at once.
+    """
+    if data := get_image_data(module):
+        index, part = data.locate_held_out(batch_idx, images)
+    else:
+        index = batch_idx * module.trainer.world_size + module.global_rank
+        part = StepPart(0, images, images, 0)
+    place = {"start": part.start, "stop": part.stop, "total": part.total}
+    return PositionRandom(module.device, "validate", index=index, block=None, **place)
+
+
+def drop_labels(label: Tensor, probability: float, random: PositionRandom) -> Tensor:
     """Return the labels (b,), each replaced by -1 with the given probability."""
-    return torch.where(torch.rand(len(label), device=label.device, generator=generator) >= probability, label, -1)
+    return torch.where(random.rand() >= probability, label, -1)
 
 
 def format_quarters(T: int) -> list[str]:

@@ -1,13 +1,14 @@
 """Random numbers that depend on their purpose and key alone, not on the numbers generated before.
 
-There is no global state: the noise of training step 7 on rank 1 is the same whether or not the run was interrupted, and
-differs from that of rank 0.
+There is no global state: the noise of training step 7 is the same whether or not the run was interrupted, and on any
+number of devices.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def make_generator(device: torch.device | str, purpose: str, *key: int, index: i
     Args:
         device: device of the generator; CPU and GPU generate different numbers.
         purpose: distinguishes uses with equal keys.
-        key: integers such as seed and rank.
+        key: integers such as the seed.
         index: counts the uses of one (purpose, key); different indices never have the same seed.
     """
     digest = hashlib.blake2b(repr((purpose, key)).encode(), digest_size=4).digest()
@@ -74,3 +75,71 @@ class ImageNoise:
         noise = [torch.randn(shape, generator=each, device=like.device, dtype=like.dtype) for each in self.generators]
         first = self.start % self.BLOCK
         return torch.cat(noise)[first : first + self.stop - self.start]
+
+
+class PositionRandom:
+    """Random numbers of the positions ``start``..``stop`` among ``total``, whichever parts they are generated in.
+
+    They are generated in blocks of positions with a generator each: a part generates every block that it overlaps and
+    keeps its own positions. Calls continue the same generators.
+
+    Args:
+        device, purpose, index: see :func:`make_generator`.
+        key: likewise; the block's number follows it, unless there is one block only.
+        start, stop: the positions, as ``range(start, stop)``.
+        total: number of all positions; the last block may be short.
+        block: number of positions in a block; ``None`` for one block of all.
+    """
+
+    BLOCK = 128
+    """As many as a step of Ho et al.'s CIFAR-10 model has."""
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        purpose: str,
+        *key: int,
+        index: int,
+        start: int,
+        stop: int,
+        total: int,
+        block: int | None = BLOCK,
+    ) -> None:
+        size = block or total
+        first = start // size
+        self._n, self._first = stop - start, start - first * size
+        self._blocks = [
+            (
+                min(size, total - number * size),
+                make_generator(device, purpose, *key, *((number,) if block else ()), index=index),
+            )
+            for number in range(first, -(-stop // size))
+        ]
+
+    @overload
+    def __call__(self, sample: Callable[[int, torch.Generator], Tensor]) -> Tensor: ...
+    @overload
+    def __call__(self, sample: Callable[[int, torch.Generator], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, sample: Callable[[int, torch.Generator], Any]) -> Any:
+        """Return the random numbers of these positions, (stop - start, ...).
+
+        Args:
+            sample: returns those of n positions from a generator, (n, ...): one tensor, or two.
+        """
+        parts = [sample(size, generator) for size, generator in self._blocks]
+        if isinstance(parts[0], Tensor):
+            return self._select(parts)
+        return tuple(self._select(each) for each in zip(*parts, strict=True))
+
+    def rand(self) -> Tensor:
+        """Return uniform numbers in [0, 1), (stop - start,) float32."""
+        return self(lambda n, generator: torch.rand(n, device=generator.device, generator=generator))
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Return standard normal noise with the shape (stop - start, ...), device and dtype of ``x``."""
+        shape = x.shape[1:]
+        return self(lambda n, each: torch.randn((n, *shape), device=x.device, dtype=x.dtype, generator=each))
+
+    def _select(self, parts: Sequence[Tensor]) -> Tensor:
+        whole = parts[0] if len(parts) == 1 else torch.cat([*parts])
+        return whole if len(whole) == self._n else whole[self._first : self._first + self._n]

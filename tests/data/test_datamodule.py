@@ -119,7 +119,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path, monkeypatch: 
 
 
 def test_the_order_is_shuffled() -> None:
-    order = torch.tensor(list(ShuffledShard(1000, 0, Ranks())))
+    order = torch.tensor(list(ShuffledShard(1000, 0, Ranks(), 8)))
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.15
 
 
@@ -127,7 +127,7 @@ def test_the_order_is_shuffled() -> None:
 def test_ranks_train_on_equal_numbers_of_distinct_images(n: int, world_size: int) -> None:
     skipped = set()
     for epoch in range(40):
-        shards = [ShuffledShard(n, 0, Ranks(rank, world_size)) for rank in range(world_size)]
+        shards = [ShuffledShard(n, 0, Ranks(rank, world_size), 2) for rank in range(world_size)]
         for shard in shards:
             shard.set_epoch(epoch)
         shares = [list(shard) for shard in shards]

@@ -1,0 +1,140 @@
+"""A run is the same on any number of devices, if an optimizer step has the same number of images.
+
+Two and four gloo ranks are compared with one process, over two epochs whose last step is short.
+"""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny import TINY, quiet_trainer, tiny_model, tiny_network
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_ddpm.data import Digits, ImageDataModule, MemoryDataset
+from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.diffusion import Cosine, LossAwareTimesteps, TimestepSampler
+from lightning_ddpm.models.noisy_classifier import NoisyClassifier
+from lightning_ddpm.networks import UNetEncoder
+
+STEP, STEPS = 64, 20
+IMAGES = 9 * STEP + 22
+"""Of an epoch: nine steps and a short one, which four ranks cannot divide equally."""
+PLAIN: dict[str, Any] = {
+    "optimizer": partial(torch.optim.SGD, lr=0.1),
+    "lr_scheduler": partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
+    "class_names": list("0123456789"),
+}
+"""What can be sent to another process; with SGD an error of a sum stays as small as it is."""
+
+
+class SomeDigits(Digits):
+    """The first images of the digits, of which every seventh has no label."""
+
+    def open(self, root: Path, split: Any) -> ImageDataset:
+        images, labels = super().open(root, split).__getitems__(range(IMAGES if split == "train" else 150))
+        labels[::7] = -1
+        return MemoryDataset(images, labels)
+
+
+class Record(Callback):
+    """Writes the metrics of every step, and at the end those of the validation, into a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step > len(self.steps):
+            self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            last = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self.path.write_text(json.dumps([*self.steps, last]))
+
+
+def make_ddpm(timesteps: TimestepSampler | None = None, dropout: float = 0.0) -> LightningModule:
+    network = tiny_network(classes=10, dropout=dropout)
+    return tiny_model(network=network, timesteps=timesteps, label_dropout=0.3, schedule=Cosine(8), **PLAIN)
+
+
+def make_classifier() -> LightningModule:
+    torch.manual_seed(0)
+    return NoisyClassifier(UNetEncoder(**TINY, classes=10), Cosine(20), **PLAIN)
+
+
+def train(
+    folder: Path, model: LightningModule, devices: int, batch_size: int, steps: int = STEPS
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Train for two epochs with flips; return the weights, and the metrics of all steps and of the validation."""
+    path = folder / f"{devices}x{batch_size}.json"
+    data = ImageDataModule(SomeDigits(), batch_size=batch_size, flip=True, global_batch_size=STEP)
+    arguments: dict[str, Any] = {"devices": devices, "strategy": "ddp_spawn"} if devices > 1 else {}
+    trainer = quiet_trainer(
+        *(folder,),
+        max_steps=steps,
+        limit_val_batches=1.0,
+        check_val_every_n_epoch=2,
+        callbacks=[Record(path)],
+        **arguments,
+    )
+    trainer.fit(model, datamodule=data)
+    return {name: each.detach() for name, each in model.state_dict().items()}, json.loads(path.read_text())
+
+
+def assert_same(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
+    assert one[0].keys() == other[0].keys()
+    for name, weight in one[0].items():
+        torch.testing.assert_close(
+            other[0][name], weight, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert len(one[1]) == len(other[1]) == STEPS + 1
+    for step, (first, second) in enumerate(zip(one[1], other[1], strict=True)):
+        assert first == pytest.approx(second, abs=2e-6), f"step {step}"
+
+
+@pytest.fixture(autouse=True)
+def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+
+
+MODELS: dict[str, Callable[[], LightningModule]] = {
+    "uniform t": make_ddpm,
+    "loss-aware t": lambda: make_ddpm(LossAwareTimesteps(history=1)),
+    "classifier": make_classifier,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_accumulated_batches_take_the_steps_of_one_batch(name: str, tmp_path: Path) -> None:
+    whole, parts = (train(tmp_path, MODELS[name](), 1, batch_size) for batch_size in (64, 16))
+    assert_same(whole, parts)
+    start = MODELS[name]().state_dict()
+    assert max(float((whole[0][key] - start[key]).abs().max()) for key in start) > 0.01, "nothing was trained"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "devices", "batch_size"), [("uniform t", 2, 32), ("loss-aware t", 4, 8), ("classifier", 2, 32)]
+)
+def test_several_ranks_take_the_steps_of_one(name: str, devices: int, batch_size: int, tmp_path: Path) -> None:
+    assert_same(train(tmp_path, MODELS[name](), 1, 64), train(tmp_path, MODELS[name](), devices, batch_size))
+
+
+@pytest.mark.slow
+def test_two_ranks_are_bit_equal_to_two_accumulated_batches_with_dropout_too(tmp_path: Path) -> None:
+    """A sum of two terms has one order, and a half is exact; all steps before the short one have batches of 32."""
+
+    def model() -> LightningModule:
+        return make_ddpm(LossAwareTimesteps(history=1), dropout=0.3)
+
+    one, two = (train(tmp_path, model(), devices, 32, steps=9) for devices in (1, 2))
+    assert all(torch.equal(one[0][name], two[0][name]) for name in one[0])
+    assert [each["train/loss"] for each in two[1]] == pytest.approx([each["train/loss"] for each in one[1]], abs=1e-6)
+    undropped = train(tmp_path, make_ddpm(LossAwareTimesteps(history=1)), 1, 32, steps=9)
+    assert not all(torch.equal(one[0][name], undropped[0][name]) for name in one[0])
