@@ -149,12 +149,7 @@ class ImageDataModule(LightningDataModule):
         return self.batch_size * self._ranks.world_size * accumulate
 
     def locate_batch(self, batch: int, rank: int | None = None) -> StepPart:
-        """Return where a training batch stands in its optimizer step.
-
-        Args:
-            batch: index of the batch in the current epoch.
-            rank: whose batch it is; ``None`` for this rank's.
-        """
+        """Return where a rank's training batch stands in its optimizer step; ``None`` for this rank."""
         assert self.trainer is not None
         trainer = self.trainer
         return self._sampler.locate(batch, trainer.accumulate_grad_batches, int(trainer.num_training_batches), rank)

@@ -5,57 +5,20 @@ Two and four gloo ranks are compared with one process, over two epochs whose las
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.tiny import TINY, quiet_trainer, tiny_model, tiny_network
-from pytorch_lightning import Callback, LightningModule, Trainer
+from helpers.two_epochs import PLAIN, STEP, STEPS, Record, SomeDigits
+from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from lightning_ddpm.data import Digits, ImageDataModule, MemoryDataset
-from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import Cosine, LossAwareTimesteps, TimestepSampler
 from lightning_ddpm.models.noisy_classifier import NoisyClassifier
 from lightning_ddpm.networks import UNetEncoder
-
-STEP, STEPS = 64, 20
-IMAGES = 9 * STEP + 22
-"""Of an epoch: nine steps and a short one, which four ranks cannot divide equally."""
-PLAIN: dict[str, Any] = {
-    "optimizer": partial(torch.optim.SGD, lr=0.1),
-    "lr_scheduler": partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
-    "class_names": list("0123456789"),
-}
-"""What can be sent to another process; with SGD an error of a sum stays as small as it is."""
-
-
-class SomeDigits(Digits):
-    """The first images of the digits, of which every seventh has no label."""
-
-    def open(self, root: Path, split: Any) -> ImageDataset:
-        images, labels = super().open(root, split).__getitems__(range(IMAGES if split == "train" else 150))
-        labels[::7] = -1
-        return MemoryDataset(images, labels)
-
-
-class Record(Callback):
-    """Writes the metrics of every step, and at the end those of the validation, into a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.steps: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step > len(self.steps):
-            self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            last = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self.path.write_text(json.dumps([*self.steps, last]))
 
 
 def make_ddpm(timesteps: TimestepSampler | None = None, dropout: float = 0.0) -> LightningModule:
@@ -65,7 +28,7 @@ def make_ddpm(timesteps: TimestepSampler | None = None, dropout: float = 0.0) ->
 
 def make_classifier() -> LightningModule:
     torch.manual_seed(0)
-    return NoisyClassifier(UNetEncoder(**TINY, classes=10), Cosine(20), **PLAIN)
+    return NoisyClassifier(UNetEncoder(**TINY, classes=10, dropout=0.0), Cosine(20), **PLAIN)
 
 
 def train(
@@ -76,7 +39,7 @@ def train(
     data = ImageDataModule(SomeDigits(), batch_size=batch_size, flip=True, global_batch_size=STEP)
     arguments: dict[str, Any] = {"devices": devices, "strategy": "ddp_spawn"} if devices > 1 else {}
     trainer = quiet_trainer(
-        *(folder,),
+        folder,
         max_steps=steps,
         limit_val_batches=1.0,
         check_val_every_n_epoch=2,
