@@ -18,6 +18,7 @@ from lightning_ddpm.utils.cache import DIGEST_BYTES, report_unusable, seal
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_free_space, remove_leftovers, write_atomically
+from lightning_ddpm.utils.locks import wait_for_folder
 
 MAX_BYTES_IN_MEMORY = 2**30
 """Largest size of a decoded dataset that is kept in memory."""
@@ -123,35 +124,50 @@ def decode_to_file(data: FileDataset, folder: Path, what: str) -> ImageDataset:
     Raises:
         UserError: an image cannot be used (any more).
     """
-    path, shape = _find_file(data, folder), _get_shape(data)
+    if found := _find_whole(data, folder):
+        return found
     try:
-        mapped = MappedDataset(path, shape, data.labels, data.fingerprint)
+        folder.mkdir(parents=True, exist_ok=True)
+        with wait_for_folder(folder, what):
+            os.listdir(folder)  # NFS compares what it remembers of a folder when the folder is opened
+            if found := _find_whole(data, folder):
+                return found
+            remove_leftovers(folder)  # before the space is counted
+            _check_space(folder, math.prod(_get_shape(data)))
+            _decode(data, _find_file(data, folder), what)
+    except OSError as error:
+        where = "set data.decode_cache to a folder that can be"
+        report_unusable(str(folder), error.strerror or str(error), where)
+        return data
+    return MappedDataset(_find_file(data, folder), _get_shape(data), data.labels, data.fingerprint)
+
+
+def _find_whole(data: FileDataset, folder: Path) -> ImageDataset | None:
+    """Return the decoded images if they are in the folder and whole, as far as a sample of them shows."""
+    path = _find_file(data, folder)
+    try:
+        mapped = MappedDataset(path, _get_shape(data), data.labels, data.fingerprint)
         mapped.check_sample()
     except UserError as error:
         if os.path.lexists(path):
             report(f"decoding again: {error}")
-    else:
-        return mapped
-    sums = bytearray()
+        return None
+    return mapped
+
+
+def _decode(data: FileDataset, path: Path, what: str) -> None:
+    """Write the file of decoded images."""
+    header, sums = _make_header(_get_shape(data)), bytearray()
 
     def write(file: BinaryIO) -> None:
-        file.write(header := _make_header(shape))
+        file.write(header)
         for pixels in _iterate_decoded(data, what):
             content = pixels.numpy().tobytes()
             file.write(content)
             sums.extend(zlib.crc32(content).to_bytes(4, "little"))
         file.write(bytes(sums) + seal(header + bytes(sums)))
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)  # before the space is counted
-        _check_space(folder, math.prod(shape))
-        write_atomically(path, write)
-    except OSError as error:
-        where = "set data.decode_cache to a folder that can be"
-        report_unusable(str(folder), error.strerror or str(error), where)
-        return data
-    return MappedDataset(path, shape, data.labels, data.fingerprint)
+    write_atomically(path, write)
 
 
 def open_decoded(data: FileDataset, folder: Path) -> ImageDataset:

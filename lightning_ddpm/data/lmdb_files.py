@@ -12,6 +12,7 @@ from lightning_ddpm.utils.errors import UserError
 META = struct.Struct("<16x I I Q Q I 44x 48x Q")
 """A meta page of 64-bit LMDB: magic, version, address, map size, page size (with the rest of two tables), last page."""
 MAGIC, VERSION = 0xBEEFC0DE, 1
+FIX = "delete this folder, so that it is downloaded again"
 
 
 @cache
@@ -31,9 +32,12 @@ def open_lmdb(folder: Path) -> tuple[Any, list[bytes]]:
     try:
         environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False, max_readers=1)
         with environment.begin() as transaction:
-            return environment, list(transaction.cursor().iternext(values=False))
+            keys, declared = list(transaction.cursor().iternext(values=False)), transaction.stat()["entries"]
     except lmdb.Error as error:
-        raise UserError(f"{folder} is not an LMDB of LSUN: {error}; download it again") from error
+        raise UserError(f"{folder} is not an LMDB of LSUN: {error}; {FIX}") from error
+    if len(keys) != declared or not keys:
+        raise UserError(f"{folder} has {len(keys):,} images and declares {declared:,}; {FIX}")
+    return environment, keys
 
 
 def read_lmdb(folder: Path, chosen: Sequence[int], index: int) -> BytesIO:
@@ -62,9 +66,9 @@ def _check_header(path: Path) -> None:
             file.seek(page)
             second = META.unpack(file.read(META.size))
     except (OSError, struct.error, OverflowError) as error:
-        raise UserError(f"{path.parent} is not an LMDB of LSUN, or damaged: {error}; download it again") from error
+        raise UserError(f"{path.parent} is not an LMDB of LSUN, or damaged: {error}; {FIX}") from error
     if (magic, version) != (MAGIC, VERSION) or second[:2] != (MAGIC, VERSION):
-        raise UserError(f"{path.parent} is not an LMDB of LSUN, or its header is damaged; download it again")
+        raise UserError(f"{path.parent} is not an LMDB of LSUN, or its header is damaged; {FIX}")
     needed = (max(last, second[-1]) + 1) * page
     if page not in (2**power for power in range(9, 17)) or second[4] != page or needed > size:
-        raise UserError(f"{path} is damaged: it has {size:,} bytes and declares {needed:,}; download it again")
+        raise UserError(f"{path} is damaged: it has {size:,} bytes and declares {needed:,}; {FIX}")

@@ -1,8 +1,8 @@
 """Image sources: each downloads one dataset and opens its training and held-out images."""
 
 import math
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,8 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDataset, build_path_dataset, describe_file
 from lightning_ddpm.data.lmdb_files import open_lmdb, read_lmdb
-from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.data.preparation import prepare_aside
+from lightning_ddpm.utils.errors import UserError
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -61,7 +62,8 @@ class ImageSource(ABC):
     def prepare(self, root: Path) -> None:
         """Download the data to ``root`` unless they are there, and check them.
 
-        It runs in one process of each machine, before :meth:`open` runs in all of them.
+        It runs in one process of each machine, before :meth:`open` runs in all of them. Several machines may share
+        ``root``: :func:`~lightning_ddpm.data.preparation.prepare_aside` has one of them download, and the others wait.
 
         Raises:
             UserError: the data are missing or damaged; the message states the fix.
@@ -112,18 +114,28 @@ class _TorchvisionArrays(ImageSource):
 
     Attributes:
         dataset: torchvision's class.
+        archives: patterns of the archives that it downloads.
     """
 
     dataset: Any
+    archives: tuple[str, ...]
 
     def prepare(self, root: Path) -> None:
-        for train in (True, False):
-            _fetch(partial(self._load, root, train, download=True), type(self).__name__, root)
+        download = partial(self.dataset, download=True)
+        prepare_aside(root, type(self).__name__, lambda: self._is_there(root), download, self.archives)
 
-    def _load(self, root: Path, train: bool, download: bool = False) -> Any:
+    def _is_there(self, root: Path) -> bool:
+        try:
+            for train in (True, False):
+                self._load(root, train)
+        except RuntimeError:  # as torchvision raises for a file that is missing
+            return False
+        return True
+
+    def _load(self, root: Path, train: bool) -> Any:
         """Return torchvision's dataset; UserError for a damaged file."""
         try:
-            return self.dataset(root, train=train, download=download)
+            return self.dataset(root, train=train)
         except Exception as error:  # of any kind where a file is cut off
             folder = Path(root) / self.dataset.__name__ / "raw"
             if damaged := next((file for file in sorted(folder.glob("*-ubyte")) if not _is_whole_idx(file)), None):
@@ -144,6 +156,7 @@ class MNIST(_TorchvisionArrays):
 
     channels, size = 1, 28
     dataset = torchvision.datasets.MNIST
+    archives = ("MNIST/raw/*.gz",)
 
     def class_names(self, root: Path) -> list[str]:
         return list(self.dataset.classes)
@@ -153,6 +166,7 @@ class FashionMNIST(MNIST):
     """Fashion-MNIST: 60,000 images of clothing of 28x28 pixels, and 10,000 held out."""
 
     dataset = torchvision.datasets.FashionMNIST
+    archives = ("FashionMNIST/raw/*.gz",)
 
 
 class CIFAR10(_TorchvisionArrays):
@@ -160,6 +174,7 @@ class CIFAR10(_TorchvisionArrays):
 
     channels, size = 3, 32
     dataset = torchvision.datasets.CIFAR10
+    archives = ("cifar-10-python.tar.gz",)
 
     def class_names(self, root: Path) -> list[str]:
         return ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -182,7 +197,16 @@ class CelebA(ImageSource):
         self.size = size
 
     def prepare(self, root: Path) -> None:
-        _fetch(partial(torchvision.datasets.CelebA, root, download=True), "CelebA", root)
+        download = partial(torchvision.datasets.CelebA, download=True)
+        prepare_aside(root, "CelebA", lambda: self._is_there(root), download, ("celeba/*.zip", "celeba/*.txt"))
+
+    def _is_there(self, root: Path) -> bool:
+        """Return whether every image is there: torchvision looks for their folder only."""
+        try:
+            listed = torchvision.datasets.CelebA(root, split="all").filename
+        except RuntimeError:
+            return False
+        return set(listed) <= set(os.listdir(Path(root) / torchvision.datasets.CelebA.base_folder / "img_align_celeba"))
 
     def open(self, root: Path, split: Split) -> FileDataset:
         data = torchvision.datasets.CelebA(root, split="train" if split == "train" else "valid")
@@ -224,12 +248,18 @@ class LSUN(ImageSource):
         self.category, self.size = category, size
 
     def prepare(self, root: Path) -> None:
-        kind = "scenes" if self.category in self.scenes else "objects"
         for folder in dict.fromkeys(map(self._folder, SPLITS)):
-            if not (Path(root) / folder).is_dir():
-                url = f"http://dl.yf.io/lsun/{kind}/{folder}.zip"
-                download = partial(download_and_extract_archive, url, str(root), remove_finished=True)
-                _fetch(download, f"LSUN {folder}", root)
+            is_there = partial(self._is_there, Path(root) / folder)
+            prepare_aside(root, f"LSUN {folder}", is_there, partial(self._download, folder), (f"{folder}.zip",))
+
+    def _is_there(self, folder: Path) -> bool:
+        """Return whether the database is there; UserError if it is not whole."""
+        return folder.is_dir() and bool(open_lmdb(folder.resolve()))
+
+    def _download(self, folder: str, place: Path) -> None:
+        kind = "scenes" if self.category in self.scenes else "objects"
+        url = f"http://dl.yf.io/lsun/{kind}/{folder}.zip"
+        download_and_extract_archive(url, str(place), remove_finished=True)
 
     def _folder(self, split: Split) -> str:
         name = "train" if split == "train" else "val"
@@ -257,18 +287,3 @@ def _is_whole_idx(file: Path) -> bool:
         sizes = opened.read(4 * header[3]) if len(header) == 4 else b""
         shape = [int.from_bytes(sizes[start : start + 4]) for start in range(0, len(sizes), 4)]
     return len(header) == 4 and file.stat().st_size == 4 + 4 * header[3] + math.prod(shape)
-
-
-def _fetch(download: Callable[[], object], name: str, root: Path) -> None:
-    """Run torchvision's download, and report a failure with the place where the data belong.
-
-    Raises:
-        UserError: the data are not there and cannot be downloaded.
-    """
-    try:
-        download()
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{name} is not in {Path(root).absolute()} and could not be downloaded ({first_line(error)}); "
-            "put it there in torchvision's layout, or set --data.root to the folder that has it"
-        ) from error

@@ -1,10 +1,11 @@
-"""A lock that keeps a second process out of a folder, and that ends with the process that holds it."""
+"""Locks that keep a second process out of a folder, and that end with the process that holds them."""
 
 import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from lightning_ddpm.utils.errors import UserError
 
 LOCK = ".lock"
 """Name of the file. It is removed at the end; one that a killed process left is locked by nobody."""
+
+PREPARING = ".preparing.lock"
+"""Name of the file of :func:`wait_for_folder`: data may be prepared in the folder of a run."""
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -31,8 +35,52 @@ def lock_folder(folder: Path, advice: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
+
+    def refuse(holder: str) -> None:
+        raise UserError(f"{folder} is in use by another run ({holder}); {advice}")
+
     path = folder / LOCK
-    descriptor = _acquire(path, advice)
+    try:
+        descriptor, is_locked = _acquire(path, refuse)
+    except OSError as error:
+        fix = "choose another folder" if path.is_file() else "delete it, or choose another folder"
+        raise UserError(f"cannot open {path} ({error.strerror}); {fix}") from error
+    if not is_locked:
+        report(f"warning: {folder} is on a file system without locks, so that nothing keeps a second run out of it")
+    with _release(path, descriptor):
+        yield
+
+
+@contextmanager
+def wait_for_folder(folder: Path, what: str) -> Iterator[bool]:
+    """Hold another lock of the folder inside the context; wait while a process of any machine holds it.
+
+    Args:
+        folder: an existing folder.
+        what: what is prepared there, for the line that is printed once while it waits.
+
+    Yields:
+        Whether the file system has locks; if not, nothing is held.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    waits: list[str] = []
+
+    def wait(holder: str) -> None:
+        if not waits:
+            report(f"waiting for another run ({holder}), which prepares {what} in {folder}")
+        waits.append(holder)
+        time.sleep(0.2)
+
+    path = folder / PREPARING
+    descriptor, is_locked = _acquire(path, wait)
+    with _release(path, descriptor):
+        yield is_locked
+
+
+@contextmanager
+def _release(path: Path, descriptor: int) -> Iterator[None]:
     try:
         yield
     finally:
@@ -41,31 +89,33 @@ def lock_folder(folder: Path, advice: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(path: Path, advice: str) -> int:
-    """Return the descriptor of the locked file."""
+def _acquire(path: Path, on_held: Callable[[str], None]) -> tuple[int, bool]:
+    """Return the descriptor of the file and whether it is locked, which not every file system can.
+
+    Args:
+        path: the file.
+        on_held: called with a description of the process that holds the lock, before each further attempt.
+
+    Raises:
+        OSError: the file cannot be opened or locked.
+    """
     while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise UserError(f"cannot open {path} ({error.strerror}); delete it, or choose another folder") from error
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                return descriptor
+                return descriptor, True
             os.close(descriptor)  # its holder removed it in between
         except OSError as error:
             if error.errno in UNSUPPORTED:
-                report(
-                    f"warning: {path.parent} is on a file system without locks ({error.strerror}), so that nothing "
-                    "keeps a second run out of this folder"
-                )
-                return descriptor
+                return descriptor, False
             os.close(descriptor)
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise UserError(f"cannot lock {path} ({error.strerror}); choose another folder") from error
-            holder = path.read_text(errors="replace") if path.exists() else ""
-            raise UserError(
-                f"{path.parent} is in use by another run ({holder or 'an unknown process'}); {advice}"
-            ) from error
+                raise
+            try:
+                holder = path.read_text(errors="replace")
+            except FileNotFoundError:
+                holder = ""
+            on_held(holder or "an unknown process")
