@@ -24,6 +24,7 @@ TIMINGS = {
     "evaluation": ("evaluation.run batch_size weights_path rounds", "sampling, features, statistics and distance"),
     "curve": ("curve.run config weights_path data minutes", "image quality by images seen, within some minutes"),
     "recipes": ("recipes.run", "what each change from Ho et al.'s recipe to a faster one does to the images"),
+    "precision_parity": ("precision_parity.run", "the losses and images of the quickstart in bf16 and in float32"),
     "memory": ("memory.run", "the memory of fit over 10,000 steps"),
     "start": ("start.run rounds", "time until --help, and until the first training step is done"),
     "compiled": ("start.run_compiled rounds", "the first step with torch.compile, with an empty and a warm cache"),

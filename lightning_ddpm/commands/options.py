@@ -191,6 +191,8 @@ def place_model(model: DDPM, options: Namespace, fabric: Fabric) -> list[int]:
         counts.append(len(inputs[0]))
 
     if options.compile:
+        if fabric.device.type != "cpu":  # the compiler itself chooses it only where the batch size is fixed
+            model.network.to(memory_format=torch.channels_last)
         compile_in_place(model.network)
         count = torch.compiler.disable(count)  # type: ignore[no-untyped-call]
     model.network.register_forward_pre_hook(count)

@@ -19,7 +19,7 @@ from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
-from lightning_ddpm.utils.compile import compile_in_place
+from lightning_ddpm.utils.compile import compile_in_place, get_memory_format
 from lightning_ddpm.utils.errors import UserError
 
 CKPT = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
@@ -60,6 +60,13 @@ def test_counting_network_evaluations_compiles_no_further_graphs(monkeypatch: py
     assert counters["stats"]["unique_graphs"] == 1
     plain = [pixels for _, pixels in generate_batches(tiny_model(), SampleRequest(56, batch_size=20))]
     assert (torch.cat(images).int() - torch.cat(plain).int()).abs().max() <= 1
+
+
+def test_a_network_that_is_compiled_for_sampling_has_channels_last_unless_on_the_cpu() -> None:
+    for device, layout in (("meta", torch.channels_last), ("cpu", torch.contiguous_format)):
+        model, options = tiny_model(), Namespace(compile=True)
+        model_options.place_model(model, options, Namespace(device=torch.device(device)))  # type: ignore[arg-type]
+        assert get_memory_format(model.network) is layout, device
 
 
 @pytest.mark.slow
