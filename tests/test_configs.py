@@ -23,6 +23,7 @@ from lightning_ddpm.utils.random import make_generator
 NAMES = [path.stem for path in CONFIGS]
 FEATURES = ("digits_features", "mnist_features")
 GUIDES = ("digits_classifier", "mnist_classifier", "cifar10_classifier")
+GPU = [path.stem for path in CONFIGS if "GPU" in path.read_text().split("# hardware:")[1].splitlines()[0]]
 LARGE = {  # name and category: where the data are, flips, training steps
     ("celebahq256", None): ("celebahq", True, 500_000),
     ("lsun256", "church"): ("church_outdoor", True, 1_200_000),
@@ -205,8 +206,29 @@ def test_the_fast_recipe_has_the_network_of_ho_et_al_and_the_ema_half_life_of_it
     average = next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.EMA))
     half_life = math.log(0.5) / math.log(average.decay) * cli.datamodule.batch_size
     assert half_life == pytest.approx(500_000, rel=0.02)
+
+
+def read_float32_options(name):
+    """Return the options that the header gives for float32 on a CPU."""
+    (line,) = [line for line in read_header(name) if line.strip("# ").startswith("in float32, on a CPU")]
+    return shlex.split(line[line.index("--") :])
+
+
+def test_seven_configs_are_for_gpus():
+    assert len(GPU) == 7, GPU
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_a_config_for_gpus_trains_compiled_in_bfloat16_with_channels_last_and_in_float32_on_request(name, build):
+    cli = build(name)
+    found = {type(each): each for each in cli.trainer.callbacks}
     assert cli.trainer.precision == "bf16-mixed"
-    assert any(isinstance(each, callbacks.Compile) for each in cli.trainer.callbacks)
+    assert found[callbacks.Compile].backend == "inductor"
+    assert callbacks.ChannelsLast in found
+    cli = build(name, *read_float32_options(name))
+    assert cli.trainer.precision == "32-true"
+    (compiled,) = [each for each in cli.trainer.callbacks if isinstance(each, callbacks.Compile)]
+    assert compiled.backend == "eager", "which needs no compiler"
 
 
 def check_training(command, path, folder, *options):
@@ -259,6 +281,7 @@ def test_the_mnist_configs_train(name, data, command, tmp_path):
     check_training(command, config(name), tmp_path, "--data.root", root)
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_trains(command, tmp_path):
     for index in range(8):
         noise = torch.randint(
@@ -268,4 +291,5 @@ def test_a_folder_of_images_trains(command, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.numpy()).save(folder / f"{index}.png")
     small = ("--data.root", tmp_path / "images", "--data.source.size", "32", "--data.source.holdout", "0.25")
-    check_training(command, config("image_folder"), tmp_path, *small, "--model.network.width", "32")
+    options = read_float32_options("image_folder")
+    check_training(command, config("image_folder"), tmp_path, *small, "--model.network.width", "32", *options)
