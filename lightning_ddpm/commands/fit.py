@@ -27,6 +27,7 @@ from lightning_ddpm.commands.loggers import (
     make_folders_optional,
 )
 from lightning_ddpm.commands.parsing import complete_names, explain, instantiate
+from lightning_ddpm.commands.precision import AUTO, choose_precision
 from lightning_ddpm.commands.trainer_options import (
     check_seed,
     check_trainer_options,
@@ -40,7 +41,7 @@ from lightning_ddpm.utils.allocation import check_size
 from lightning_ddpm.utils.console import is_terminal, report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable, write_atomically
-from lightning_ddpm.utils.jsonargparse_internals import keep_nested_text
+from lightning_ddpm.utils.jsonargparse_internals import accept_value, keep_nested_text
 from lightning_ddpm.utils.lightning_internals import count_validation_interval_in_steps, list_child_processes
 from lightning_ddpm.utils.paths import resolve_lightning_paths
 from lightning_ddpm.utils.run_files import CONFIG, remove_run_files
@@ -61,12 +62,13 @@ class SaveConfig(SaveConfigCallback):
     Args:
         origin: path of the checkpoint that a new run starts from, empty for initial weights; ``None`` for a run that is
             resumed.
+        comment: the first line of the file.
         arguments: see Lightning.
     """
 
-    def __init__(self, *arguments: Any, origin: str | None = None, **options: Any) -> None:
+    def __init__(self, *arguments: Any, origin: str | None = None, comment: str = "", **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._origin = origin
+        self._origin, self._comment = origin, f"# {comment}\n" if comment else ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Do nothing: a run that is stopped before its first step leaves nothing behind."""
@@ -78,7 +80,7 @@ class SaveConfig(SaveConfigCallback):
                 run_folder.note_origin(folder, self._origin)
             for name in INVOCATION:
                 config.pop(name, None)
-            content = self.parser.dump(config, skip_none=False).encode()
+            content = (self._comment + self.parser.dump(config, skip_none=False)).encode()
             write_atomically(folder / CONFIG, lambda file: file.write(content))
 
 
@@ -105,6 +107,9 @@ class DDPMCLI(LightningCLI):
         parser = super().init_parser(exit_on_error=False, allow_abbrev=False, parser_mode=MODE, **kwargs)
         self._parsers = (*self._parsers, parser)
         return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        accept_value(parser, "trainer.precision", AUTO)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
@@ -154,6 +159,9 @@ class DDPMCLI(LightningCLI):
         elif source.content:
             rank_zero_only(report)(f"{command}: the weights after step {self._step} from {source.path}")
         self.save_config_kwargs["origin"] = source.get_origin(folder)
+        if choice := choose_precision(config.trainer, command, source.content, source.resumes):
+            self.save_config_kwargs["comment"] = choice
+            rank_zero_only(report)(choice)
         if config.get("model.init_args.network.init_args") is not None:
             self._class_names = _fill_shape(config.model.init_args, config.data)
             _check_network_size(config.model.init_args.network)

@@ -206,6 +206,8 @@ def launch_fabric(options: Namespace) -> Fabric:
         UserError: the devices do not exist.
     """
     check_strategy(options.strategy, "--strategy")
+    if options.precision == "auto":
+        raise UserError("--precision auto is for fit only; give 32-true, bf16-mixed or 16-mixed")
     try:
         strategy = options.strategy or ("ddp" if options.devices * options.num_nodes > 1 else "auto")
         settings = {name: options[name] for name in ("accelerator", "devices", "num_nodes", "precision")}

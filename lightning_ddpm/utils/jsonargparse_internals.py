@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Union
 
 from jsonargparse import ActionConfigFile, ArgumentParser, _typehints  # type: ignore[attr-defined]
 from jsonargparse._common import parsing_settings
@@ -47,6 +47,20 @@ def list_options(parser: ArgumentParser) -> list[Option]:
         for action in parser._actions
         if action.dest != "help" and not action.dest.endswith(".help")
     ]
+
+
+def accept_value(parser: ArgumentParser, name: str, value: str) -> None:
+    """Let an option that comes from the signature of a library's class take one more text.
+
+    There is no public way to change the type of an option that ``add_class_arguments`` added.
+
+    Args:
+        parser: the parser.
+        name: the option's destination.
+        value: the text.
+    """
+    (action,) = (each for each in parser._actions if each.dest == name)
+    action._typehint = Union[action._typehint, Literal[value]]  # type: ignore[attr-defined]  # noqa: UP007
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from typing import Literal
 
 import jsonargparse
+import pytest
 
-from lightning_ddpm.utils.jsonargparse_internals import list_options, restore_parsing_settings
+from lightning_ddpm.utils.jsonargparse_internals import accept_value, list_options, restore_parsing_settings
 
 
 def test_parsing_settings_are_restored() -> None:
@@ -46,3 +47,15 @@ def test_the_options_of_a_parser_are_listed_with_their_types() -> None:
     required = {name for name, option in found.items() if option.required}
     assert {"format", "parent.size", "other"} <= required, changed + "required options, see _extra_required_keys"
     assert not required & {"labels", "raw", "parent.names"}, changed + "required options, see _extra_required_keys"
+
+
+def test_an_option_takes_one_more_text() -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Parent, "parent")
+    accept_value(parser, "parent.size", "auto")
+    for given, value in (("auto", "auto"), ("3", 3)):
+        assert parser.parse_args(["--parent.size", given]).parent.size == value, (
+            f"jsonargparse {jsonargparse.__version__} keeps an option's type elsewhere than in _typehint"
+        )
+    with pytest.raises(jsonargparse.ArgumentError):
+        parser.parse_args(["--parent.size", "other"])
