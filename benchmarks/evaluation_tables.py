@@ -32,7 +32,7 @@ from lightning_ddpm.metrics import (
     Statistics,
     TorchMetrics,
 )
-from lightning_ddpm.metrics.frechet import BATCH
+from lightning_ddpm.metrics.image_batches import BATCH
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode

@@ -13,12 +13,14 @@ from lightning_ddpm.callbacks.interval import Measurement
 from lightning_ddpm.callbacks.plots import create_figure, render_figure
 from lightning_ddpm.callbacks.run_logger import log_image
 from lightning_ddpm.data import ImageDataset
+from lightning_ddpm.data.sharding import split_evenly
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, elbo_term
 from lightning_ddpm.metrics import BitsPerDimEstimate
 from lightning_ddpm.metrics.bits_per_dim import build_denoisers, measure_bits_per_dim
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.utils.console import format_duration, report, show_progress
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -29,7 +31,7 @@ class BitsPerDim(Measurement):
     to [-1, 1], as Ho et al. 2020 (arXiv:2006.11239) report it; ``..._unclipped`` comes from the same network
     evaluations, T per image, and each has its ``..._standard_error``. The mean of each of the T terms is plotted as a
     TensorBoard image and as ``val_bits_per_dim.png`` or ``test_bits_per_dim.png`` in the run's folder. The noise of
-    image i at t is a function of (seed, i, t): the values are the same for any number of ranks and, up to rounding,
+    image i at t is a function of (seed, i, t): the values are, up to rounding, the same for any number of ranks and
     any batch size.
 
     Attributes:
@@ -75,13 +77,14 @@ class BitsPerDim(Measurement):
         model, _, n = self._get_inputs(trainer, module)
         schedule = model.schedule
         denoise, _ = build_denoisers(model, trainer.precision_plugin.forward_context)
-        x = torch.zeros(min(self.batch_size, n), *model.image_shape, dtype=schedule.beta.dtype, device=model.device)
+        _, _, size = split_evenly(n, 0, self.batch_size, Ranks(0, trainer.world_size))[0]
+        x = torch.zeros(size, *model.image_shape, dtype=schedule.beta.dtype, device=model.device)
 
         def compute_term() -> Tensor:
             return elbo_term(schedule, self.variance, x, 1, denoise(x, 1))
 
         with evaluation_mode(model):
-            seconds = schedule.T * trainer_access.estimate_seconds(trainer, compute_term, n, self.batch_size)
+            seconds = schedule.T * trainer_access.estimate_seconds(trainer, compute_term, n, size)
         if trainer.is_global_zero:
             cost = f"{n:,} images x {schedule.T} network evaluations"
             report(f"bits/dim: {cost} {when}, about {format_duration(seconds)}")

@@ -11,14 +11,16 @@ from pytorch_lightning import LightningModule, Trainer
 from lightning_ddpm.callbacks import trainer_access
 from lightning_ddpm.callbacks.interval import Interval, PeriodicCallback
 from lightning_ddpm.callbacks.run_logger import get_writers
+from lightning_ddpm.data.sharding import split_evenly
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.metrics import FeatureExtractor, MetricSuite, MetricValue, RequestedClasses
-from lightning_ddpm.metrics.frechet import BATCH
+from lightning_ddpm.metrics.image_batches import BATCH
 from lightning_ddpm.metrics.suite import check_metrics, check_reference, list_metric_names
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import count, format_duration, report, show_progress
+from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
 PURPOSE = "Evaluation compares with an ImageDataModule's training set"
@@ -159,7 +161,8 @@ class Evaluation(PeriodicCallback):
         nfe = (self.request.sampler or model.sampler).nfe(model.schedule.T)
         guided = self.request.guidance.nfe if self.request.guidance else 1
         n = self.request.n
-        size, measured = min(self.request.batch_size, n), min(BATCH, n)
+        _, _, size = split_evenly(n, 0, self.request.batch_size, Ranks(0, trainer.world_size))[0]
+        measured = min(BATCH, n)
         estimate = partial(trainer_access.estimate_seconds, trainer, n=n)
         pixels = torch.zeros(measured, *model.image_shape, dtype=torch.uint8, device=model.device)
         with evaluation_mode(model):
@@ -187,13 +190,13 @@ class Evaluation(PeriodicCallback):
     def _prepare(self, trainer: Trainer, module: LightningModule) -> MetricSuite:
         if self.suite is None:
             model, ranks = trainer_access.require_ddpm(module), trainer_access.get_ranks(trainer)
-            images = trainer_access.require_image_data(trainer, PURPOSE).train
+            data = trainer_access.require_image_data(trainer, PURPOSE)
             n, sampler, guidance = self.request.n, self.request.sampler or model.sampler, self.request.guidance
             labels = model.choose_labels(self.request, 0, n)
             classes = None if labels is None else RequestedClasses(labels, model.list_class_names(guidance))
             self.suite = MetricSuite(self.extractor, module.device, self.metrics, n, classes)
             show = partial(show_progress, what="reference", show=trainer.is_global_zero, bar=False)
-            self.reference = self.suite.set_reference(images, None, ranks, show)
+            self.reference = self.suite.set_reference(data.train, None, ranks, show, data.num_workers)
             protocol = f"n={n}, sampler {sampler}, seed={self.request.seed}"
             protocol += f", guidance {guidance}" if guidance else ""
             for writer in get_writers(trainer):

@@ -107,7 +107,9 @@ class Memorisation(Measurement):
         features = extract_features(self.extractor, module.device, self.request.n, images(), ranks)
         show = trainer_access.show_work(trainer, "training images")
         training = data.train
-        found = find_nearest(self.extractor, features, self.neighbours, training, data.held_out, ranks, show)
+        found = find_nearest(
+            self.extractor, features, self.neighbours, training, data.held_out, ranks, show, data.num_workers
+        )
         self.proximity = found
         samples = first.gather(ranks, module.device).to(torch.uint8).reshape(-1, *shape)
         if trainer.is_global_zero:

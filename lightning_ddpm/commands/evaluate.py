@@ -18,7 +18,8 @@ from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance
 from lightning_ddpm.metrics import METRICS, FeatureExtractor, Inception, MetricSuite, RequestedClasses, Resize
 from lightning_ddpm.metrics.bits_per_dim import measure_bits_per_dim
-from lightning_ddpm.metrics.frechet import iterate_shard, write_statistics
+from lightning_ddpm.metrics.frechet import write_statistics
+from lightning_ddpm.metrics.image_batches import iterate_shard
 from lightning_ddpm.metrics.suite import check_metrics, check_reference
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
@@ -69,8 +70,9 @@ def run(arguments: Sequence[str]) -> None:
         results.warn_if_few_images(evaluated.n, extractors)
     if reference:
         progress = partial(show_progress, what="reference", show=ranks.is_first)
+        workers = data.num_workers if data else 0
         for suite in suites:
-            description = suite.set_reference(reference.images, reference.statistics, ranks, progress)
+            description = suite.set_reference(reference.images, reference.statistics, ranks, progress, workers)
             if ranks.is_first:
                 report(f"reference: {description}")
     if suites:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_ddpm.commands.evaluation_inputs import PUBLISHED, Reference
 from lightning_ddpm.metrics import BitsPerDimEstimate, FeatureExtractor, MetricValue
-from lightning_ddpm.metrics.frechet import BATCH
+from lightning_ddpm.metrics.image_batches import BATCH
 from lightning_ddpm.metrics.scores import NEIGHBOURS, SEED, SPLITS, SUBSET_SIZE, SUBSETS
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.files import write_json

@@ -178,6 +178,20 @@ ImageRange = tuple[int, int, int]
 """(seed, start, stop): generated images ``range(start, stop)`` of this seed."""
 
 
+def split_evenly(n: int, seed: int, batch_size: int, ranks: Ranks) -> list[ImageRange]:
+    """Return one rank's batches of n images such that no rank waits for another that has a batch more.
+
+    The batches are those of :func:`split_ranges` if all ranks get equally many of them, as a single one does. Otherwise
+    they are smaller and differ by one image at most: a multiple of the number of ranks, or one image each.
+    """
+    batches = -(-n // batch_size)
+    if batches % ranks.world_size == 0:
+        return split_ranges(n, seed, batch_size, ranks)
+    batches = min(ranks.share(batches) * ranks.world_size, n)
+    ends = [i * n // batches for i in range(batches + 1)]
+    return [(seed, start, stop) for start, stop in pairwise(ends)][ranks.rank :: ranks.world_size]
+
+
 def split_ranges(n: int, seed: int, batch_size: int, ranks: Ranks) -> list[ImageRange]:
     """Return one rank's batches of n images to generate; all ranks generate every image exactly once.
 

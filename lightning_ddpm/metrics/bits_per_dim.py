@@ -1,4 +1,4 @@
-"""The variational bound (ELBO) of given images under a model, computed on any number of ranks with the same result.
+"""The variational bound (ELBO) of given images under a model, on any number of ranks with the same result but for rounding.
 
 The noise of image i at t depends on (seed, i, t) alone.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import to_float
-from lightning_ddpm.data.sharding import split_ranges, spread_indices
+from lightning_ddpm.data.sharding import split_evenly, spread_indices
 from lightning_ddpm.diffusion import Denoiser, ELBOTerms, ReverseVariance, elbos
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
@@ -131,7 +131,7 @@ def measure_bits_per_dim(
         denoisers = build_denoisers(model, context, labels.to(device))
         return elbos(denoisers, variance, x_0, ImageNoise(seed, start, stop, "likelihood"))
 
-    shard = split_ranges(n, seed, batch_size, ranks)
+    shard = split_evenly(n, seed, batch_size, ranks)
     with evaluation_mode(model):
         batches = ((stop - start, compute_batch(start, stop)) for _, start, stop in shard)
         for batch in progress(batches, sum(stop - start for _, start, stop in shard)):

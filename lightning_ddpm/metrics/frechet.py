@@ -5,6 +5,7 @@ torchmetrics does the arithmetic, in float64. This file adds reference statistic
 
 import io
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from lightning_ddpm.data.datasets import ImageDataset
-from lightning_ddpm.data.sharding import split_ranges, spread_indices
 from lightning_ddpm.metrics.extractors import FeatureExtractor, compute_features
+from lightning_ddpm.metrics.image_batches import BATCH, count_workers, iterate_shard
 from lightning_ddpm.utils.cache import find_cached, read_cached, write_cached
+from lightning_ddpm.utils.console import format_duration, report
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import write_atomically
@@ -31,8 +33,8 @@ Sink = Callable[[int, Tensor], object]
 Progress = Callable[..., Iterator[tuple[int, Tensor]]]
 """(pairs (count, batch), total) -> the batches; shows how many of the total are done."""
 
-BATCH = 64
-"""Batch size of feature networks; fixed, because it changes the rounding of features."""
+MANY = 5000
+"""Number of images from which the cost of reference statistics is printed before they are computed."""
 
 
 class Statistics(NamedTuple):
@@ -60,13 +62,17 @@ class FrechetDistance:
     def __init__(self, extractor: FeatureExtractor, device: torch.device) -> None:
         self.extractor, self.device = extractor, device
         extractor.to(device)
-        self.metric = FrechetInceptionDistance(feature=_PassThrough(extractor.num_features), reset_real_features=False)
+        self.metric = FrechetInceptionDistance(
+            feature=_PassThrough(extractor.num_features), reset_real_features=False, sync_on_compute=False
+        )
         # Statistics are sums in float64, which not every accelerator has: without it they stay on the CPU.
         self.metric.to(device if device.type != "mps" else "cpu")
         # the dtype of the features: torchmetrics sets it at the first update, which a rank without images never gets
         self.metric.orig_dtype = torch.float32
 
-    def set_reference(self, data: ImageDataset, ranks: Ranks, progress: Progress, sink: Sink | None = None) -> str:
+    def set_reference(
+        self, data: ImageDataset, ranks: Ranks, progress: Progress, sink: Sink | None = None, workers: int = 0
+    ) -> str:
         """Set the reference to the statistics of a dataset, from the cache or computed on all ranks and then cached.
 
         Args:
@@ -74,6 +80,7 @@ class FrechetDistance:
             ranks: the processes that share the work.
             progress: shows how many images are done.
             sink: receives this rank's features, too; the cache does not have them, so they are computed.
+            workers: number of processes of each rank that decode image files.
 
         Returns:
             A description with the number of images and, if there is one, the cached file.
@@ -81,7 +88,7 @@ class FrechetDistance:
         path = self.get_cache_path(data)
         cached = None if sink else _read_cached(path)
         if int(ranks.reduce(torch.tensor(float(cached is not None), device=self.device))) < ranks.world_size:
-            cached = self._compute_reference(data, ranks, progress, sink)
+            cached = self._compute_reference(data, ranks, progress, sink, workers)
             if ranks.is_first:
                 write_cached(path, _format_statistics(cached))
         assert cached is not None
@@ -108,18 +115,39 @@ class FrechetDistance:
         key = make_cache_key(f"{data.fingerprint} {self.extractor.protocol} {BATCH} {FLOAT32}")
         return find_cached(f"reference/{self.extractor.metric}-{key}.npz")
 
-    def _compute_reference(self, data: ImageDataset, ranks: Ranks, progress: Progress, sink: Sink | None) -> Statistics:
-        total = torch.zeros(self.extractor.num_features, dtype=torch.float64)
-        products = torch.zeros(self.extractor.num_features, self.extractor.num_features, dtype=torch.float64)
+    def _compute_reference(
+        self, data: ImageDataset, ranks: Ranks, progress: Progress, sink: Sink | None, workers: int
+    ) -> Statistics:
+        d, device = self.extractor.num_features, self.metric.device
+        total = torch.zeros(d, dtype=torch.float64, device=device)
+        products = torch.zeros(d, d, dtype=torch.float64, device=device)
         with torch.no_grad():
-            for start, pixels in progress(iterate_shard(data, len(data), ranks), ranks.share(len(data))):
-                features = compute_features(self.extractor, pixels, self.device)[0].cpu()
+            if len(data) > MANY and ranks.is_first:
+                report(self._describe_cost(data, ranks, workers))
+            shard = iterate_shard(data, len(data), ranks, workers)
+            for start, pixels in progress(shard, ranks.share(len(data))):
+                features = compute_features(self.extractor, pixels, self.device)[0]
                 if sink:
                     sink(start, features)
-                features = features.double()
+                features = features.to(device).double()
                 total += features.sum(0)
                 products += features.T @ features
         return self._from_sums(ranks, total, products, len(data))
+
+    def _describe_cost(self, data: ImageDataset, ranks: Ranks, workers: int) -> str:
+        """Describe the cost of the statistics, estimated from one batch of images and the features of another."""
+        started = time.monotonic()
+        pixels = data.__getitems__(range(BATCH))[0]
+        reading = time.monotonic() - started
+        for _ in range(2):  # the second one is timed
+            started = time.monotonic()
+            float(compute_features(self.extractor, pixels, self.device)[0].sum())  # waits for the device
+        features, workers = time.monotonic() - started, count_workers(data, workers)
+        each = max(reading / workers, features) if workers else reading + features
+        seconds = format_duration(each * ranks.share(math.ceil(len(data) / BATCH)))
+        by = f"on {ranks.world_size} ranks, " if ranks.world_size > 1 else ""
+        by += f"with {workers} processes that decode" if workers else "decoded in one process"
+        return f"reference: {len(data):,} images by {self.extractor.protocol}, about {seconds} {by}; then cached"
 
     def _from_sums(self, ranks: Ranks, total: Tensor, products: Tensor, n: int) -> Statistics:
         """Return the statistics of all ranks, given this rank's sums and the number of images of all ranks."""
@@ -142,27 +170,18 @@ class FrechetDistance:
         count = ranks.reduce(self.metric.fake_features_num_samples.double())
         return self._from_sums(ranks, *sums, int(count))
 
-    def compute(self) -> float:
+    def compute(self, ranks: Ranks | None = None) -> float:
         """Return the distance of the images of all ranks, and reset them but not the reference; every rank must call.
 
-        The distance is NaN for features that are not finite, whose eigenvalues some libraries refuse to compute.
+        Only the first rank computes the eigenvalues, which take seconds for 2048 features; the others return NaN. So
+        does the first for features that are not finite, whose eigenvalues some libraries refuse to compute.
         """
-        with self.metric.sync_context():
-            finite = bool(self.metric.fake_features_cov_sum.isfinite().all())
-        value = float(self.metric.compute()) if finite else math.nan
+        value = math.nan
+        with self.metric.sync_context():  # the sums of all ranks
+            if (ranks or Ranks()).is_first and self.metric.fake_features_cov_sum.isfinite().all():
+                value = float(self.metric.compute())
         self.metric.reset()
         return value
-
-
-def iterate_shard(data: ImageDataset, n: int, ranks: Ranks) -> Iterator[tuple[int, tuple[int, Tensor]]]:
-    """Yield this rank's batches of :data:`BATCH` of n images that are spread evenly over a dataset.
-
-    Yields:
-        The number of images, and (index of the first one among the n, (b, c, h, w) uint8).
-    """
-    chosen = spread_indices(n, len(data))
-    for _, start, stop in split_ranges(n, 0, BATCH, ranks):
-        yield stop - start, (start, data.__getitems__(chosen[start:stop])[0])
 
 
 class _PassThrough(nn.Module):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics.extractors import FeatureExtractor, compute_features
-from lightning_ddpm.metrics.frechet import BATCH, Progress, iterate_shard
+from lightning_ddpm.metrics.frechet import Progress
+from lightning_ddpm.metrics.image_batches import BATCH, iterate_shard
 from lightning_ddpm.metrics.suite import FeatureTable
 from lightning_ddpm.utils.distributed import Ranks
 
@@ -128,6 +129,7 @@ def find_nearest(
     held_out: ImageDataset,
     ranks: Ranks,
     progress: Progress,
+    workers: int = 0,
 ) -> NeighbourDistances:
     """Find, in one pass of the training set, the images nearest to given and to held-out ones; every rank must call.
 
@@ -139,12 +141,14 @@ def find_nearest(
         held_out: the held-out images; at most n are used, spread evenly.
         ranks: the processes that share the work.
         progress: shows how many training images are done.
+        workers: number of processes of each rank that decode image files.
     """
     device, m = images.device, min(len(images), len(held_out))
-    batches = (batch for _, batch in iterate_shard(held_out, m, ranks))
+    batches = (batch for _, batch in iterate_shard(held_out, m, ranks, workers))
     held_out_features = extract_features(extractor, device, m, batches, ranks)
     near_images, near_held_out = NearestNeighbours(images, k), NearestNeighbours(held_out_features, 1)
-    for start, pixels in progress(iterate_shard(training, len(training), ranks), ranks.share(len(training))):
+    shard = iterate_shard(training, len(training), ranks, workers)
+    for start, pixels in progress(shard, ranks.share(len(training))):
         features = compute_features(extractor, pixels, device)[0]
         near_images.update(start, features)
         near_held_out.update(start, features)

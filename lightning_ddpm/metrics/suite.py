@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics import scores
 from lightning_ddpm.metrics.extractors import FeatureExtractor, compute_features
-from lightning_ddpm.metrics.frechet import BATCH, FrechetDistance, Progress, Statistics
+from lightning_ddpm.metrics.frechet import FrechetDistance, Progress, Statistics
+from lightning_ddpm.metrics.image_batches import BATCH
 from lightning_ddpm.metrics.scores import MetricValue, RequestedClasses
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
@@ -150,7 +151,12 @@ class MetricSuite:
                 )
 
     def set_reference(
-        self, images: ImageDataset | None, statistics: Statistics | None, ranks: Ranks, progress: Progress
+        self,
+        images: ImageDataset | None,
+        statistics: Statistics | None,
+        ranks: Ranks,
+        progress: Progress,
+        workers: int = 0,
     ) -> str:
         """Set what the images are compared with; every rank must call.
 
@@ -159,6 +165,7 @@ class MetricSuite:
             statistics: their statistics, where a file has them; the Fréchet distance then uses these.
             ranks: the processes that share the work.
             progress: shows how many images are done.
+            workers: number of processes of each rank that decode the reference's image files.
 
         Returns:
             A description of the reference.
@@ -174,7 +181,8 @@ class MetricSuite:
             )
         if images is not None and (self.features or ("fid" in self.metrics and statistics is None)):
             rows = FeatureTable(len(images), self.extractor.num_features) if self.features else None
-            description = self.frechet.set_reference(images, ranks, progress, sink=rows.put if rows else None)
+            sink = rows.put if rows else None
+            description = self.frechet.set_reference(images, ranks, progress, sink, workers)
             self.reference = rows.gather(ranks, self.device) if rows else None
         if statistics is not None and "fid" in self.metrics:
             self.frechet.set_reference_statistics(statistics, ranks)
@@ -197,12 +205,14 @@ class MetricSuite:
         """Compute every metric, by its name; every rank must call.
 
         Returns:
-            All metrics on rank 0; on other ranks only the Fréchet distance.
+            All metrics on rank 0; none on other ranks.
         """
         names = map_metric_names(self.extractor.metric)
         found: dict[str, MetricValue] = {}
         if "fid" in self.metrics:
-            found[names["fid"]] = MetricValue(self.frechet.compute())
+            distance = self.frechet.compute(ranks)
+            if ranks.is_first:
+                found[names["fid"]] = MetricValue(distance)
         features = self.features.gather(ranks, self.device) if self.features else None
         logits = self.logits.gather(ranks, self.device) if self.logits else None
         if ranks.is_first and features is not None:

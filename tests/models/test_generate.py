@@ -1,4 +1,6 @@
-"""Generated images are the same on any number of ranks and, up to rounding, for any batch size."""
+"""Generated images are, up to rounding, the same on any number of ranks and for any batch size."""
+
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from helpers.images import stacked
 from helpers.tiny import tiny_model
 from torch import Tensor
 
-from lightning_ddpm.data.sharding import split_ranges
+from lightning_ddpm.data.sharding import split_evenly, split_ranges
 from lightning_ddpm.diffusion import DDIM, Ancestral, FixedSmall, Sampler
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
@@ -16,12 +18,14 @@ from lightning_ddpm.utils.distributed import Ranks
 SAMPLERS = [DDIM(steps=3), DDIM(steps=3, eta=1.0), Ancestral(FixedSmall(), steps=5)]
 
 
-def collect(model: DDPM, n: int, batch_size: int, world_size: int = 1, seed: int = 0) -> dict[int, Tensor]:
+def collect(
+    model: DDPM, n: int, batch_size: int, world_size: int = 1, seed: int = 0, done: Collection[int] | None = None
+) -> dict[int, Tensor]:
     """Return the images of all ranks by index; fail if one is generated twice."""
     images: dict[int, Tensor] = {}
     for rank in range(world_size):
         for (_, start, stop), pixels in generate_batches(
-            model, SampleRequest(n, seed, batch_size), Ranks(rank, world_size)
+            model, SampleRequest(n, seed, batch_size), Ranks(rank, world_size), done=done
         ):
             assert pixels.dtype == torch.uint8
             assert len(pixels) == stop - start
@@ -33,11 +37,44 @@ def collect(model: DDPM, n: int, batch_size: int, world_size: int = 1, seed: int
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_any_number_of_ranks_generates_identical_images(sampler: Sampler, world_size: int) -> None:
+def test_any_number_of_ranks_generates_the_same_images(sampler: Sampler, world_size: int) -> None:
     model = tiny_model(sampler=sampler)
-    alone, together = collect(model, 37, 5), collect(model, 37, 5, world_size)
-    assert sorted(together) == list(range(37))
-    assert torch.equal(stacked(alone), stacked(together))
+    alone, together = (stacked(collect(model, 37, 5, n, done=())) for n in (1, world_size))
+    assert torch.equal(alone, together), "those of a folder are identical"
+    evenly = collect(model, 37, 5, world_size)
+    assert sorted(evenly) == list(range(37))
+    assert (alone.int() - stacked(evenly).int()).abs().max() <= 1
+
+
+def test_one_rank_generates_the_same_batches_whether_or_not_a_folder_needs_them() -> None:
+    model = tiny_model()
+    assert torch.equal(stacked(collect(model, 37, 5)), stacked(collect(model, 37, 5, done=())))
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "world_size"),
+    [(50_000, 2500, 64), (50_000, 500, 8), (50_000, 256, 7), (64, 64, 8), (5, 64, 4), (3, 64, 8), (100, 1, 3)],
+)
+def test_no_rank_of_an_evaluation_is_idle(n: int, batch_size: int, world_size: int) -> None:
+    ranks = [Ranks(rank, world_size) for rank in range(world_size)]
+    shards = [split_evenly(n, 3, batch_size, each) for each in ranks]
+    before = [split_ranges(n, 3, batch_size, each) for each in ranks]
+    assert sorted(index for each in shards for _, start, stop in each for index in range(start, stop)) == [*range(n)]
+    images = [sum(stop - start for _, start, stop in each) for each in shards]
+    sizes = {stop - start for each in shards for _, start, stop in each}
+    assert max(sizes) <= batch_size
+    assert max(map(len, shards)) == max(map(len, before)), "no more batches one after the other than before"
+    if [len(each) for each in before] == [len(before[0])] * world_size:
+        assert shards == before, "ranks that all have work keep their batches"
+    else:
+        assert max(images) - min(images) <= max(map(len, shards)), "at most an image for each batch"
+        assert max(sizes) - min(sizes) <= 1
+    assert min(images) > 0 or n < world_size
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 100])
+def test_a_single_rank_keeps_its_batches(batch_size: int) -> None:
+    assert split_evenly(99, 3, batch_size, Ranks()) == split_ranges(99, 3, batch_size, Ranks())
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
