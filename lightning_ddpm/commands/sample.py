@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> None:
         "sampler": str(model.sampler),
         "seed": options.seed,
         "batch_size": options.batch_size,
-        "device": name_device(fabric.device),  # each has its own random numbers
+        "device": name_device(fabric.device),  # its roundings, and of a CPU and a GPU the random numbers
         "precision": options.precision,
     } | conditions.describe()
     manifest |= {"network": "compiled"} if options.compile else {}

@@ -1,4 +1,4 @@
-"""The variational bound (ELBO) of given images under a model, on any number of ranks with the same result but for rounding.
+"""The variational bound (ELBO) of given images under a model, on any number of ranks with the same result.
 
 The noise of image i at t depends on (seed, i, t) alone.
 """

@@ -4,8 +4,5 @@ import torch
 
 
 def name_device(device: torch.device) -> str:
-    """Return the model of a GPU, or the kind of another device.
-
-    torch's random numbers on a GPU depend on its model: a large tensor is filled by as many threads as it has room for.
-    """
+    """Return the model of a GPU, or the kind of another device: sums, and so roundings, depend on it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -48,11 +48,33 @@ def get_run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
+GPU_VALUES = 40_960
+"""Most values that one call generates on a GPU: one for each thread that a T4 (40 multiprocessors) has room for."""
+
+
+def generate_normal(
+    shape: tuple[int, ...], generator: torch.Generator, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return standard normal numbers, on every model of GPU with at least 40,960 threads the same ones.
+
+    torch (``calc_execution_policy`` in ATen/native/cuda/DistributionTemplates.h) starts a thread for each value, but no
+    more than the GPU has room for. Further values come from the same threads, so that they depend on the model. Larger
+    tensors are therefore generated in parts.
+    """
+    if device.type != "cuda":
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+    values = torch.empty(shape, device=device, dtype=dtype)
+    for part in torch.split(values.view(-1), GPU_VALUES):
+        part.normal_(generator=generator)
+    return values
+
+
 class ImageNoise:
     """A function that returns new standard normal noise for the images ``start``..``stop`` at every call.
 
     Image i gets the same noise in a batch of any size, because noise is generated in fixed blocks of indices: a batch
-    generates every block that it overlaps and keeps its own part. 50,000 images need 3,125 generators, not 50,000.
+    generates every block that it overlaps and keeps its own part. 50,000 images need 3,125 generators, not 50,000. On
+    all GPUs the noise is the same: see :func:`generate_normal`.
 
     Args:
         seed: seed of the generated images.
@@ -72,7 +94,7 @@ class ImageNoise:
             blocks = range(self.start // self.BLOCK, (self.stop - 1) // self.BLOCK + 1)
             self.generators = [make_generator(like.device, self.purpose, self.seed, index=block) for block in blocks]
         shape = (self.BLOCK, *like.shape[1:])
-        noise = [torch.randn(shape, generator=each, device=like.device, dtype=like.dtype) for each in self.generators]
+        noise = [generate_normal(shape, each, like.device, like.dtype) for each in self.generators]
         first = self.start % self.BLOCK
         return torch.cat(noise)[first : first + self.stop - self.start]
 

@@ -4,12 +4,14 @@ from collections.abc import Collection
 
 import pytest
 import torch
+from helpers.command_line import REPOSITORY
 from helpers.images import stacked
 from helpers.tiny import tiny_model
 from torch import Tensor
 
 from lightning_ddpm.data.sharding import split_evenly, split_ranges
 from lightning_ddpm.diffusion import DDIM, Ancestral, FixedSmall, Sampler
+from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
@@ -83,6 +85,16 @@ def test_the_batch_size_changes_an_image_by_one_gray_level_at_most(sampler: Samp
     small, large = stacked(collect(model, 70, 7)), stacked(collect(model, 70, 64))
     assert (small.int() - large.int()).abs().max() <= 1
     assert len(large.flatten(1).unique(dim=0)) == 70
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sampler", [DDIM(steps=20), Ancestral(FixedSmall(), steps=20)], ids=str)
+def test_on_a_gpu_too_the_batch_size_changes_an_image_by_one_gray_level_at_most(sampler: Sampler) -> None:
+    model = load(REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt").cuda()
+    model.sampler = sampler
+    sets = [stacked(collect(model, 64, size)).int() for size in (1, 7, 64)]
+    assert max(int((each - sets[-1]).abs().max()) for each in sets) <= 1
 
 
 def test_an_image_does_not_depend_on_the_number_of_images() -> None:

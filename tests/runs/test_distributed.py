@@ -99,7 +99,7 @@ def test_an_evaluation_on_two_ranks_equals_that_of_one_process(trained, command,
     for world_size in (1, 2):
         folder = tmp_path / str(world_size)
         config = watched(folder)
-        callback(config, "Evaluation").update(n=101, batch_size=16)
+        callback(config, "Evaluation").update(n=101, batch_size=16)  # seven batches, or eight smaller ones
         arguments = ("validate", "--config", write_yaml(folder / "config.yaml", config))
         arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
         monkeypatch.setenv("LIGHTNING_DDPM_CACHE", str(folder / "cache"))  # each computes the reference statistics
@@ -142,11 +142,11 @@ def test_bits_per_dim_and_nearest_images_on_two_ranks_equal_those_of_one_process
     for world_size in (1, 2):
         folder = tmp_path / str(world_size)
         config = watched(folder)
-        settings = {"n": 101, "batch_size": 16}  # seven batches: one rank has four, the other three
+        settings = {"n": 101, "batch_size": 13}  # eight batches: each rank has four of them, unchanged
         config["trainer"]["callbacks"].append(
             {"class_path": "lightning_ddpm.callbacks.BitsPerDim", "init_args": settings}
         )
-        callback(config, "Memorisation").update(n=101, shown=20)  # in batches of 16: both ranks have some to show
+        callback(config, "Memorisation").update(n=101, shown=20, batch_size=13)  # both ranks have some to show
         arguments = ("test", "--config", write_yaml(folder / "config.yaml", config))
         arguments = (*arguments, "--ckpt_path", trained / "run" / "last.ckpt")
         status, err = alone(command, *arguments) if world_size == 1 else together(*arguments, *TWO)

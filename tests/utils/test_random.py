@@ -1,16 +1,20 @@
 """Random numbers depend on purpose, key and index alone, and noise on the image's index, not on its batch."""
 
 import itertools
+import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
+from helpers.fake_gpu import GPU, fake_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_ddpm.utils.random import ImageNoise, get_run_seed, make_generator, seed_globally
+from lightning_ddpm.utils.random import GPU_VALUES, ImageNoise, get_run_seed, make_generator, seed_globally
 
 SHAPE = (3, 5, 5)
 
@@ -42,6 +46,70 @@ def test_an_image_gets_the_same_noise_wherever_its_batch_starts(one_by_one: Tens
 
 def test_images_of_large_indices_get_the_same_noise_in_any_batch() -> None:
     assert torch.equal(noises(0, 49_999, 50_000), noises(0, 49_930, 50_000)[:, -1:])
+
+
+class CountNormal(TorchDispatchMode):
+    """Records how many values each call generates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.normal_.default, torch.ops.aten.randn.generator):
+            self.sizes.append(args[0].numel() if isinstance(args[0], Tensor) else math.prod(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("size", "calls"), [(28, 1), (32, 2), (64, 5), (256, 77)])
+def test_no_call_generates_more_values_than_a_small_gpu_has_threads(size: int, calls: int) -> None:
+    channels = 1 if size == 28 else 3
+    with fake_gpu(), CountNormal() as counted:
+        noise = ImageNoise(0, 0, 16)(torch.empty(16, channels, size, size, device=GPU))
+    assert noise.shape == (16, channels, size, size)
+    assert len(counted.sizes) == calls
+    assert max(counted.sizes) <= GPU_VALUES
+    assert sum(counted.sizes) == noise.numel()
+
+
+def test_on_a_cpu_a_block_is_one_call_of_randn() -> None:
+    like = torch.empty(16, 3, 64, 64)
+    generator = make_generator("cpu", "image", 5, index=2)
+    assert torch.equal(ImageNoise(5, 32, 48)(like), torch.randn(16, 3, 64, 64, generator=generator))
+
+
+def fill_as_a_gpu(numel: int, threads: int) -> list[tuple[int, int, int]]:
+    """Return (thread, its call, place in the call) of each value, as torch's kernel fills a tensor on a GPU.
+
+    ``distribution_elementwise_grid_stride_kernel`` in ATen/native/cuda/DistributionTemplates.h, with blocks of 256
+    threads and four values a call.
+    """
+    grid = min(threads // 256, -(-numel // 256)) * 256
+    filled: list[tuple[int, int, int]] = [(-1, -1, -1)] * numel
+    for thread in range(grid):
+        for call, start in enumerate(range(thread, numel, 4 * grid)):
+            for place in range(4):
+                if start + grid * place < numel:
+                    filled[start + grid * place] = thread, call, place
+    return filled
+
+
+def test_the_values_of_a_part_do_not_depend_on_the_gpu_and_those_of_more_do() -> None:
+    t4, h200 = 40 * 1024, 132 * 2048
+    assert fill_as_a_gpu(GPU_VALUES, t4) == fill_as_a_gpu(GPU_VALUES, h200)
+    assert fill_as_a_gpu(16 * 3 * 32 * 32, t4) != fill_as_a_gpu(16 * 3 * 32 * 32, h200)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_large_noise_on_a_gpu_is_made_of_parts_that_every_gpu_generates_alike() -> None:
+    properties = torch.cuda.get_device_properties(0)
+    assert properties.multi_processor_count * properties.max_threads_per_multi_processor >= GPU_VALUES
+    noise = ImageNoise(0, 0, 16)(torch.empty(16, 3, 64, 64, device="cuda")).flatten()
+    generator = make_generator("cuda", "image", 0)
+    for start in range(0, len(noise), GPU_VALUES):
+        part = noise[start : start + GPU_VALUES]
+        assert torch.equal(part, torch.randn(len(part), generator=generator, device="cuda"))
 
 
 def test_every_image_call_and_seed_has_its_own_noise(one_by_one: Tensor) -> None:
