@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_ddpm.callbacks.trainer_access import log_now
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.models.optimizer import DeferredRead, collect_gradients, skip_step_where
+from lightning_ddpm.models.optimizer import DeferredRead, measure_gradient_norm, skip_step_where
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import is_accumulating
@@ -55,7 +55,7 @@ class NonFinite(Callback):
         self.in_a_row, self._batches, self._pending = 0, [], None
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        broken = nn.utils.get_total_norm(collect_gradients(optimizer)).isfinite().logical_not()
+        broken = measure_gradient_norm(optimizer).isfinite().logical_not()
         self._record_losses(trainer, pl_module)
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         record = StepRecord(trainer.global_step + 1, rates, self._batches)

@@ -14,7 +14,7 @@ from lightning_ddpm.data import ImageDataModule, class_labels, image_io, shardin
 from lightning_ddpm.diffusion import Denoiser, NoiseSchedule, Sampler
 from lightning_ddpm.models import steps
 from lightning_ddpm.models.network import check_network, name_classes
-from lightning_ddpm.models.optimizer import build_optimizer, collect_gradients, spread_nonfinite
+from lightning_ddpm.models.optimizer import build_optimizer, clip_gradients, get_gradient_norm, spread_nonfinite
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.utils.errors import UserError
@@ -208,4 +208,6 @@ class DDPM(LightningModule):
         """Make the gradient the mean over the step's images, and log its norm; Lightning clips it afterwards."""
         self._step_mean.on_before_optimizer_step(self, optimizer)
         if is_logging_step(self.trainer):
-            self.log("train/gradient_norm", nn.utils.get_total_norm(collect_gradients(optimizer)))
+            self.log("train/gradient_norm", get_gradient_norm(optimizer))
+
+    configure_gradient_clipping = clip_gradients

@@ -8,7 +8,7 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_ddpm.models.optimizer import build_optimizer
+from lightning_ddpm.models.optimizer import build_optimizer, clip_gradients
 from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.models.steps import StepBatch
 from lightning_ddpm.networks import SmallCNN
@@ -60,3 +60,5 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self, self.optimizer, self.lr_scheduler)
+
+    configure_gradient_clipping = clip_gradients

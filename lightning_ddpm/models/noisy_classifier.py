@@ -13,7 +13,7 @@ from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import NoiseSchedule, q_sample, sample_stratified
 from lightning_ddpm.models import steps
 from lightning_ddpm.models.network import name_classes
-from lightning_ddpm.models.optimizer import build_optimizer
+from lightning_ddpm.models.optimizer import build_optimizer, clip_gradients
 from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.networks import UNetEncoder
 
@@ -116,3 +116,5 @@ class NoisyClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self, self.optimizer, self.lr_scheduler)
+
+    configure_gradient_clipping = clip_gradients

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_ddpm.utils.errors import UserError, first_line
-from lightning_ddpm.utils.torch_internals import disable_own_unscaling
+from lightning_ddpm.utils.torch_internals import disable_own_unscaling, identify_contents
 
 CAN_SKIP_STEPS = (torch.optim.Adam, torch.optim.AdamW)
 """torch's optimizers whose fused kernel can skip a step, even the first one; SGD's cannot, because it would initialise
@@ -48,6 +48,40 @@ def spread_nonfinite(loss: Tensor) -> Tensor:
 def collect_gradients(optimizer: Optimizer) -> list[Tensor]:
     """Return the gradients of all parameters that have one; iterating over a module's layers takes ten times longer."""
     return [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+
+
+def measure_gradient_norm(optimizer: Optimizer) -> Tensor:
+    """Return the norm of all gradients, (), and keep it with the optimizer for :func:`get_gradient_norm`."""
+    gradients = collect_gradients(optimizer)
+    norm = nn.utils.get_total_norm(gradients)
+    optimizer.gradient_norm = norm, identify_contents(gradients)  # type: ignore[attr-defined]
+    return norm
+
+
+def get_gradient_norm(optimizer: Optimizer) -> Tensor:
+    """Return the norm of all gradients, (): the one measured in this step, unless they have changed since."""
+    norm, contents = getattr(optimizer, "gradient_norm", (None, []))
+    if norm is None or contents != identify_contents(collect_gradients(optimizer)):
+        return measure_gradient_norm(optimizer)
+    return norm  # type: ignore[no-any-return]
+
+
+def clip_gradients(
+    module: LightningModule,
+    optimizer: Optimizer,
+    gradient_clip_val: float | None = None,
+    gradient_clip_algorithm: str | None = None,
+) -> None:
+    """Clip the gradients as Lightning does, by the norm of :func:`get_gradient_norm`, and forget that norm.
+
+    It is a module's ``configure_gradient_clipping``, which Lightning calls once before each optimizer step.
+    """
+    if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+        weights = [each for group in optimizer.param_groups for each in group["params"]]
+        nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, get_gradient_norm(optimizer))
+    else:
+        module.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+    optimizer.gradient_norm = None, []  # type: ignore[attr-defined]
 
 
 def skip_step_where(optimizer: Optimizer, where: Tensor) -> bool:

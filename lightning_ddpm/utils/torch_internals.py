@@ -26,6 +26,11 @@ def multiply_all(tensors: list[Tensor], factor: float | Tensor) -> None:
     torch._foreach_mul_(tensors, torch.as_tensor(factor))
 
 
+def identify_contents(tensors: list[Tensor]) -> list[tuple[int, int]]:
+    """Return what changes when a tensor is replaced or written in place; autograd counts the writes privately."""
+    return [(id(each), each._version) for each in tensors]
+
+
 def get_compiled_call(network: nn.Module) -> Any:
     """Return the function that a network calls after ``network.compile()``."""
     return network._compiled_call_impl
