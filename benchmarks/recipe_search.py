@@ -35,7 +35,7 @@ from benchmarks.check_samples import compute_frechet, flatten_images
 from benchmarks.digits_tables import Results
 from benchmarks.models import autocast, read_config
 from benchmarks.recipe_candidates import BASE, NETWORKS, NFES, RECIPES, SAMPLERS, Recipe
-from benchmarks.report import time_in_turns, write_result
+from benchmarks.report import PAGE, time_in_turns, write_result, write_tables
 from lightning_ddpm.data import MNIST
 from lightning_ddpm.diffusion import Cosine, DPMSolverPP
 from lightning_ddpm.metrics import ClassifierFeatures
@@ -63,7 +63,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     parser.add_argument("--rungs", type=int, nargs="+", default=RUNGS, help="images seen at each comparison")
     parser.add_argument("--rounds", type=int, default=11, help="of measure: steps of each network, in turn")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of report's file")
+    parser.add_argument("--out", type=Path, default=PAGE.parent / "results", help="folder of report's file")
 
 
 def run(options: Namespace) -> None:
@@ -110,7 +110,7 @@ def halve(
 
 
 def rank(names: list[str], results: Results, rung: int) -> list[str]:
-    """Return the names by their score, best first; what diverged comes last."""
+    """Return the names by their score, best first."""
     scores = {name: results[name, str(rung)]["score"] for name in names}
     return sorted(names, key=lambda name: scores[name])
 
@@ -310,3 +310,5 @@ def write_report(options: Namespace, results: Results) -> None:
     settings |= {"images per comparison": N, "NFE": NFE, "seed": SEED, "precision": options.precision}
     settings |= {f"{distance} of {REAL}": round(real[distance], 2) for distance in ("pixels", "features") if real}
     write_result(options.out, "recipe_search", settings, rows)
+    if options.out == PAGE.parent / "results":
+        write_tables(PAGE, options.out)

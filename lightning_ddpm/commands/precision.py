@@ -42,8 +42,8 @@ def choose_precision(
     """Replace ``auto`` in the Trainer's options by a precision; do nothing where another one is given.
 
     A run that is resumed keeps its precision, and what is not training takes that of the checkpoint's run. Only the
-    first rank of a new run measures, and passes its choice to the ranks that Lightning starts. Ranks that another launcher
-    starts could choose differently and are refused.
+    first rank of a new run measures, and passes its choice to the ranks that Lightning starts. Ranks that another
+    launcher starts could choose differently and are refused.
 
     Args:
         trainer: the Trainer's options; ``precision`` is changed.
