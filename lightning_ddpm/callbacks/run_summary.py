@@ -25,7 +25,6 @@ class RunSummary(Callback):
             return
         device = pl_module.device
         name = name_device(device) + (f", {describe_threads()}" if device.type == "cpu" else "")
-        batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         per_epoch = -(-batches // trainer.accumulate_grad_batches)
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
         report(
@@ -34,7 +33,7 @@ class RunSummary(Callback):
             f"device: {trainer.world_size} x {name}, precision {trainer.precision}\n"
             f"images: {len(data.train)} of {data.channels}x{data.size}x{data.size}, {len(data.held_out)} held out\n"
             f"model: {parameters:,} parameters\n"
-            f"training: {steps:g} steps of {batch} images, {per_epoch} steps per epoch"
+            f"training: {steps:g} steps of {data.step_size} images, {per_epoch} steps per epoch{data.describe_step()}"
         )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

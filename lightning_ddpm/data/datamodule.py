@@ -10,14 +10,23 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, check_dataset, hash_images
-from lightning_ddpm.data.decode_cache import decode_to_file, decode_to_memory, fits_in_memory, open_decoded
-from lightning_ddpm.data.global_batch import GlobalBatch
+from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, check_dataset, check_source, hash_images
+from lightning_ddpm.data.decode_cache import decode_once, decode_to_file, fits_in_memory
+from lightning_ddpm.data.global_batch import GlobalBatch, check_fits
 from lightning_ddpm.data.image_io import to_float
-from lightning_ddpm.data.sharding import ImageRange, RepeatedShard, Shard, ShuffledShard, StepPart, split_ranges
+from lightning_ddpm.data.resident import IndexDataset, ResidentImages, keep_on_device
+from lightning_ddpm.data.sharding import (
+    ImageRange,
+    RepeatedShard,
+    Shard,
+    ShuffledShard,
+    StepPart,
+    count_used,
+    split_ranges,
+)
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.utils.console import report
-from lightning_ddpm.utils.contracts import describe_class, is_ours
+from lightning_ddpm.utils.contracts import is_ours
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.paths import resolve_path
@@ -38,12 +47,12 @@ class ImageDataModule(LightningDataModule):
         predict_images: number of images that ``predict`` generates.
         decode_cache: folder for the decoded images of datasets over 1 GiB, which are not kept in memory; all processes
             of a machine share the file. With ``null`` they are decoded at every access.
-        global_batch_size: number of images in an optimizer step, whatever the number of devices: a device then takes at
-            most ``batch_size`` images at once and accumulates the gradients of as many batches as it takes. With
-            ``null`` each device has ``batch_size`` images in each of ``trainer.accumulate_grad_batches``, and a run
-            that is resumed on other devices keeps its number.
-        drop_last: skip the images at the end of an epoch that do not fill a step, different ones in each epoch, so that
-            all batches have the same size.
+        global_batch_size: number of images in an optimizer step. A device takes at most ``batch_size`` at once and
+            accumulates the rest. With ``null`` it is ``batch_size`` times devices times
+            ``trainer.accumulate_grad_batches``, and a run that is resumed on other devices keeps its number.
+        drop_last: skip the images at the end of an epoch that do not fill a step, so that all batches have one size.
+        on_device: keep the training images in the device's memory; the batches are the same. With ``null`` a GPU does
+            so if they are kept in memory and take up to an eighth of its own.
     """
 
     def __init__(
@@ -57,20 +66,18 @@ class ImageDataModule(LightningDataModule):
         decode_cache: str | None = None,
         global_batch_size: int | None = None,
         drop_last: bool = False,
+        on_device: bool | None = None,
     ) -> None:
         super().__init__()
         least = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0), "predict_images": (predict_images, 1)}
         for option, (number, minimum) in (least | {"global_batch_size": (global_batch_size, 1)}).items():
             if number is not None and number < minimum:
                 raise UserError(f"data.{option} must be at least {minimum}, got {number}")
-        for name in ("channels", "size"):
-            if not isinstance(value := getattr(source, name, None), int) or value < 1:
-                raise UserError(
-                    f"{describe_class(type(source))} needs an int attribute {name!r}, the {name} of its images, got "
-                    f"{value!r}; set it in the class or in its __init__"
-                )
+        check_source(source)
         self.source, self.root, self.batch_size = source, resolve_path(root), batch_size
         self.flip, self.num_workers, self.predict_images = flip, num_workers, predict_images
+        self.on_device = on_device
+        self._resident: ResidentImages | None = None
         self.drop_last, self._global_batch, self._begins = drop_last, GlobalBatch(batch_size, global_batch_size), (0, 0)
         self.decode_cache = None if decode_cache is None else resolve_path(decode_cache)
         self.channels, self.size = source.channels, source.size
@@ -113,27 +120,23 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self._begins = self._global_batch.setup(self.trainer), (0, 0)
         if stage == "fit":
             self._is_resumed = False
-            devices = self._ranks.world_size
-            if self.batch_size * devices > len(self.train):
-                raise UserError(
-                    f"a batch of {self.batch_size} images on each of {devices} devices is larger than the dataset "
-                    f"({len(self.train)} images); lower data.batch_size"
-                )
-            if self.drop_last and self.step_size > len(self.train):
-                raise UserError(
-                    f"a step of {self.step_size} images is larger than the dataset ({len(self.train)} images), and "
-                    "data.drop_last skips what does not fill a step; lower data.batch_size, or turn it off"
-                )
+            step = self.step_size if self.drop_last else None
+            check_fits(len(self.train), self.batch_size, self._ranks.world_size, step)
+            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+            self._resident = keep_on_device(self.train, self.on_device, device)
+
+    def teardown(self, stage: str) -> None:
+        self._resident = None
 
     @cached_property
     def train(self) -> ImageDataset:
         """The training images, without flips, which generated images are compared with; opened at the first access."""
-        return self._cache_decoded(self._open("train"))
+        return decode_once(self._open("train"), self.decode_cache, str(self.root))
 
     @cached_property
     def held_out(self) -> ImageDataset:
         """The images for validation and test; opened at the first access."""
-        return self._cache_decoded(self._open("test"))
+        return decode_once(self._open("test"), self.decode_cache, str(self.root))
 
     def _open(self, split: Split) -> ImageDataset:
         """Open a part of the source, and check a source of the user's."""
@@ -147,6 +150,11 @@ class ImageDataModule(LightningDataModule):
         """Number of images in an optimizer step, over all devices and accumulated batches."""
         accumulate: int = self.trainer.accumulate_grad_batches if self.trainer else 1
         return self.batch_size * self._ranks.world_size * accumulate
+
+    def describe_step(self) -> str:
+        """Return how a step is divided, to be appended to its number of images; empty if it is one batch."""
+        devices, batches = self._ranks.world_size, self.step_size // self.batch_size
+        return f" ({devices} x {batches // devices} batches of {self.batch_size})" if batches > 1 else ""
 
     def locate_batch(self, batch: int, rank: int | None = None) -> StepPart:
         """Return where a rank's training batch stands in its optimizer step; ``None`` for this rank."""
@@ -163,7 +171,8 @@ class ImageDataModule(LightningDataModule):
         return part, StepPart(start, start + images, total, number)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train, self._make_sampler())
+        kept = IndexDataset(len(self.train)) if self._resident else None
+        return self._loader(kept or self.train, self._make_sampler(), 0 if kept else self.num_workers)
 
     def _make_sampler(self) -> ShuffledShard:
         kind = RepeatedShard if getattr(self.trainer, "overfit_batches", 0) else ShuffledShard
@@ -188,17 +197,12 @@ class ImageDataModule(LightningDataModule):
         """Return a loader of the held-out images, whose first batches stand for all if Lightning takes no others."""
         n, batch = len(self.held_out), self.batch_size * self._ranks.world_size
         limit: int | float = getattr(self.trainer, f"limit_{stage}_batches", 1.0)
-        batches = limit if isinstance(limit, int) else int(-(-n // batch) * limit)
-        if limit and not batches:
-            name = "overfit_batches" if getattr(self.trainer, "overfit_batches", 0) else f"limit_{stage}_batches"
-            raise UserError(
-                f"--trainer.{name} {limit:g} of the {-(-n // batch)} batches of held-out images is less than one; give "
-                "a number of batches, or a larger share"
-            )
-        used = min(batches * batch, n)
+        used = count_used(
+            n, batch, limit, "overfit" if getattr(self.trainer, "overfit_batches", 0) else f"limit_{stage}"
+        )
         if 0 < used < n and self._ranks.is_first:
             report(f"{stage}: {used} of the {n} held-out images, spread evenly (limit_{stage}_batches {limit:g})")
-        return self._loader(self.held_out, Shard(n, self.batch_size, self._ranks, used))
+        return self._loader(self.held_out, Shard(n, self.batch_size, self._ranks, used), self.num_workers)
 
     def predict_dataloader(self) -> DataLoader[ImageRange]:
         """Return a loader of ranges of images to generate; it reads no images."""
@@ -214,7 +218,11 @@ class ImageDataModule(LightningDataModule):
         else:
             epoch, batches = self._sampler.epoch, self.trainer.fit_loop.batch_idx + 1
             ended = batches >= self.trainer.num_training_batches
-            epoch, seen = epoch + ended, 0 if ended else self._sampler.count_seen(batches)
+            # after fit an epoch that max_steps has ended is over for Lightning, which yet counts on from its batch
+            epoch, seen = (
+                max(epoch + ended, self.trainer.current_epoch),
+                self._sampler.count_seen(batches) * (not ended),
+            )
         return {
             "epoch": epoch,
             "seen": seen,
@@ -246,6 +254,8 @@ class ImageDataModule(LightningDataModule):
         self._begins, self._is_resumed = (state_dict["epoch"], state_dict["seen"]), True
         if (batch_size := self._global_batch.keep(self.trainer, state_dict.get("step", {}))) is not None:
             self.batch_size = batch_size
+            if self._ranks.is_first:
+                report(f"kept: {self.step_size} images in a step, as in the checkpoint's run{self.describe_step()}")
         # Lightning expects the position in the loader, which some callbacks create before the position is known.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch")
 
@@ -260,18 +270,11 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer is not None and self.trainer.predicting:
             return batch
-        x_0, labels = to_float(batch[0]), batch[1]
         if training := self.trainer is not None and self.trainer.training:
             self._is_resumed = False
+        pixels, labels = self._resident.gather(batch) if training and self._resident else batch
+        x_0 = to_float(pixels)
         return (self._flip(x_0) if self.flip and training else x_0), labels
-
-    def _cache_decoded(self, data: ImageDataset) -> ImageDataset:
-        """Decode image files into memory if they fit, else into the cache if there is one."""
-        if not isinstance(data, FileDataset):
-            return data
-        if fits_in_memory(data):
-            return decode_to_memory(data, str(self.root))
-        return open_decoded(data, self.decode_cache) if self.decode_cache else data
 
     def _flip(self, x_0: Tensor) -> Tensor:
         assert self.trainer is not None
@@ -280,15 +283,15 @@ class ImageDataModule(LightningDataModule):
         flipped = part.generate(x_0.device, "flip", step).rand() < 0.5
         return torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
 
-    def _loader(self, data: ImageDataset, sampler: Shard | ShuffledShard) -> DataLoader[Batch]:
+    def _loader(self, data: Any, sampler: Shard | ShuffledShard, workers: int) -> DataLoader[Batch]:
         return DataLoader(
-            data,  # type: ignore[arg-type]  # __getitems__ returns batches
+            data,  # its __getitems__ returns batches
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
+            num_workers=workers,
             collate_fn=default_convert,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=workers > 0,
         )
 
     @property

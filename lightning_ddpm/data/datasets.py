@@ -100,6 +100,20 @@ def check_pixels(images: object, what: str) -> None:
         )
 
 
+def check_source(source: object) -> None:
+    """Check that a source has the shape of its images, ``channels`` and ``size``.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    for name in ("channels", "size"):
+        if not isinstance(value := getattr(source, name, None), int) or value < 1:
+            raise UserError(
+                f"{describe_class(type(source))} needs an int attribute {name!r}, the {name} of its images, got "
+                f"{value!r}; set it in the class or in its __init__"
+            )
+
+
 def check_dataset(data: object, owner: object, shape: tuple[int, int, int], classes: int | None) -> None:
     """Check what a source opened: its first and last image, and all of its labels.
 

@@ -89,6 +89,15 @@ class MappedDataset(ImageDataset):
         return MappedDataset, (self.path, self.images.shape, self.labels, self.fingerprint)  # workers map it, too
 
 
+def decode_once(data: ImageDataset, folder: Path | None, what: str) -> ImageDataset:
+    """Return a dataset of image files decoded: in memory if they fit, else from the cache's folder if there is one."""
+    if not isinstance(data, FileDataset):
+        return data
+    if fits_in_memory(data):
+        return decode_to_memory(data, what)
+    return open_decoded(data, folder) if folder else data
+
+
 def fits_in_memory(data: FileDataset) -> bool:
     """Return whether the decoded dataset is small enough to be kept in memory."""
     return math.prod(_get_shape(data)) <= MAX_BYTES_IN_MEMORY

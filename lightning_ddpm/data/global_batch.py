@@ -29,6 +29,24 @@ def divide_step(images: int, devices: int, most: int) -> tuple[int, int]:
     return share // accumulate, accumulate
 
 
+def check_fits(images: int, batch_size: int, devices: int, step: int | None) -> None:
+    """Check that a dataset has enough images for a batch on each device and, unless it is ``None``, for a whole step.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    if batch_size * devices > images:
+        raise UserError(
+            f"a batch of {batch_size} images on each of {devices} devices is larger than the dataset ({images} images)"
+            "; lower data.batch_size"
+        )
+    if step and step > images:
+        raise UserError(
+            f"a step of {step} images is larger than the dataset ({images} images), and data.drop_last skips what does "
+            "not fill a step; lower data.batch_size, or turn it off"
+        )
+
+
 class GlobalBatch:
     """Keeps the number of images in an optimizer step when the number of devices changes.
 

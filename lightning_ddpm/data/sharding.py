@@ -9,6 +9,7 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lightning_ddpm.data.class_labels import GOLDEN
 from lightning_ddpm.utils.distributed import Ranks
+from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import PositionRandom, get_run_seed, make_generator
 
 # All subclass DistributedSampler so that Lightning does not replace them by its own, and those of a fixed order
@@ -159,6 +160,27 @@ class Shard(DistributedSampler[int], SequentialSampler):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)
+
+
+def count_used(n: int, batch: int, limit: int | float, name: str) -> int:
+    """Return how many of n held-out images a limit leaves.
+
+    Args:
+        n: number of images.
+        batch: number of images in a batch, over all ranks.
+        limit: a number of batches, or a share of them.
+        name: the option's name, without ``_batches``.
+
+    Raises:
+        UserError: the share is less than a batch.
+    """
+    batches = limit if isinstance(limit, int) else int(-(-n // batch) * limit)
+    if limit and not batches:
+        raise UserError(
+            f"--trainer.{name}_batches {limit:g} of the {-(-n // batch)} batches of held-out images is less than one; "
+            "give a number of batches, or a larger share"
+        )
+    return min(batches * batch, n)
 
 
 def spread_indices(n: int, total: int) -> list[int]:

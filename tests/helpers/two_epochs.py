@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_ddpm.data import Digits, MemoryDataset
 from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.utils.lightning_internals import is_accumulating
 
 STEP, STEPS = 64, 20
 IMAGES = 9 * STEP + 22
@@ -39,10 +40,21 @@ class Record(Callback):
         self.steps: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step > len(self.steps):
+        if not is_accumulating(trainer):
             self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             last = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.path.write_text(json.dumps([*self.steps, last]))
+
+
+class SaveAt(Callback):
+    """Saves a checkpoint after a step."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step and not is_accumulating(trainer):
+            trainer.save_checkpoint(self.path)

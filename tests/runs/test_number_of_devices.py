@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny import TINY, quiet_trainer, tiny_model, tiny_network
-from helpers.two_epochs import PLAIN, STEP, STEPS, Record, SomeDigits
+from helpers.two_epochs import PLAIN, STEP, STEPS, Record, SaveAt, SomeDigits
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from lightning_ddpm.callbacks.resume import Resume
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import Cosine, LossAwareTimesteps, TimestepSampler
 from lightning_ddpm.models.noisy_classifier import NoisyClassifier
@@ -32,31 +33,38 @@ def make_classifier() -> LightningModule:
 
 
 def train(
-    folder: Path, model: LightningModule, devices: int, batch_size: int, steps: int = STEPS
+    folder: Path,
+    model: LightningModule,
+    devices: int,
+    batch_size: int,
+    steps: int = STEPS,
+    ckpt_path: Path | None = None,
+    **arguments: Any,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Train for two epochs with flips; return the weights, and the metrics of all steps and of the validation."""
     path = folder / f"{devices}x{batch_size}.json"
-    data = ImageDataModule(SomeDigits(), batch_size=batch_size, flip=True, global_batch_size=STEP)
-    arguments: dict[str, Any] = {"devices": devices, "strategy": "ddp_spawn"} if devices > 1 else {}
+    arguments = {"global_batch_size": STEP} | arguments
+    data = ImageDataModule(SomeDigits(), batch_size=batch_size, flip=True, **arguments)
+    ranks: dict[str, Any] = {"devices": devices, "strategy": "ddp_spawn"} if devices > 1 else {}
     trainer = quiet_trainer(
         folder,
         max_steps=steps,
         limit_val_batches=1.0,
         check_val_every_n_epoch=2,
-        callbacks=[Record(path)],
-        **arguments,
+        callbacks=[Record(path), SaveAt(7, folder / "seven.ckpt"), Resume({})],
+        **ranks,
     )
-    trainer.fit(model, datamodule=data)
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
     return {name: each.detach() for name, each in model.state_dict().items()}, json.loads(path.read_text())
 
 
-def assert_same(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
+def assert_same(one: tuple[Any, Any], other: tuple[Any, Any], steps: int = STEPS) -> None:
     assert one[0].keys() == other[0].keys()
     for name, weight in one[0].items():
         torch.testing.assert_close(
             other[0][name], weight, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
-    assert len(one[1]) == len(other[1]) == STEPS + 1
+    assert len(one[1]) == len(other[1]) == steps + 1
     for step, (first, second) in enumerate(zip(one[1], other[1], strict=True)):
         assert first == pytest.approx(second, abs=2e-6), f"step {step}"
 
@@ -87,6 +95,19 @@ def test_accumulated_batches_take_the_steps_of_one_batch(name: str, tmp_path: Pa
 )
 def test_several_ranks_take_the_steps_of_one(name: str, devices: int, batch_size: int, tmp_path: Path) -> None:
     assert_same(train(tmp_path, MODELS[name](), 1, 64), train(tmp_path, MODELS[name](), devices, batch_size))
+
+
+@pytest.mark.slow
+def test_a_run_of_two_ranks_is_resumed_on_one_with_the_same_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = train(tmp_path / "whole", make_ddpm(), 1, 64)
+    train(tmp_path, make_ddpm(), 2, 32, steps=7, global_batch_size=None)
+    ckpt_path = tmp_path / "seven.ckpt"
+    resumed = train(tmp_path, make_ddpm(), 1, 32, ckpt_path=ckpt_path, global_batch_size=None)
+    assert "kept: 64 images in a step, as in the checkpoint's run (1 x 2 batches of 32)" in capsys.readouterr().out
+    assert_same((whole[0], whole[1][7:]), resumed, STEPS - 7)
 
 
 @pytest.mark.slow
