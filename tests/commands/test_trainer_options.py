@@ -157,13 +157,13 @@ def test_overfit_batches_trains_on_the_same_images_in_every_epoch(train, command
 
 
 def test_the_order_of_the_first_epoch_is_repeated_on_every_rank_and_resumed_within_it() -> None:
-    ranks = [RepeatedShard(20, 0, Ranks(rank, 2)) for rank in range(2)]
+    ranks = [RepeatedShard(20, 0, Ranks(rank, 2), 2) for rank in range(2)]
     first = [list(each) for each in ranks]
     assert sorted([*first[0], *first[1]]) == list(range(20))
     for each in ranks:
         each.set_epoch(3)
     assert [list(each) for each in ranks] == first
-    resumed = RepeatedShard(20, 0, Ranks(1, 2), 3, 4)
+    resumed = RepeatedShard(20, 0, Ranks(1, 2), 2, 3, 4)
     assert list(resumed) == first[1][2:]
     resumed.set_epoch(4)
     assert list(resumed) == first[1]
