@@ -225,6 +225,7 @@ def test_a_config_for_gpus_trains_compiled_in_bfloat16_with_channels_last_and_in
     assert cli.trainer.precision == "bf16-mixed"
     assert found[callbacks.Compile].backend == "inductor"
     assert callbacks.ChannelsLast in found
+    assert cli.datamodule.drop_last, "every batch has the size that is compiled"
     cli = build(name, *read_float32_options(name))
     assert cli.trainer.precision == "32-true"
     (compiled,) = [each for each in cli.trainer.callbacks if isinstance(each, callbacks.Compile)]
