@@ -25,6 +25,7 @@ TIMINGS = {
     "curve": ("curve.run config weights_path data minutes", "image quality by images seen, within some minutes"),
     "recipes": ("recipes.run", "what each change from Ho et al.'s recipe to a faster one does to the images"),
     "precision_parity": ("precision_parity.run", "the losses and images of the quickstart in bf16 and in float32"),
+    "counts": ("counts.run tree", "operations, bytes, conversions, reads and exchanges of a step, as on a GPU"),
     "memory": ("memory.run", "the memory of fit over 10,000 steps"),
     "start": ("start.run rounds", "time until --help, and until the first training step is done"),
     "compiled": ("start.run_compiled rounds", "the first step with torch.compile, with an empty and a warm cache"),
@@ -57,6 +58,7 @@ OPTIONS = {
     "rounds": {"type": int, "default": 11, "help": "measurements of each contender, in turn with the others"},
     "weights_path": {"type": Path, "help": "Inception's weights; without them evaluation skips Inception"},
     "data": {"type": Path, "help": "folder of the dataset: CIFAR-10 as torchvision stores it or as images; MNIST"},
+    "tree": {"type": Path, "help": "another checkout of this repository, to count it beside this one"},
     "minutes": {"type": float, "default": 25.0, "help": "training time; the evaluation after training comes on top"},
 }
 
