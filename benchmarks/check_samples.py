@@ -3,9 +3,9 @@
     python -m benchmarks check_samples --images DIR --source Digits
     python -m benchmarks check_samples --images DIR --source MNIST --root data
 
-Prints the Fréchet distance to the real images in raw pixels scaled to [-1, 1] (scipy's matrix square root), the
-distance between two halves of the real images, and the share of each class by scikit-learn's support vector classifier,
-trained on real images only.
+Prints the Fréchet distance to the real images in raw pixels scaled to [-1, 1] (scipy's matrix square root); that of as
+many real images to the others, which a perfect generator would have; that between two halves of the real images; and
+the share of each class by scikit-learn's support vector classifier, trained on real images only.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -51,6 +51,8 @@ def run(options: Namespace) -> None:
     noise = np.random.default_rng(0).standard_normal((len(generated), generated.shape[1]))
     print(f"{len(generated)} generated, {len(real)} real images")
     print(f"Fréchet distance in raw pixels, generated to real: {compute_frechet(real, generated):.3f}")
+    n = min(len(generated), half)  # the distance depends on the number of images
+    print(f"  {n} of the real images to the others: {compute_frechet(real[order[n:]], real[order[:n]]):.3f}")
     print(f"  two halves of the real images: {compute_frechet(real[order[:half]], real[order[half:]]):.3f}")
     print(f"  Gaussian noise to real: {compute_frechet(real, noise):.1f}")
     classifier = SVC().fit(train, labels)
