@@ -106,12 +106,12 @@ class ShuffledShard(DistributedSampler[int]):
         return self.n - (self.begins[1] if self.epoch == self.begins[0] else 0)
 
     def _take(self, epoch: int) -> Iterator[int]:
-        """Yield this rank's part of what is left of the current epoch, in the order of the given one."""
+        """Return this rank's part of what is left of the current epoch, in the order of the given one."""
         order = torch.randperm(self.n, generator=make_generator("cpu", "order", self.seed, index=epoch))
         used, left = self._count_used(self._left), order[self.n - self._left :]
-        for batch in range(self._count_batches(self._left)):
-            start, stop = self._locate(batch, used, self.rank)
-            yield from left[start:stop].tolist()
+        places = (self._locate(batch, used, self.rank) for batch in range(self._count_batches(self._left)))
+        parts = [left[start:stop] for start, stop in places]
+        return iter(torch.cat(parts).tolist() if parts else ())
 
     def _locate(self, batch: int, used: int, rank: int) -> tuple[int, int]:
         """Return the places of a rank's batch among the images that are used."""
