@@ -43,7 +43,7 @@ SAMPLERS = [
 ]
 
 
-def fit(folder: Path, *callbacks: Callback, accumulate: int = 1) -> dict[str, Tensor]:
+def fit(folder: Path, *callbacks: Callback, accumulate: int = 1, **more: Any) -> dict[str, Tensor]:
     """Train four steps with everything that calls the network, and return the raw and the averaged weights."""
     found = [*callbacks, EMA(0.5), NonFinite(), SampleGrid(n=6, every_n_steps=2), BitsPerDim(n=4, batch_size=4)]
     # with a large eps, rounding errors of zero gradients do not become steps
@@ -51,7 +51,7 @@ def fit(folder: Path, *callbacks: Callback, accumulate: int = 1) -> dict[str, Te
         network=tiny_network(dropout=0.0),
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2, eps=1e-2, fused=True),
     )
-    settings = {"max_steps": 4, "val_check_interval": 2 * accumulate, "limit_val_batches": 1}
+    settings = {"max_steps": 4, "val_check_interval": 2 * accumulate, "limit_val_batches": 1} | more
     trainer = quiet_trainer(folder, callbacks=found, accumulate_grad_batches=accumulate, **settings)
     trainer.fit(model, ImageDataModule(Digits(), batch_size=16))
     trainer.save_checkpoint(folder / "last.ckpt")
@@ -135,6 +135,31 @@ def test_guidance_inversion_and_likelihoods_keep_no_output(models: tuple[DDPM, D
         found.append(values)
     for plain, graphs in zip(*found, strict=True):
         torch.testing.assert_close(plain, graphs, rtol=1e-3, atol=1.01 if plain.ndim == 4 and plain.max() > 9 else 1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_cuda_graphs_train_as_the_network_itself(accumulate: int, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"accumulate": accumulate, "accelerator": "gpu"}
+    graphs = [Compile(mode="reduce-overhead"), ChannelsLast()]
+    plain = fit(tmp_path / "plain", **settings)
+    for name, value in fit(tmp_path / "graphs", *graphs, **settings).items():
+        torch.testing.assert_close(value, plain[name], rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graphs_sample_the_images_of_the_network_itself() -> None:
+    found = []
+    for compiled in (False, True):
+        model = tiny_model().to("cuda").eval()
+        if compiled:
+            compilation.compile_in_place(model.network, mode="reduce-overhead")
+        with torch.no_grad():
+            request = SampleRequest(12, sampler=DPMSolverPP(5))
+            found.append(torch.cat([model.generate(request, start, start + 4) for start in (0, 4, 8)]).int())
+    assert (found[0] - found[1]).abs().max() <= 2, "TF32 in convolutions"
 
 
 @pytest.fixture(scope="module")
