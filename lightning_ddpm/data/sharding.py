@@ -96,9 +96,11 @@ class ShuffledShard(DistributedSampler[int]):
         """
         rank, done = self.rank if rank is None else rank, self.count_batches_done()
         used = min(self._count_used(self._left), (batches - done) * self.group)
-        start, stop = self._locate(batch - done, used, rank)
-        step, first = accumulate * self.group, (batch - done) // accumulate * accumulate * self.group
-        number = (batch - done) % accumulate * self.num_replicas + rank
+        # A checkpoint of on_train_end lets Lightning count on from the last batch of an epoch that is over.
+        batch = (batch - done) % max(1, -(-used // self.group))
+        start, stop = self._locate(batch, used, rank)
+        step, first = accumulate * self.group, batch // accumulate * accumulate * self.group
+        number = batch % accumulate * self.num_replicas + rank
         return StepPart(start - first, stop - first, min(step, used - first), number)
 
     @property
