@@ -36,7 +36,7 @@ def describe_commands() -> str:
         text = re.sub(r"[^\S\n ]|[\x00-\x08]", "", output.getvalue()).replace(str(Path.home()), "~").rstrip()
         _, _, text = text.partition("\n\n")  # without the usage
         listing = f"```text\n{text}\n```"
-        if command in TRAINER and command != "fit":
+        if command in {*TRAINER, "plan"} - {"fit"}:
             listing = (
                 f"<details><summary>The options, which are nearly those of fit</summary>\n\n{listing}\n\n</details>"
             )

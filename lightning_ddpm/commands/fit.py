@@ -163,7 +163,7 @@ class DDPMCLI(LightningCLI):
             self.save_config_kwargs["comment"] = choice
             rank_zero_only(report)(choice)
         if config.get("model.init_args.network.init_args") is not None:
-            self._class_names = _fill_shape(config.model.init_args, config.data)
+            self._class_names = fill_shape(config.model.init_args, config.data)
             _check_network_size(config.model.init_args.network)
 
     def instantiate_classes(self) -> None:
@@ -228,7 +228,7 @@ class DDPMCLI(LightningCLI):
         self.model.save_hyperparameters(build_hyper_parameters(self.config_dump["model"]), logger=False)
 
 
-def _fill_shape(model: Namespace, data: Namespace) -> list[str] | None:
+def fill_shape(model: Namespace, data: Namespace) -> list[str] | None:
     """Set the network's channels, size and number of classes to those of the data.
 
     Returns:

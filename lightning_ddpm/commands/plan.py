@@ -1,0 +1,133 @@
+"""``plan``: predict memory, time and disk of a run before its first step, without a GPU and without its memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser
+from torch import nn
+
+from lightning_ddpm.commands.fit import fill_shape
+from lightning_ddpm.commands.list_options import set_list_options, split_list_options
+from lightning_ddpm.commands.parsing import complete_names, instantiate, parse
+from lightning_ddpm.commands.plan_report import Generation, RunPlan, print_plan
+from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.diffusion import Guidance, Sampler
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.step_plan import Settings, trace_network, trace_training
+from lightning_ddpm.utils.cards import CARDS, Card, find_card, get_card
+from lightning_ddpm.utils.contracts import describe_class, is_ours
+from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.trace_internals import use_fake_tensors
+from lightning_ddpm.utils.yaml_text import MODE, build_parser
+
+HALF = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
+"""The dtypes of mixed precision, by the names of Lightning."""
+IGNORED = ("seed_everything", "ckpt_path", "optimizer", "lr_scheduler", "weights_only", "verbose")
+"""Keys of a training config that a plan does not depend on."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Print the plan of the run that ``fit`` would make with these options.
+
+    Raises:
+        UserError: an option is wrong, the card is unknown, or not even one image fits.
+    """
+    parser = _build_parser()
+    others, of_lists = split_list_options(complete_names(arguments))
+    options = parse(parser, others, "plan")
+    set_list_options(options.trainer, of_lists, "plan")
+    if not 0 < options.share <= 1:
+        raise UserError(f"--share must lie in (0, 1], got {options.share:g}")
+    cards = _choose_cards(options.gpu)
+    if options.model.get("init_args.network.init_args") is None:
+        raise UserError(f"plan needs a diffusion model with a network, got {options.model.class_path}; give --config")
+    fill_shape(options.model.init_args, options.data)
+    model = _build_model(options)
+    trainer = options.trainer
+    callbacks = [each for each in trainer.callbacks or [] if isinstance(each, Namespace)]
+    names = [each.class_path.rpartition(".")[2] for each in callbacks]
+    settings = Settings(HALF.get(str(trainer.precision)), bool(trainer.gradient_clip_val), "EMA" in names)
+    try:
+        training, network = trace_training(model, settings), trace_network(model, settings)
+    except Exception as error:
+        if is_ours(type(model.network)) and is_ours(type(model.objective)):
+            raise
+        kinds = " or ".join(describe_class(type(each)) for each in (model.network, model.objective))
+        raise UserError(f"{kinds} cannot be traced without values: {first_line(error)}") from error
+    generations = [_describe_generation(each, model) for each in callbacks if "n" in (each.get("init_args") or {})]
+    print_plan(
+        RunPlan(options, model, training, network, [each for each in generations if each], names, settings), cards
+    )
+
+
+def _build_parser() -> LightningArgumentParser:
+    """Return the parser, with the options of ``fit`` and this command's own."""
+    description = "Predict memory, time and disk of a run. All options of fit may be given."
+    parser = LightningArgumentParser(
+        prog="lightning-ddpm plan", description=description, exit_on_error=False, parser_mode=MODE
+    )
+    add: Any = parser.add_argument
+    add("--config", action="config", help="a training config; several are merged from left to right")
+    add("--gpu", metavar="NAME", help=f"the card: {', '.join(card.name for card in CARDS)}; default: this machine's")
+    add("--share", type=float, default=0.5, help="share of the card's peak and bandwidth that is reached")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(ImageDataModule, "data")
+    for name in IGNORED:
+        add(f"--{name}", type=Any, help="an option of fit; ignored")
+    return parser
+
+
+def _choose_cards(name: str | None) -> list[Card]:
+    """Return the requested card, or this machine's, or without a GPU all that are known."""
+    if name is not None:
+        return [get_card(name)]
+    if not torch.cuda.is_available():
+        return list(CARDS)
+    properties = torch.cuda.get_device_properties(0)
+    found = find_card(properties.name)
+    if found is None:
+        known = ", ".join(card.name for card in CARDS)
+        raise UserError(f"this machine's {properties.name} is not in the table of cards; give --gpu, one of {known}")
+    return [found._replace(memory=properties.total_memory / 1e9)]
+
+
+def _build_model(options: Namespace) -> DDPM:
+    """Build the model with a network without values.
+
+    Raises:
+        UserError: it is no diffusion model.
+    """
+    config, parser = options.model.clone(), build_parser()
+    parser.add_subclass_arguments(nn.Module, "network", fail_untyped=False)
+    with use_fake_tensors():
+        network = instantiate(parser, Namespace(network=config.init_args.network)).network  # type: ignore[no-untyped-call]
+    config.init_args.network, parser = network, build_parser()
+    parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False)
+    model = instantiate(parser, Namespace(model=config)).model  # type: ignore[no-untyped-call]
+    if not isinstance(model, DDPM):
+        raise UserError(f"plan needs a diffusion model, got {options.model.class_path}")
+    return model
+
+
+def _describe_generation(callback: Namespace, model: DDPM) -> Generation | None:
+    """Return the images that a callback generates, ``None`` if it generates none."""
+    given, T = callback.init_args, model.schedule.T
+    name = callback.class_path.rpartition(".")[2]
+    if name == "BitsPerDim":
+        return given.n and Generation(name, given.n, T, None, None, given.batch_size)
+    if "sampler" not in given:
+        return None
+    parser = build_parser()
+    parser.add_subclass_arguments(Sampler, "sampler", required=False)
+    parser.add_subclass_arguments(Guidance, "guidance", required=False)
+    parts = {key: given.get(key) for key in ("sampler", "guidance") if given.get(key) is not None}
+    built = instantiate(parser, Namespace(**parts))  # type: ignore[no-untyped-call]
+    nfe = (built.get("sampler") or model.sampler).nfe(T)
+    if nfe is not None and built.get("guidance"):
+        nfe *= built.guidance.nfe
+    interval = given.get("every_n_steps"), given.get("every_n_epochs")
+    return Generation(name, given.n, nfe, *interval, min(given.get("batch_size", given.n), given.n))
