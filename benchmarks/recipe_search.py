@@ -300,7 +300,7 @@ def write_report(options: Namespace, results: Results) -> None:
     """Write the scores of the recipes and networks by images seen."""
     found = {tuple(key.split(" | ")): value for key, value in results.metrics.items()}
     real = found.pop((REAL, str(N)), {})
-    found = {key: value for key, value in found.items() if not key[0].startswith("sampler")}
+    found = {key: value for key, value in found.items() if key[0].startswith(("recipe: ", "network: "))}
     columns = sorted({column for _, column in found}, key=int)
     rows = {
         f"{name}: {distance}": [found.get((name, column), {}).get(distance) for column in columns]
