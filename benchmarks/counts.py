@@ -1,7 +1,7 @@
 """Counts what a step does on a GPU, without one: operations, bytes, conversions, layouts, reads and exchanges.
 
 The step runs on the CPU, on two images and on four, with the types and layouts that a GPU's kernels would have; every
-number is linear in the images, so that these two give it for any batch. Attention is one operation, as on a GPU.
+number of bytes is linear in the images, so that these two give it for any batch. Attention is one operation, as on a GPU.
 """
 
 import json
@@ -50,8 +50,13 @@ def run(options: Namespace) -> None:
                 found = [count_step(tree, images, Path(folder), n, precision, callbacks) for n in (2, 4)]
                 for what, few in found[0].items():
                     where = "a training step" if what == "train" else f"a step of {what}, beside the network"
-                    scaled = {key: scale(few[key], found[1][what][key]) for key in few}
-                    scaled["bytes"] /= 1e9
+                    if what != "train" and callbacks:
+                        continue  # as without them
+                    many = found[1][what]
+                    scaled: dict[str, float] = {
+                        key: min(few[key], many[key]) for key in few
+                    }  # progress lines read, too
+                    scaled["bytes"] = scale(few["bytes"], many["bytes"]) / 1e9
                     scaled["exchanges"] = exchanges if what == "train" else 0
                     rows[f"{name}: {where}, {variant}"] = [scaled[key] for key in COLUMNS]
     settings = {"unit": f"batch {BATCH}", "columns": [*COLUMNS.values()], "model": "Ho's of CIFAR-10"}
@@ -59,7 +64,7 @@ def run(options: Namespace) -> None:
 
 
 def scale(two: float, four: float) -> float:
-    """Return the count of ``BATCH`` images by those of two and of four."""
+    """Return the bytes of ``BATCH`` images by those of two and of four."""
     return two + (four - two) / 2 * (BATCH - 2)
 
 

@@ -118,25 +118,33 @@ class Counter(Callback):
             self.count.__exit__(None, None, None)
         self.batches += 1
 
+        self.batch_size = len(batch[0])
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found: dict[str, Any] = {"train": self.count.found}
-        diffusion: Any = importlib.import_module("lightning_ddpm.diffusion")
-        pl_module.eval()
-        x = torch.zeros(2, *pl_module.image_shape)  # type: ignore[misc]
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            with Count(len(x)) as network:
-                pl_module.network(x, torch.ones(2, dtype=torch.long))  # type: ignore[operator]
-            for name, make in (
-                ("DDIM", lambda steps: diffusion.DDIM(steps)),
-                ("Ancestral", lambda steps: diffusion.Ancestral(diffusion.FixedLarge(), steps)),
-            ):
-                chains = []
-                for steps in (4, 5):
-                    with Count(len(x)) as chain:
-                        make(steps).sample(pl_module.denoiser, x, torch.randn_like)  # type: ignore[union-attr]
-                    chains.append(chain.found)
-                found[name] = {key: chains[1][key] - chains[0][key] - network.found[key] for key in chains[0]}
+        with trainer.precision_plugin.forward_context():
+            found = {"train": self.count.found} | count_samplers(pl_module, self.batch_size)
         self.out.write_text(json.dumps(found))
+
+
+@torch.no_grad()
+def count_samplers(module: Any, batch_size: int) -> dict[str, dict[str, int]]:
+    """Return the counts of one step of DDIM and of ancestral sampling, without those of the network's call."""
+    diffusion: Any = importlib.import_module("lightning_ddpm.diffusion")
+    module.eval()
+    x, found = torch.zeros(batch_size, *module.image_shape), {}
+    with Count(batch_size) as network:
+        module.network(x, torch.ones(batch_size, dtype=torch.long))
+    for name, make in (
+        ("DDIM", lambda steps: diffusion.DDIM(steps)),
+        ("Ancestral", lambda steps: diffusion.Ancestral(diffusion.FixedLarge(), steps)),
+    ):
+        chains = []
+        for steps in (4, 5):
+            with Count(batch_size) as chain:
+                make(steps).sample(module.denoiser, x, torch.randn_like)
+            chains.append(chain.found)
+        found[name] = {key: chains[1][key] - chains[0][key] - network.found[key] for key in chains[0]}
+    return found
 
 
 class Exchanges(Callback):
