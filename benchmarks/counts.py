@@ -1,7 +1,7 @@
 """Counts what a step does on a GPU, without one: operations, bytes, conversions, layouts, reads and exchanges.
 
 The step runs on the CPU, on two images and on four, with the types and layouts that a GPU's kernels would have; every
-number of bytes is linear in the images, so that these two give it for any batch. Attention is one operation, as on a GPU.
+number of bytes is linear in the images, so that these two give it for any batch. Attention is one operation, as there.
 """
 
 import json
@@ -53,9 +53,8 @@ def run(options: Namespace) -> None:
                     if what != "train" and callbacks:
                         continue  # as without them
                     many = found[1][what]
-                    scaled: dict[str, float] = {
-                        key: min(few[key], many[key]) for key in few
-                    }  # progress lines read, too
+                    # the smaller one: a progress line may have read the loss
+                    scaled: dict[str, float] = {key: min(few[key], many[key]) for key in few}
                     scaled["bytes"] = scale(few["bytes"], many["bytes"]) / 1e9
                     scaled["exchanges"] = exchanges if what == "train" else 0
                     rows[f"{name}: {where}, {variant}"] = [scaled[key] for key in COLUMNS]
