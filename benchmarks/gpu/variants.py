@@ -1,0 +1,133 @@
+"""The variants that :mod:`benchmarks.gpu.first_day` measures: each is a name and a function that returns numbers."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ddpm.diffusion import DDIM, Linear
+from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.sample_request import SampleRequest
+from lightning_ddpm.networks import UNet
+
+Variants = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
+TINY = {"size": 8, "width": 8, "multipliers": (1, 2), "attention": (4,), "blocks": 1, "groups": 4}
+HO = {"size": 32, "width": 128, "multipliers": (1, 2, 2, 2), "attention": (16,), "blocks": 2, "groups": 32}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "fp32": (),
+    "bf16": ("bf16",),
+    "tf32": ("tf32",),
+    "bf16, channels_last": ("bf16", "channels_last"),
+    "bf16, channels_last, compile": ("bf16", "channels_last", "compile"),
+    "bf16, channels_last, graphs": ("bf16", "channels_last", "graphs"),
+}
+
+
+def build_model(device: torch.device, tiny: bool) -> DDPM:
+    """Build Ho et al.'s model of CIFAR-10, or a tiny one."""
+    return DDPM(UNet(channels=3, **(TINY if tiny else HO)), Linear(1000), DDIM(2 if tiny else 50)).to(device)
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_training(device: torch.device, tiny: bool) -> Variants:
+    """Yield a training step in every variant, at two batch sizes."""
+    for n in (4, 2) if tiny else (128, 16):
+        for name, choices in CHOICES.items():
+            yield f"{name}, batch {n}", partial(time_steps, device, tiny, n, choices)
+
+
+def time_steps(device: torch.device, tiny: bool, n: int, choices: tuple[str, ...]) -> dict[str, Any]:
+    """Return the milliseconds of each step, those until it is issued, and the peak memory in GB."""
+    torch.set_float32_matmul_precision("high" if "tf32" in choices else "highest")
+    torch.backends.cudnn.allow_tf32 = "tf32" in choices or "bf16" in choices
+    model = build_model(device, tiny).train()
+    if "channels_last" in choices:
+        model.network.to(memory_format=torch.channels_last)
+    if "compile" in choices or "graphs" in choices:
+        how: dict[str, str] = {"mode": "reduce-overhead"} if "graphs" in choices else {}
+        model.network.compile(**({"backend": "aot_eager"} if tiny else how))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4, fused=True)
+    x_0 = torch.rand(n, *model.image_shape, device=device) * 2 - 1
+
+    def step() -> None:
+        t = torch.randint(1, 1001, (n,), device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in choices):
+            loss = model.loss(x_0, t, torch.randn_like(x_0)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    issued, whole = list[float](), list[float]()
+    for _ in range(3 if tiny else 20):
+        wait(device)
+        started = time.perf_counter()
+        step()
+        issued.append(1000 * (time.perf_counter() - started))
+        wait(device)
+        whole.append(1000 * (time.perf_counter() - started))
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+    rate = 1000 * n / statistics.median(whole)
+    numbers = {"ms": whole, "ms to issue": issued, "images/s": rate, "peak GB": peak}
+    return numbers | (count_kernels(step) if device.type == "cuda" else {})
+
+
+def count_kernels(step: Callable[[], None]) -> dict[str, Any]:
+    """Return the number of kernels of a step, of those that change layouts, and the names of those of attention."""
+    with torch.profiler.profile() as profiler:
+        step()
+        torch.cuda.synchronize()
+    names = [each.name for each in profiler.events() if str(each.device_type).endswith("CUDA")]
+    layouts = [name for name in names if "nchwToNhwc" in name or "nhwcToNchw" in name]
+    attention = {name for name in names if any(word in name.lower() for word in ("flash", "fmha", "attention", "sdpa"))}
+    return {"kernels": len(names), "layout kernels": len(layouts), "attention": sorted(attention)}
+
+
+def measure_sampling(device: torch.device, tiny: bool) -> Variants:
+    """Yield DDIM at several batch sizes, with what the images differ by from those of the first."""
+    model = build_model(device, tiny).eval()
+    sizes = (1, 2, 4) if tiny else (1, 64, 256)
+    first: list[Tensor] = []
+
+    @torch.inference_mode()
+    def sample(n: int) -> dict[str, Any]:
+        wait(device)
+        started = time.perf_counter()
+        images = model.generate(SampleRequest(n=n, seed=0), 0, n).cpu()
+        seconds = time.perf_counter() - started
+        first.append(images[:1])
+        levels = int((images[:1].int() - first[0].int()).abs().max())
+        return {"seconds": seconds, "images/s": n / seconds, "levels of image 0": levels}
+
+    for n in sizes:
+        yield f"batch {n}", partial(sample, n)
+
+
+def measure_eigenvalues(device: torch.device, tiny: bool) -> Variants:
+    """Yield the eigenvalues of a covariance of Inception's features, on the device and on the CPU."""
+    size = 64 if tiny else 2048
+    features = torch.randn(2 * size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    covariance = features.T @ features / len(features)
+
+    def solve(where: torch.device) -> dict[str, Any]:
+        matrix = covariance.to(where)
+        wait(where)
+        started = time.perf_counter()
+        total = torch.linalg.eigvalsh(matrix).clamp(min=0).sqrt().sum().item()
+        return {"seconds": time.perf_counter() - started, "sum of roots": total}
+
+    for name, where in (("device", device), ("CPU", torch.device("cpu"))):
+        yield name, partial(solve, where)
