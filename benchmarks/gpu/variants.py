@@ -1,5 +1,6 @@
 """The variants that :mod:`benchmarks.gpu.first_day` measures: each is a name and a function that returns numbers."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ def measure_training(device: torch.device, tiny: bool) -> Variants:
     for n in (4, 2) if tiny else (128, 16):
         for name, choices in CHOICES.items():
             yield f"{name}, batch {n}", partial(time_steps, device, tiny, n, choices)
+        yield f"diffusers' loop, bf16, batch {n}", partial(time_diffusers, device, tiny, n)
 
 
 def time_steps(device: torch.device, tiny: bool, n: int, choices: tuple[str, ...]) -> dict[str, Any]:
@@ -83,6 +85,24 @@ def time_steps(device: torch.device, tiny: bool, n: int, choices: tuple[str, ...
     rate = 1000 * n / statistics.median(whole)
     numbers = {"ms": whole, "ms to issue": issued, "images/s": rate, "peak GB": peak}
     return numbers | (count_kernels(step) if device.type == "cuda" else {})
+
+
+def time_diffusers(device: torch.device, tiny: bool, n: int) -> dict[str, Any]:
+    """Return the milliseconds of each step of diffusers' own loop with the same network."""
+    from benchmarks.training import make_diffusers_loop  # diffusers may be missing
+
+    model = build_model(device, tiny)
+    x_0 = torch.rand(n, *model.image_shape, device=device) * 2 - 1
+    block = make_diffusers_loop(model, itertools.repeat((x_0, x_0)), "bf16-mixed")
+    block(3)
+    whole = list[float]()
+    for _ in range(3 if tiny else 20):
+        wait(device)
+        started = time.perf_counter()
+        block(1)
+        wait(device)
+        whole.append(1000 * (time.perf_counter() - started))
+    return {"ms": whole, "images/s": 1000 * n / statistics.median(whole)}
 
 
 def count_kernels(step: Callable[[], None]) -> dict[str, Any]:
