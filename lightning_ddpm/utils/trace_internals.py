@@ -111,7 +111,8 @@ class OperatorTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for each in fresh:
             self._add(each, "")
         computes = (fresh or changed) and func.namespace == "aten" and not str(func).startswith("aten.empty")
-        if computes and str(func) != "aten.detach.default":
+        is_view = any(each.alias_info and not each.alias_info.is_write for each in func._schema.returns)
+        if computes and not is_view:
             name, written = str(func.overloadpacket), [*fresh, *changed]
             moved = sum(map(count_bytes, inputs)) + sum(map(count_bytes, written))
             first = (inputs or written)[0]
