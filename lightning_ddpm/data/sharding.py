@@ -95,7 +95,9 @@ class ShuffledShard(DistributedSampler[int]):
             rank: whose batch it is; ``None`` for this rank's.
         """
         rank, done = self.rank if rank is None else rank, self.count_batches_done()
-        used = min(self._count_used(self._left), (batches - done) * self.group)
+        used = self._count_used(self._left)
+        if batches > done:  # else the run was resumed with a lower limit_train_batches, which Lightning counts anew
+            used = min(used, (batches - done) * self.group)
         # A checkpoint of on_train_end lets Lightning count on from the last batch of an epoch that is over.
         batch = (batch - done) % max(1, -(-used // self.group))
         start, stop = self._locate(batch, used, rank)
