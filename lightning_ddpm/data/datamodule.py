@@ -10,20 +10,12 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
+from lightning_ddpm.data import sharding
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, check_dataset, check_source, hash_images
 from lightning_ddpm.data.decode_cache import decode_once, decode_to_file, fits_in_memory
 from lightning_ddpm.data.global_batch import GlobalBatch, check_fits
 from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.data.resident import IndexDataset, ResidentImages, keep_on_device
-from lightning_ddpm.data.sharding import (
-    ImageRange,
-    RepeatedShard,
-    Shard,
-    ShuffledShard,
-    StepPart,
-    count_used,
-    split_ranges,
-)
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.contracts import is_ours
@@ -31,6 +23,7 @@ from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.random import get_run_seed
+from lightning_ddpm.utils.signals import protect_worker
 
 
 class ImageDataModule(LightningDataModule):
@@ -156,35 +149,35 @@ class ImageDataModule(LightningDataModule):
         devices, batches = self._ranks.world_size, self.step_size // self.batch_size
         return f" ({devices} x {batches // devices} batches of {self.batch_size})" if batches > 1 else ""
 
-    def locate_batch(self, batch: int, rank: int | None = None) -> StepPart:
+    def locate_batch(self, batch: int, rank: int | None = None) -> sharding.StepPart:
         """Return where a rank's training batch stands in its optimizer step; ``None`` for this rank."""
         assert self.trainer is not None
         trainer = self.trainer
         return self._sampler.locate(batch, trainer.accumulate_grad_batches, int(trainer.num_training_batches), rank)
 
-    def locate_held_out(self, batch: int, images: int) -> tuple[int, StepPart]:
+    def locate_held_out(self, batch: int, images: int) -> tuple[int, sharding.StepPart]:
         """Return where a batch of held-out images stands among all, in parts of a step's size: the part, and where."""
         assert self.trainer is not None
         part, batch = divmod(batch, self.trainer.accumulate_grad_batches)
         number = batch * self._ranks.world_size + self._ranks.rank
         start, total = number * self.batch_size, min(self.step_size, len(self.held_out) - part * self.step_size)
-        return part, StepPart(start, start + images, total, number)
+        return part, sharding.StepPart(start, start + images, total, number)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         kept = IndexDataset(len(self.train)) if self._resident else None
         return self._loader(kept or self.train, self._make_sampler(), 0 if kept else self.num_workers)
 
-    def _make_sampler(self) -> ShuffledShard:
-        kind = RepeatedShard if getattr(self.trainer, "overfit_batches", 0) else ShuffledShard
+    def _make_sampler(self) -> sharding.ShuffledShard:
+        kind = sharding.RepeatedShard if getattr(self.trainer, "overfit_batches", 0) else sharding.ShuffledShard
         multiple = self.step_size if self.drop_last else 1
         return kind(len(self.train), get_run_seed(), self._ranks, self.batch_size, *self._begins, multiple)
 
     @property
-    def _sampler(self) -> ShuffledShard:
+    def _sampler(self) -> sharding.ShuffledShard:
         """The sampler of the current epoch."""
         assert self.trainer is not None
         assert self.trainer.train_dataloader is not None
-        sampler: ShuffledShard = self.trainer.train_dataloader.sampler
+        sampler: sharding.ShuffledShard = self.trainer.train_dataloader.sampler
         return sampler
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -197,16 +190,16 @@ class ImageDataModule(LightningDataModule):
         """Return a loader of the held-out images, whose first batches stand for all if Lightning takes no others."""
         n, batch = len(self.held_out), self.batch_size * self._ranks.world_size
         limit: int | float = getattr(self.trainer, f"limit_{stage}_batches", 1.0)
-        used = count_used(
+        used = sharding.count_used(
             n, batch, limit, "overfit" if getattr(self.trainer, "overfit_batches", 0) else f"limit_{stage}"
         )
         if 0 < used < n and self._ranks.is_first:
             report(f"{stage}: {used} of the {n} held-out images, spread evenly (limit_{stage}_batches {limit:g})")
-        return self._loader(self.held_out, Shard(n, self.batch_size, self._ranks, used), self.num_workers)
+        return self._loader(self.held_out, sharding.Shard(n, self.batch_size, self._ranks, used), self.num_workers)
 
-    def predict_dataloader(self) -> DataLoader[ImageRange]:
+    def predict_dataloader(self) -> DataLoader[sharding.ImageRange]:
         """Return a loader of ranges of images to generate; it reads no images."""
-        mine = split_ranges(self.predict_images, get_run_seed(), self.batch_size, self._ranks)
+        mine = sharding.split_ranges(self.predict_images, get_run_seed(), self.batch_size, self._ranks)
         return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
@@ -283,15 +276,16 @@ class ImageDataModule(LightningDataModule):
         flipped = part.generate(x_0.device, "flip", step).rand() < 0.5
         return torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
 
-    def _loader(self, data: Any, sampler: Shard | ShuffledShard, workers: int) -> DataLoader[Batch]:
+    def _loader(self, data: Any, sampler: sharding.Shard | sharding.ShuffledShard, workers: int) -> DataLoader[Batch]:
         return DataLoader(
             data,  # its __getitems__ returns batches
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=workers,
             collate_fn=default_convert,
             pin_memory=torch.cuda.is_available(),
+            num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=protect_worker,
         )
 
     @property

@@ -62,7 +62,7 @@ def watch_signals(sentence: str, status: int | None) -> None:
     os.set_blocking(wakeup, False)
     note_signals()
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=_protect_worker)
+    os.register_at_fork(after_in_child=protect_worker)
     threading.Thread(target=_read_signals, args=(received,), daemon=True, name="signals").start()
 
 
@@ -97,6 +97,20 @@ def get_signal() -> signal.Signals | None:
 def end_with_ranks(list_ranks: Callable[[], Sequence[subprocess.Popen[bytes]]]) -> None:
     """Have a signal that ends this process end the ranks that it started, too."""
     _watch.list_ranks = list_ranks
+
+
+def protect_worker(worker: int = 0) -> None:
+    """Let a data loader's worker serve the last step when a whole process group gets a signal.
+
+    Workers that are forked call it at once; those that are spawned, as ``worker_init_fn``. It does nothing outside a
+    program that watches signals.
+    """
+    if LAUNCHER not in os.environ:
+        return
+    signal.set_wakeup_fd(-1)
+    for each in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -138,11 +152,3 @@ def _end(received: signal.Signals, sentence: str, status: int) -> None:
         with contextlib.suppress(OSError):
             os.write(2 if status else 1, f"{show}{received.name}: {sentence}\n".encode())
     os._exit(status)
-
-
-def _protect_worker() -> None:
-    """Let the forked workers of a data loader serve the last step when a whole process group gets a signal."""
-    signal.set_wakeup_fd(-1)
-    for each in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(each, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))

@@ -1,6 +1,7 @@
 """Callbacks and data that record interrupted runs; the tests' configs name them by class_path."""
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -98,9 +99,21 @@ class SignalAt(Callback):
         seconds: how long it waits; the process should not live so long.
         rank: the rank that does this.
         group: whether all processes of the group get the signals, as from a terminal.
+        workers: how workers of data loaders are started.
     """
 
-    def __init__(self, hook: str, names: list[str], seconds: float = 0.0, rank: int = 0, group: bool = False) -> None:
+    def __init__(
+        self,
+        hook: str,
+        names: list[str],
+        seconds: float = 0.0,
+        rank: int = 0,
+        group: bool = False,
+        workers: str | None = None,
+    ) -> None:
+        if workers:
+            multiprocessing.set_start_method(workers, force=True)
+
         def send(trainer: Trainer, *_: Any, **__: Any) -> None:
             if trainer.global_rank != rank or self.sent:
                 return

@@ -100,15 +100,26 @@ def test_a_signal_outside_the_steps_ends_fit_at_once(tmp_path: Path, hook: str, 
 
 
 @pytest.mark.parametrize(
-    ("hook", "group", "options"),
+    ("hook", "spy", "options"),
     [
-        ("on_train_batch_end", False, ()),
-        pytest.param("on_train_batch_start", True, ("--data.num_workers", 2), marks=pytest.mark.slow),
-        pytest.param("on_train_batch_start", True, TWO, marks=pytest.mark.slow),
+        ("on_train_batch_end", {}, ()),
+        pytest.param(
+            "on_train_batch_start",
+            {"group": True, "workers": "fork"},
+            ("--data.num_workers", 2),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "on_train_batch_start",
+            {"group": True, "workers": "spawn"},
+            ("--data.num_workers", 1),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("on_train_batch_start", {"group": True}, TWO, marks=pytest.mark.slow),
     ],
 )
-def test_ctrl_c_saves_and_stops(tmp_path: Path, hook: str, group: bool, options: tuple[object, ...]) -> None:
-    ended = fit(tmp_path, hook, "SIGINT", options=options, group=group)
+def test_ctrl_c_saves_and_stops(tmp_path: Path, hook: str, spy: Any, options: tuple[object, ...]) -> None:
+    ended = fit(tmp_path, hook, "SIGINT", options=options, **spy)
     assert ended.returncode == 0, ended.stderr
     step = 2 if options == TWO else 1
     assert f"SIGINT: stopped after step {step}; resume with --ckpt_path last\n" in ended.stdout
