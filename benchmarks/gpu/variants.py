@@ -4,7 +4,9 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from lightning_ddpm.diffusion import DDIM, Linear
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.networks import UNet
+from lightning_ddpm.utils.compile import begin_step, compile_in_place
 
 Variants = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 TINY = {"size": 8, "width": 8, "multipliers": (1, 2), "attention": (4,), "blocks": 1, "groups": 4}
@@ -23,14 +26,41 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "bf16": ("bf16",),
     "tf32": ("tf32",),
     "bf16, channels_last": ("bf16", "channels_last"),
-    "bf16, channels_last, compile": ("bf16", "channels_last", "compile"),
+    "bf16, channels_last, static": ("bf16", "channels_last", "static"),
     "bf16, channels_last, graphs": ("bf16", "channels_last", "graphs"),
+    "bf16, channels_last, compile": ("bf16", "channels_last", "compile"),
 }
+"""Training by name; ``static`` and ``graphs`` compile as the callback does, ``compile`` leaves all sizes open."""
+COMPILED = {"compile", "static", "graphs"}
 
 
-def build_model(device: torch.device, tiny: bool) -> DDPM:
-    """Build Ho et al.'s model of CIFAR-10, or a tiny one."""
-    return DDPM(UNet(channels=3, **(TINY if tiny else HO)), Linear(1000), DDIM(2 if tiny else 50)).to(device)
+@dataclass(frozen=True)
+class Trial:
+    """What is measured where.
+
+    Attributes:
+        device: the GPU, or the CPU to try the program.
+        tiny: measure tiny models.
+        data: folder of CIFAR-10.
+        weights_path: Inception's weights.
+        seconds: time for training with an FID curve.
+    """
+
+    device: torch.device
+    tiny: bool = False
+    data: Path | None = None
+    weights_path: Path | None = None
+    seconds: float = 0.0
+
+
+def build_model(trial: Trial) -> DDPM:
+    """Build Ho et al.'s model of CIFAR-10, or a tiny one; no layer begins at zero, so that all have an effect."""
+    torch.manual_seed(0)
+    network = UNet(channels=3, **(TINY if trial.tiny else HO))
+    for parameter in network.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.xavier_uniform_(parameter)
+    return DDPM(network, Linear(1000), DDIM(2 if trial.tiny else 50)).to(trial.device)
 
 
 def wait(device: torch.device) -> None:
@@ -39,28 +69,47 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def measure_training(device: torch.device, tiny: bool) -> Variants:
-    """Yield a training step in every variant, at two batch sizes."""
-    for n in (4, 2) if tiny else (128, 16):
+def measure_training(trial: Trial) -> Variants:
+    """Yield a training step in every variant, at two batch sizes; those that take minutes to compile come last."""
+    sizes = (4,) if trial.tiny else (128, 16)
+    for n in sizes:
         for name, choices in CHOICES.items():
-            yield f"{name}, batch {n}", partial(time_steps, device, tiny, n, choices)
-        yield f"diffusers' loop, bf16, batch {n}", partial(time_diffusers, device, tiny, n)
+            if not COMPILED & {*choices}:
+                yield f"{name}, batch {n}", partial(time_steps, trial, n, choices)
+        yield f"diffusers' loop, bf16, batch {n}", partial(time_diffusers, trial, n)
+    for n in sizes:
+        for name, choices in CHOICES.items():
+            if COMPILED & {*choices}:
+                yield f"{name}, batch {n}", partial(time_steps, trial, n, choices)
 
 
-def time_steps(device: torch.device, tiny: bool, n: int, choices: tuple[str, ...]) -> dict[str, Any]:
+def compile_network(network: UNet, choice: str, tiny: bool) -> None:
+    """Compile a network: for any size (``compile``), or as the callback does, for the batch's size."""
+    torch.compiler.reset()  # type: ignore[no-untyped-call]  # what was compiled before decides which sizes are open
+    backend = "eager" if tiny else "inductor"
+    if choice == "compile":
+        network.compile(backend=backend, dynamic=True)
+    else:
+        compile_in_place(network, backend, "reduce-overhead" if choice == "graphs" and not tiny else None)
+
+
+def time_steps(trial: Trial, n: int, choices: tuple[str, ...]) -> dict[str, Any]:
     """Return the milliseconds of each step, those until it is issued, and the peak memory in GB."""
+    device, tiny = trial.device, trial.tiny
     torch.set_float32_matmul_precision("high" if "tf32" in choices else "highest")
     torch.backends.cudnn.allow_tf32 = "tf32" in choices or "bf16" in choices
-    model = build_model(device, tiny).train()
+    model = build_model(trial).train()
     if "channels_last" in choices:
         model.network.to(memory_format=torch.channels_last)
-    if "compile" in choices or "graphs" in choices:
-        how: dict[str, str] = {"mode": "reduce-overhead"} if "graphs" in choices else {}
-        model.network.compile(**({"backend": "aot_eager"} if tiny else how))
+    for choice in COMPILED & {*choices}:
+        assert isinstance(model.network, UNet)
+        compile_network(model.network, choice, tiny)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-4, fused=True)
     x_0 = torch.rand(n, *model.image_shape, device=device) * 2 - 1
 
     def step() -> None:
+        if "graphs" in choices:
+            begin_step()
         t = torch.randint(1, 1001, (n,), device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in choices):
             loss = model.loss(x_0, t, torch.randn_like(x_0)).mean()
@@ -87,16 +136,16 @@ def time_steps(device: torch.device, tiny: bool, n: int, choices: tuple[str, ...
     return numbers | (count_kernels(step) if device.type == "cuda" else {})
 
 
-def time_diffusers(device: torch.device, tiny: bool, n: int) -> dict[str, Any]:
+def time_diffusers(trial: Trial, n: int) -> dict[str, Any]:
     """Return the milliseconds of each step of diffusers' own loop with the same network."""
     from benchmarks.training import make_diffusers_loop  # diffusers may be missing
 
-    model = build_model(device, tiny)
+    device, model = trial.device, build_model(trial)
     x_0 = torch.rand(n, *model.image_shape, device=device) * 2 - 1
     block = make_diffusers_loop(model, itertools.repeat((x_0, x_0)), "bf16-mixed")
     block(3)
     whole = list[float]()
-    for _ in range(3 if tiny else 20):
+    for _ in range(3 if trial.tiny else 20):
         wait(device)
         started = time.perf_counter()
         block(1)
@@ -116,29 +165,33 @@ def count_kernels(step: Callable[[], None]) -> dict[str, Any]:
     return {"kernels": len(names), "layout kernels": len(layouts), "attention": sorted(attention)}
 
 
-def measure_sampling(device: torch.device, tiny: bool) -> Variants:
-    """Yield DDIM at several batch sizes, with what the images differ by from those of the first."""
-    model = build_model(device, tiny).eval()
-    sizes = (1, 2, 4) if tiny else (1, 64, 256)
-    first: list[Tensor] = []
+def measure_sampling(trial: Trial) -> Variants:
+    """Yield DDIM at several batch sizes, with the grey levels by which images differ from those of smaller batches."""
+    model = build_model(trial).eval()
+    sizes = (1, 2, 4) if trial.tiny else (1, 64, 256)
+    found: dict[int, Tensor] = {}
 
     @torch.inference_mode()
     def sample(n: int) -> dict[str, Any]:
-        wait(device)
+        model.generate(SampleRequest(n=n, seed=0, sampler=DDIM(2)), 0, n)  # chooses the kernels
+        wait(trial.device)
         started = time.perf_counter()
         images = model.generate(SampleRequest(n=n, seed=0), 0, n).cpu()
         seconds = time.perf_counter() - started
-        first.append(images[:1])
-        levels = int((images[:1].int() - first[0].int()).abs().max())
-        return {"seconds": seconds, "images/s": n / seconds, "levels of image 0": levels}
+        levels = {
+            f"images of batch {size}": int((images[:size].int() - smaller.int()).abs().max())
+            for size, smaller in found.items()
+        }
+        found[n] = images
+        return {"seconds": seconds, "images/s": n / seconds, "largest difference in grey levels": levels}
 
     for n in sizes:
         yield f"batch {n}", partial(sample, n)
 
 
-def measure_eigenvalues(device: torch.device, tiny: bool) -> Variants:
+def measure_eigenvalues(trial: Trial) -> Variants:
     """Yield the eigenvalues of a covariance of Inception's features, on the device and on the CPU."""
-    size = 64 if tiny else 2048
+    size = 64 if trial.tiny else 2048
     features = torch.randn(2 * size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     covariance = features.T @ features / len(features)
 
@@ -149,5 +202,5 @@ def measure_eigenvalues(device: torch.device, tiny: bool) -> Variants:
         total = torch.linalg.eigvalsh(matrix).clamp(min=0).sqrt().sum().item()
         return {"seconds": time.perf_counter() - started, "sum of roots": total}
 
-    for name, where in (("device", device), ("CPU", torch.device("cpu"))):
+    for name, where in (("device", trial.device), ("CPU", torch.device("cpu"))):
         yield name, partial(solve, where)
