@@ -23,14 +23,14 @@ from benchmarks.gpu import quality, variants
 from benchmarks.gpu.variants import Trial, Variants
 
 PARTS: dict[str, tuple[Callable[[Trial], Variants], int]] = {
-    "training": (variants.measure_training, 200),
+    "training": (variants.measure_training, 180),
     "sampling": (variants.measure_sampling, 60),
-    "inception": (quality.measure_inception, 40),
-    "eigenvalues": (variants.measure_eigenvalues, 30),
+    "inception": (quality.measure_inception, 30),
+    "eigenvalues": (variants.measure_eigenvalues, 20),
     "curve": (quality.measure_curve, 3600),
 }
 """The parts, the last one in the time that is left: what measures one, and its time limit in seconds."""
-TESTS = 100
+TESTS = 150
 """Time limit of the tests in seconds."""
 START = 15
 """Seconds until a part's process has imported everything."""
@@ -78,6 +78,9 @@ def run_limited(name: str, command: list[str], seconds: float) -> None:
         status = f"ended with status {process.wait(seconds)}"
     except subprocess.TimeoutExpired:
         status = f"was stopped at its limit of {seconds:.0f} s; what it had measured is kept"
+        os.killpg(process.pid, signal.SIGINT)  # pytest writes its report
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
