@@ -9,10 +9,11 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import nn
 
-from lightning_ddpm.commands.fit import fill_shape
+from lightning_ddpm.commands.fit import PRECISIONS, fill_shape
 from lightning_ddpm.commands.list_options import set_list_options, split_list_options
 from lightning_ddpm.commands.parsing import complete_names, instantiate, parse
 from lightning_ddpm.commands.plan_report import Generation, RunPlan, print_plan
+from lightning_ddpm.commands.precision import AUTO
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.models.ddpm import DDPM
@@ -20,6 +21,7 @@ from lightning_ddpm.models.step_plan import Settings, trace_network, trace_train
 from lightning_ddpm.utils.cards import CARDS, Card, find_card, get_card
 from lightning_ddpm.utils.contracts import describe_class, is_ours
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.jsonargparse_internals import accept_value
 from lightning_ddpm.utils.trace_internals import use_fake_tensors
 from lightning_ddpm.utils.yaml_text import MODE, build_parser
 
@@ -42,6 +44,7 @@ def run(arguments: Sequence[str]) -> None:
     if not 0 < options.share <= 1:
         raise UserError(f"--share must lie in (0, 1], got {options.share:g}")
     cards = _choose_cards(options.gpu)
+    _check_trainer(options.trainer)
     if options.model.get("init_args.network.init_args") is None:
         raise UserError(f"plan needs a diffusion model with a network, got {options.model.class_path}; give --config")
     fill_shape(options.model.init_args, options.data)
@@ -52,6 +55,8 @@ def run(arguments: Sequence[str]) -> None:
     settings = Settings(HALF.get(str(trainer.precision)), bool(trainer.gradient_clip_val), "EMA" in names)
     try:
         training, network = trace_training(model, settings), trace_network(model, settings)
+    except UserError:
+        raise
     except Exception as error:
         if is_ours(type(model.network)) and is_ours(type(model.objective)):
             raise
@@ -74,11 +79,28 @@ def _build_parser() -> LightningArgumentParser:
     add("--gpu", metavar="NAME", help=f"the card: {', '.join(card.name for card in CARDS)}; default: this machine's")
     add("--share", type=float, default=0.5, help="share of the card's peak and bandwidth that is reached")
     parser.add_lightning_class_args(Trainer, "trainer")
+    accept_value(parser, "trainer.precision", AUTO)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(ImageDataModule, "data")
     for name in IGNORED:
         add(f"--{name}", type=Any, help="an option of fit; ignored")
     return parser
+
+
+def _check_trainer(trainer: Namespace) -> None:
+    """Check the Trainer's options that the plan reads.
+
+    Raises:
+        UserError: one has no meaning, or only ``fit`` can tell what it means.
+    """
+    if trainer.precision == AUTO:
+        raise UserError("trainer.precision auto is measured by fit alone; give 32-true or bf16-mixed")
+    if trainer.precision not in PRECISIONS:
+        raise UserError(f"plan knows 32-true, bf16-mixed and 16-mixed, got trainer.precision {trainer.precision}")
+    for name in ("accumulate_grad_batches", "num_nodes", "devices"):
+        value = trainer.get(name)
+        if isinstance(value, int) and value < 1 and (name, value) != ("devices", -1):  # -1: all that there are
+            raise UserError(f"trainer.{name} must be at least 1, got {value}")
 
 
 def _choose_cards(name: str | None) -> list[Card]:

@@ -7,6 +7,7 @@ what is allocated at one moment.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import groupby, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.utils.cards import Card
+from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.trace_internals import FusedDropout, OperatorTrace, use_fake_tensors
 
 TRACED = (2, 4)
@@ -69,14 +71,20 @@ class Traces:
     """A program's traces at the two batch sizes of ``TRACED``, and what follows for others.
 
     Raises:
-        ValueError: the program allocates or computes different things at the two sizes.
+        UserError: the program computes, or keeps in memory, different things at the two sizes.
     """
 
     def __init__(self, first: OperatorTrace, second: OperatorTrace) -> None:
-        same = first.changes == second.changes
-        same = same and [each.name for each in first.operations] == [each.name for each in second.operations]
-        if not same:
-            raise ValueError("the operators depend on the batch size")
+        self._changes = _order_frees(first.changes)
+        names = [[each.name for each in trace.operations] for trace in (first, second)]
+        different = next((pair for pair in zip_longest(*names, fillvalue="nothing") if pair[0] != pair[1]), None)
+        if different is not None or self._changes != _order_frees(second.changes):
+            what = f"computes {different[0]} for" if different else "keeps other tensors in memory with"
+            other = f"{different[1]} for {TRACED[1]}" if different else f"with {TRACED[1]}"
+            raise UserError(
+                f"the model {what} {TRACED[0]} images and {other}, so that other batches cannot be predicted; "
+                "let it do the same for every batch size"
+            )
         self._first, self._second = first, second
 
     def peak(self, n: int) -> dict[str, int]:
@@ -84,12 +92,12 @@ class Traces:
         pairs = zip(self._first.storages, self._second.storages, strict=True)
         sizes = [-(-round(_extrapolate(a.bytes, b.bytes, n)) // BLOCK) * BLOCK for a, b in pairs]
         now = most = moment = 0
-        for index, change in enumerate(self._first.changes):
+        for index, change in enumerate(self._changes):
             now += sizes[change] if change >= 0 else -sizes[-1 - change]
             if now > most:
                 most, moment = now, index
         live = set[int]()
-        for change in self._first.changes[: moment + 1]:
+        for change in self._changes[: moment + 1]:
             live.symmetric_difference_update({change if change >= 0 else -1 - change})
         found = dict[str, int]()
         for index in live:
@@ -107,6 +115,15 @@ class Traces:
             Work(a.name, a.dtype, _extrapolate(a.flops, b.flops, n), _extrapolate(a.bytes, b.bytes, n))
             for a, b in zip(self._first.operations, self._second.operations, strict=True)
         ]
+
+
+def _order_frees(changes: Sequence[int]) -> list[int]:
+    """Return the changes with those frees in one order that have no allocation between them, whose order is chance.
+
+    Autocast drops its copies of the weights in the order of a hash table of their addresses, and no peak depends on it.
+    """
+    runs = groupby(changes, lambda change: change < 0)
+    return [change for is_freed, run in runs for change in (sorted(run) if is_freed else run)]
 
 
 def _extrapolate(first: float, second: float, n: int) -> float:
@@ -131,7 +148,7 @@ def trace_training(model: DDPM, settings: Settings) -> Traces:
         settings: of the Trainer.
 
     Raises:
-        ValueError: the step depends on the batch size.
+        UserError: the step depends on the batch size.
     """
     with use_fake_tensors():
         model.train()
@@ -177,7 +194,11 @@ def _run_step(
 
 
 def trace_network(model: DDPM, settings: Settings) -> Traces:
-    """Trace one network evaluation of a sampler, without gradients, beside the weights alone."""
+    """Trace one network evaluation of a sampler, without gradients, beside the weights alone.
+
+    Raises:
+        UserError: the network depends on the batch size.
+    """
     traces = []
     with use_fake_tensors(), torch.no_grad():
         model.eval()

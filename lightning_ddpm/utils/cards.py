@@ -6,6 +6,7 @@ RTX A6000; for GeForce the appendices of the architecture white papers on GA102 
 """
 
 import re
+from difflib import get_close_matches
 from typing import NamedTuple
 
 from lightning_ddpm.utils.errors import UserError
@@ -63,7 +64,17 @@ def get_card(name: str) -> Card:
     for card in CARDS:
         if card.name == name.lower():
             return card
-    raise UserError(f"--gpu {name} is not in the table of cards; give one of {', '.join(card.name for card in CARDS)}")
+    known = {_join(card.name): card.name for card in CARDS}
+    wanted = _join(name)
+    near = [known[each] for each in known if wanted and each.startswith(wanted)]
+    near = near or [known[each] for each in get_close_matches(wanted, known, n=1)]
+    fix = f"; did you mean {near[0]}? There are" if near else "; give one of"
+    raise UserError(f"--gpu {name} is not in the table of cards{fix} {', '.join(known.values())}")
+
+
+def _join(name: str) -> str:
+    """Return a name in lower case, without hyphens and spaces."""
+    return re.sub(r"[-_ ]", "", name.lower())
 
 
 def find_card(driver_name: str) -> Card | None:

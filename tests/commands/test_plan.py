@@ -52,6 +52,16 @@ def test_a_batch_that_does_not_fit_is_split_into_parts_that_do(command) -> None:
     assert read_row(out, "t4-16gb")[2:4] == [batch, accumulation], "it fits"
 
 
+def test_a_global_batch_is_divided_among_devices_and_accumulated_batches(command) -> None:
+    options = ("--data.batch_size", 48, "--data.global_batch_size", 256, "--trainer.devices", 2)
+    status, out, err = command("plan", *SMALL, *CARD, *options)
+    assert status == 0, err
+    assert read_row(out, "t4-16gb")[2:4] == ["32", "4"], "2 devices x 4 batches of 32, at most 48"
+    status, out, err = command("plan", *SMALL, *CARD, *options, "--trainer.num_nodes", 3)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: a step of 256 images cannot be divided equally among 6 devices")
+
+
 def test_recomputed_activations_take_less_memory_and_more_work(command) -> None:
     outs = [command("plan", *SMALL, *CARD, *more)[1] for more in ((), ("--model.network.recompute", "[8]"))]
     assert read_peak(outs[1]) < read_peak(outs[0])
@@ -80,7 +90,31 @@ def test_a_step_of_one_image_that_does_not_fit_is_refused_with_a_fix(command) ->
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ((*DIGITS, "--gpu", "h99"), "--gpu h99 is not in the table of cards; give one of b200-180gb, h200-141gb"),
+        ((*DIGITS, "--gpu", "mi300x"), "--gpu mi300x is not in the table of cards; give one of b200-180gb, h200-141gb"),
+        (
+            (*DIGITS, "--gpu", "rtx-4090"),
+            "--gpu rtx-4090 is not in the table of cards; did you mean rtx4090-24gb? ",
+        ),
+        ((*DIGITS, "--gpu", "H100"), "--gpu H100 is not in the table of cards; did you mean h100-80gb? There are b200"),
+        (
+            (*DIGITS, "--gpu", "h100-94gb"),
+            "--gpu h100-94gb is not in the table of cards; did you mean h100-80gb? ",
+        ),
+        (
+            (*DIGITS, *CARD, "--trainer.precision", "auto"),
+            "trainer.precision auto is measured by fit alone; give ",
+        ),
+        (
+            (*DIGITS, *CARD, "--trainer.precision", "64-true"),
+            "plan knows 32-true, bf16-mixed and 16-mixed, got",
+        ),
+        (
+            (*DIGITS, *CARD, "--trainer.accumulate_grad_batches", 0),
+            "trainer.accumulate_grad_batches must be at",
+        ),
+        ((*DIGITS, *CARD, "--trainer.num_nodes", -1), "trainer.num_nodes must be at least 1, got -1"),
+        ((*DIGITS, *CARD, "--data.batch_size", -4), "data.batch_size must be at least 1, got -4"),
+        ((*DIGITS, *CARD, "--data.global_batch_size", 0), "data.global_batch_size must be at least 1, got 0"),
         ((*DIGITS, *CARD, "--share", "2"), "--share must lie in (0, 1], got 2"),
         ((*DIGITS, *CARD, "--trainer.max_step", "2"), "there is no option --trainer.max_step; did you mean"),
         ((*DIGITS, *CARD, "--trainer.precision", "bf16-mixed"), "t4-16gb has no bfloat16"),

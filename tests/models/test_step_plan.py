@@ -21,7 +21,8 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.step_plan import Settings, Traces, trace_network, trace_training
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.cards import get_card
-from lightning_ddpm.utils.trace_internals import FusedDropout, OperatorTrace, use_fake_tensors
+from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.trace_internals import FusedDropout, Operation, OperatorTrace, Storage, use_fake_tensors
 
 CPU = Settings(gpu=False)
 
@@ -97,6 +98,37 @@ def test_two_traces_give_the_work_of_another_batch_as_a_trace_of_it_does() -> No
         fake = UNet(**TINY)
     predicted = trace_network(DDPM(fake, Linear(10), DDIM(2)), CPU).work(7)
     assert [tuple(each) for each in predicted] == [tuple(each) for each in trace.operations]
+
+
+def make_trace(changes: list[int], names: tuple[str, ...] = ("aten.mm",)) -> OperatorTrace:
+    """Return the trace of a program that changes memory so."""
+    trace = OperatorTrace()
+    trace.storages = [Storage(1000 * (1 + each), "") for each in range(3)]
+    trace.changes = changes
+    trace.operations = [Operation(name, torch.float32, 1, 1) for name in names]
+    return trace
+
+
+def test_the_order_of_frees_between_two_allocations_is_chance() -> None:
+    """As where autocast drops its copies of the weights, in the order of a table of their addresses."""
+    peaks = [
+        Traces(make_trace([0, 1, -1, -2, 2, -3]), make_trace(second)).peak(5)
+        for second in ([0, 1, -1, -2, 2, -3], [0, 1, -2, -1, 2, -3])
+    ]
+    assert peaks[0] == peaks[1] == {"": 512 * 2 + 512 * 4}
+
+
+@pytest.mark.parametrize(
+    ("second", "error"),
+    [
+        (make_trace([0, -1, 1, -2, 2, -3]), "the model keeps other tensors in memory with 2 images and with 4, "),
+        (make_trace([0, 1, -1, -2, 2, -3], ("aten.bmm",)), "the model computes aten.mm for 2 images and aten.bmm for"),
+        (make_trace([0, 1, -1, -2, 2, -3], ()), "the model computes aten.mm for 2 images and nothing for 4, so that"),
+    ],
+)
+def test_a_model_that_depends_on_the_batch_size_is_refused(second: OperatorTrace, error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        Traces(make_trace([0, 1, -1, -2, 2, -3]), second)
 
 
 def test_the_weights_and_what_belongs_to_them_are_held(tiny: Traces) -> None:
