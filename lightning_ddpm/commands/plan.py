@@ -91,7 +91,7 @@ def _check_trainer(trainer: Namespace) -> None:
     """Check the Trainer's options that the plan reads.
 
     Raises:
-        UserError: one has no meaning, or only ``fit`` can tell what it means.
+        UserError: one has no meaning, or ``fit`` alone can choose its value.
     """
     if trainer.precision == AUTO:
         raise UserError("trainer.precision auto is measured by fit alone; give 32-true or bf16-mixed")

@@ -1,8 +1,8 @@
 """Common GPUs, as the datasheets of their vendor describe them.
 
-Sources, all of NVIDIA: the datasheets of DGX B200, H200, H100, A100, L40S, L4, A10, V100 and T4 Tensor Core GPU and of
-RTX A6000; for GeForce the appendices of the architecture white papers on GA102 (3090), Ada (4090) and RTX Blackwell
-(5090), with float32 accumulation.
+Sources, all of NVIDIA: the datasheets of DGX B200, H200, H100, A100, L40S, L4, A10, V100 (SXM2) and T4 Tensor
+Core GPU and of RTX A6000; for GeForce the appendices of the architecture white papers on GA102 (3090), Ada (4090) and
+RTX Blackwell (5090), with float32 accumulation.
 """
 
 import re
@@ -40,7 +40,8 @@ CARDS = (
     Card("h200-141gb", r"\bH200\b", 141, 4800, 67, 494, 989),
     Card("h100-80gb", r"\bH100\b(?!.*PCIe)", 80, 3350, 67, 494, 989),
     Card("h100-pcie-80gb", r"\bH100 PCIe\b", 80, 2000, 51, 378, 756),
-    Card("a100-80gb", r"\bA100\b.*80GB", 80, 2039, 19.5, 156, 312),
+    Card("a100-80gb", r"\bA100\b.*80GB(?! PCIe)", 80, 2039, 19.5, 156, 312),
+    Card("a100-pcie-80gb", r"\bA100 80GB PCIe\b", 80, 1935, 19.5, 156, 312),
     Card("a100-40gb", r"\bA100\b.*40GB", 40, 1555, 19.5, 156, 312),
     Card("l40s-48gb", r"\bL40S\b", 48, 864, 91.6, 183, 362),
     Card("a6000-48gb", r"\bRTX A6000\b", 48, 768, 38.7, 77.4, 154.8),
@@ -48,7 +49,7 @@ CARDS = (
     Card("rtx4090-24gb", r"\bRTX 4090$", 24, 1008, 82.6, 82.6, 165.2),
     Card("rtx3090-24gb", r"\bRTX 3090$", 24, 936, 35.6, 35.6, 71),
     Card("l4-24gb", r"\bL4\b", 24, 300, 30.3, 60, 121),
-    Card("a10-24gb", r"\bA10G?\b", 24, 600, 31.2, 62.5, 125),
+    Card("a10-24gb", r"\bA10\b", 24, 600, 31.2, 62.5, 125),
     Card("v100-32gb", r"\bV100\b.*32GB", 32, 900, 15.7, 15.7, 125, bf16=False),
     Card("v100-16gb", r"\bV100\b.*16GB", 16, 900, 15.7, 15.7, 125, bf16=False),
     Card("t4-16gb", r"\bT4\b", 16, 320, 8.1, 8.1, 65, bf16=False),

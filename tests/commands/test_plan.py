@@ -133,7 +133,7 @@ def test_without_a_gpu_all_cards_are_listed_and_with_one_it_is_taken(command, mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     status, out, err = command("plan", *config)
     assert status == 0, err
-    assert len(re.findall(r"^\w+(?:-pcie)?-\d+gb ", out, re.MULTILINE)) == 16
+    assert len(re.findall(r"^\w+(?:-pcie)?-\d+gb ", out, re.MULTILINE)) == 17
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     card = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=84_900_000_000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
