@@ -19,7 +19,7 @@ from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.compile import begin_step, compile_in_place
 
 Variants = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
-TINY = {"size": 8, "width": 8, "multipliers": (1, 2), "attention": (4,), "blocks": 1, "groups": 4}
+TINY = {"size": 8, "width": 8, "multipliers": (1,), "attention": (8,), "blocks": 1, "groups": 4}
 HO = {"size": 32, "width": 128, "multipliers": (1, 2, 2, 2), "attention": (16,), "blocks": 2, "groups": 32}
 CHOICES: dict[str, tuple[str, ...]] = {
     "fp32": (),
