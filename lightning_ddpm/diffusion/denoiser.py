@@ -16,6 +16,10 @@ A class-conditional network takes a third argument, label (b,) int64, with -1 fo
 unconditional."""
 
 
+GuidedFunction = Callable[[Tensor, Timestep], Tensor]
+"""A prediction like a network's; its t is the number that the sampler passes, where that has one for the whole batch."""
+
+
 class Denoiser:
     """Predicts x^_0 and eps^ from x_t and t with a network, whatever the network's output means.
 
@@ -40,10 +44,17 @@ class Denoiser:
         self.network, self.schedule, self.clip = network, schedule, clip
         self.parameterization = parameterization or Epsilon()
         self.parameterization.check_schedule(schedule)
+        self._guided: GuidedFunction | None = None
 
     def with_network(self, network: NetworkFunction) -> "Denoiser":
         """Return a denoiser with the same settings and another network."""
         return Denoiser(network, self.schedule, self.clip, self.parameterization)
+
+    def with_guidance(self, guided: GuidedFunction) -> "Denoiser":
+        """Return a denoiser with the same settings, and with a prediction that may depend on t being a number."""
+        denoise = self.with_network(guided)
+        denoise._guided = guided
+        return denoise
 
     def conditioned_on(self, label: Tensor) -> "Denoiser":
         """Return a denoiser that passes these labels (b,) to the network with every batch."""
@@ -51,7 +62,9 @@ class Denoiser:
 
     def without_clipping(self) -> "Denoiser":
         """Return a denoiser with the same network that does not clip x^_0."""
-        return Denoiser(self.network, self.schedule, None, self.parameterization)
+        denoise = Denoiser(self.network, self.schedule, None, self.parameterization)
+        denoise._guided = self._guided
+        return denoise
 
     def __call__(self, x_t: Tensor, t: Timestep) -> Denoised:
         """Predict x_0 and eps of a batch: one network evaluation.
@@ -62,12 +75,16 @@ class Denoiser:
         """
         return self.interpret(x_t, *self.network_output(x_t, t), t)
 
+    def call_network(self, x_t: Tensor, t: Timestep, *label: Tensor) -> Tensor:
+        """Return what the network predicts from x_t and t, given labels (b,) if they are passed."""
+        return self._guided(x_t, t) if self._guided else self.network(x_t, expand_timesteps(t, x_t), *label)
+
     def network_output(self, x_t: Tensor, t: Timestep) -> tuple[Tensor, Tensor | None]:
         """Return the raw output (b, c, h, w), and nu = (v + 1) / 2 if the network has output channels for it.
 
         Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.1: v is -1 at beta~ and 1 at beta, and is not bounded.
         """
-        output = self.network(x_t, expand_timesteps(t, x_t))
+        output = self.call_network(x_t, t)
         if not isinstance(output, Tensor):
             raise UserError(f"the network must return a tensor in the shape of x_t, got {type(output).__name__}")
         output = output.to(x_t.dtype)

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.formatting import format_call
-from lightning_ddpm.diffusion.process import scale
-from lightning_ddpm.diffusion.schedule import NoiseSchedule
+from lightning_ddpm.diffusion.process import expand_timesteps, scale
+from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
 from lightning_ddpm.utils.errors import UserError
 
 LogProbability = Callable[[Tensor, Tensor], Tensor]
 """(x_t (b, c, h, w), t (b,)) -> (b,) log p(y | x_t) of the requested y, from a classifier of noisy images."""
 
-Weight = Callable[[Tensor], Tensor]
-"""t (b,) -> (b,) the guidance scale at t."""
+Weight = Callable[[Timestep], Tensor]
+"""t (b,) -> (b,) the guidance scale at t; a number -> () on the host, so that the GPU is not waited for."""
 
 
 class GuidableModel(Protocol):
@@ -96,10 +96,10 @@ class Guidance(ABC):
         if self.interval is not None and self.interval[1] > model.schedule.T:
             raise UserError(f"the guidance interval ends at t={self.interval[1]} and T is {model.schedule.T}; lower it")
 
-    def is_active(self, t: Tensor) -> Tensor:
-        """Return whether to guide at these timesteps, (b,)."""
+    def weight(self, t: Timestep, outside: float) -> Tensor:
+        """Return w at each timestep, and ``outside`` beyond the interval: (b,), or () on the host if t is a number."""
         low, high = self.interval or (0, float("inf"))
-        return (t >= low) & (t <= high)
+        return torch.where(torch.as_tensor((t >= low) & (t <= high)), self.scale, outside)
 
     def __repr__(self) -> str:
         return format_call(type(self).__name__, self.settings())
@@ -143,15 +143,17 @@ class ClassifierFree(Guidance):
         if self.scale == 1:
             return conditional
 
-        def network(x_t: Tensor, t: Tensor) -> Tensor:
-            active = self.is_active(t)
-            if self.interval is not None and not active.any():
-                return conditional.network(x_t, t)
-            labels = torch.cat([label, torch.full_like(label, -1)])
-            with_class, without = denoise.network(torch.cat([x_t, x_t]), torch.cat([t, t]), labels).chunk(2)
-            return extrapolate(without, with_class, torch.where(active, self.scale, 1.0), x_t.shape[1])
+        labels = torch.cat([label, torch.full_like(label, -1)])
 
-        return denoise.with_network(network)
+        def guided(x_t: Tensor, t: Timestep) -> Tensor:
+            w = self.weight(t, outside=1.0)
+            if self.interval is not None and not (w != 1).any():
+                return conditional.call_network(x_t, t)
+            twice = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+            with_class, without = denoise.call_network(torch.cat([x_t, x_t]), twice, labels).chunk(2)
+            return extrapolate(without, with_class, w, x_t.shape[1])
+
+        return denoise.with_guidance(guided)
 
 
 def extrapolate(weaker: Tensor, stronger: Tensor, weight: Tensor, channels: int) -> Tensor:
@@ -174,14 +176,14 @@ def guide_by_classifier(denoise: Denoiser, log_probability: LogProbability, weig
     """
     unclipped = denoise.without_clipping()
 
-    def network(x_t: Tensor, t: Tensor) -> Tensor:
+    def guided(x_t: Tensor, t: Timestep) -> Tensor:
         denoised, w = unclipped(x_t, t), weight(t)
         eps = denoised.eps
         if w.any():
             with torch.inference_mode(False), torch.enable_grad():
                 x = x_t.detach().clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(log_probability(x, t.clone()).sum(), x)
+                (gradient,) = torch.autograd.grad(log_probability(x, expand_timesteps(t, x).clone()).sum(), x)
             eps = eps - scale(w * denoise.schedule.noise_at(t), gradient)
         return eps if denoised.nu is None else torch.cat([eps, 2 * denoised.nu - 1], dim=1)
 
-    return Denoiser(network, denoise.schedule, denoise.clip)
+    return Denoiser(denoise.network, denoise.schedule, denoise.clip).with_guidance(guided)

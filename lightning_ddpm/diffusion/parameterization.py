@@ -97,7 +97,7 @@ class X0(Parameterization):
         return Denoised(output, process.x_0_to_eps(schedule, x_t, output, t))
 
     def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
-        return (schedule.alpha_bar[t] + 1).sign()
+        return (schedule.alpha_bar_at(t) + 1).sign()
 
 
 @final

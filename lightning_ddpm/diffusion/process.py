@@ -27,12 +27,12 @@ class Gaussian(NamedTuple):
 
 def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: Timestep, eps: Tensor) -> Tensor:
     """Sample x_t ~ q(x_t | x_0) from standard normal ``eps``; Ho et al. 2020, eq. 4."""
-    return scale(schedule.signal[t], x_0) + scale(schedule.noise[t], eps)
+    return scale(schedule.signal_at(t), x_0) + scale(schedule.noise_at(t), eps)
 
 
 def q_transition(schedule: NoiseSchedule, x_s: Tensor, s: Timestep, t: Timestep) -> Gaussian:
     """Return q(x_t | x_s): Ho et al. 2020, eq. 2 for s = t - 1, and their eq. 4 for s = 0."""
-    mean = scale((schedule.alpha_bar[t] / schedule.alpha_bar[s]).sqrt(), x_s)
+    mean = scale((schedule.alpha_bar_at(t) / schedule.alpha_bar_at(s)).sqrt(), x_s)
     return Gaussian(mean, broadcast(transition_variance(schedule, s, t), x_s))
 
 
@@ -57,12 +57,12 @@ def transition_variance(schedule: NoiseSchedule, s: Timestep, t: Timestep) -> Te
 
 def posterior_variance(schedule: NoiseSchedule, s: Timestep, t: Timestep) -> Tensor:
     """Return the variance of q(x_s | x_t, x_0): beta~_t for s = t - 1, and 0 for s = 0; same shape as ``t``."""
-    return transition_variance(schedule, s, t) * (1 - schedule.alpha_bar[s]) / (1 - schedule.alpha_bar[t])
+    return transition_variance(schedule, s, t) * (1 - schedule.alpha_bar_at(s)) / (1 - schedule.alpha_bar_at(t))
 
 
 def snr(schedule: NoiseSchedule, t: Timestep) -> Tensor:
     """Return the SNR alpha_bar_t / (1 - alpha_bar_t); Kingma et al. 2021 (arXiv:2107.00630), eq. 1."""
-    return schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
+    return schedule.alpha_bar_at(t) / (1 - schedule.alpha_bar_at(t))
 
 
 def eps_to_x_0(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: Timestep) -> Tensor:
@@ -104,8 +104,8 @@ def reverse_mean(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, s: Timestep,
         s: the earlier timestep, 0 <= s < t.
         sigma: standard deviation of the noise that the caller adds to this mean.
     """
-    direction = (1 - schedule.alpha_bar[s] - sigma**2).clamp(min=0).sqrt()
-    return scale(schedule.signal[s], x_0) + scale(direction, eps)
+    direction = (1 - schedule.alpha_bar_at(s) - sigma**2).clamp(min=0).sqrt()
+    return scale(schedule.signal_at(s), x_0) + scale(direction, eps)
 
 
 def expand_timesteps(t: Timestep, image: Tensor) -> Tensor:
@@ -114,8 +114,14 @@ def expand_timesteps(t: Timestep, image: Tensor) -> Tensor:
 
 
 def broadcast(coefficient: Tensor, image: Tensor) -> Tensor:
-    """Cast () or (b,) coefficients to the image's precision, in the shape (1, ..., 1) or (b, 1, ..., 1)."""
-    return coefficient.to(image.dtype).reshape(coefficient.shape + (1,) * (image.ndim - coefficient.ndim))
+    """Cast () or (b,) coefficients to the image's precision, in the shape () or (b, 1, ..., 1).
+
+    One of shape () may stand on the host beside images on a GPU.
+    """
+    coefficient = coefficient.to(image.dtype)
+    if not coefficient.ndim:
+        return coefficient
+    return coefficient.reshape(coefficient.shape + (1,) * (image.ndim - coefficient.ndim))
 
 
 def scale(coefficient: Tensor, image: Tensor) -> Tensor:

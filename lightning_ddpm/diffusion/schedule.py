@@ -37,6 +37,9 @@ class NoiseSchedule(nn.Module, ABC):
         noise: sqrt(1 - alpha_bar_t), the factor of eps in x_t.
         angle: phi_t = atan(noise / signal), from 0 at the data up to pi/2, where no signal is left.
 
+    The methods ``..._at`` look an int t up in copies on the host: in a sampler, whose batch has
+    one timestep, no coefficient costs the GPU a kernel or the host a wait.
+
     ``alpha_bar_T`` (a float) and ``checked`` (the parameterizations known to work with this schedule) are kept on the
     host, so that no check has to read from a GPU.
 
@@ -80,11 +83,11 @@ class NoiseSchedule(nn.Module, ABC):
             )
         self.alpha_bar_T = float(alpha_bar[-1])
         self.checked: set[type] = set()
-        self.register_buffer("beta", beta, persistent=False)
-        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
-        self.register_buffer("signal", alpha_bar.sqrt(), persistent=False)
-        self.register_buffer("noise", (1 - alpha_bar).sqrt(), persistent=False)
-        self.register_buffer("angle", torch.atan2(self.noise, self.signal), persistent=False)
+        signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        self._host = {"beta": beta, "alpha_bar": alpha_bar, "signal": signal, "noise": noise}
+        self._host["angle"] = torch.atan2(noise, signal)
+        for name, table in self._host.items():
+            self.register_buffer(name, table, persistent=False)
 
     @abstractmethod
     def compute_betas(self, steps: int) -> Tensor:
@@ -95,10 +98,19 @@ class NoiseSchedule(nn.Module, ABC):
         """Number of timesteps."""
         return len(self.beta) - 1
 
+    def _look_up(self, name: str, t: Timestep) -> Tensor:
+        """Return the table's entries at integer t, with the shape of ``t``; that of a number is on the host."""
+        table: Tensor = getattr(self, name) if isinstance(t, Tensor) else self._host[name]
+        return table[t]
+
+    def beta_at(self, t: Timestep) -> Tensor:
+        """Return beta_t at integer t."""
+        return self._look_up("beta", t)
+
     def angle_at(self, t: Timestep) -> Tensor:
         """Return phi_t; at real t in [0, T] it is interpolated linearly between the neighbouring timesteps."""
         if not _is_real(t):
-            return self.angle[t]
+            return self._look_up("angle", t)
         lower = t.long().clamp(max=self.T - 1)
         return torch.lerp(self.angle[lower], self.angle[lower + 1], (t - lower).to(self.angle.dtype))
 
@@ -109,15 +121,15 @@ class NoiseSchedule(nn.Module, ABC):
 
     def signal_at(self, t: Timestep) -> Tensor:
         """Return sqrt(alpha_bar_t) at integer or real t."""
-        return self.angle_at(t).cos() if _is_real(t) else self.signal[t]
+        return self.angle_at(t).cos() if _is_real(t) else self._look_up("signal", t)
 
     def noise_at(self, t: Timestep) -> Tensor:
         """Return sqrt(1 - alpha_bar_t) at integer or real t."""
-        return self.angle_at(t).sin() if _is_real(t) else self.noise[t]
+        return self.angle_at(t).sin() if _is_real(t) else self._look_up("noise", t)
 
     def alpha_bar_at(self, t: Timestep) -> Tensor:
         """Return alpha_bar_t at integer or real t."""
-        return self.angle_at(t).cos() ** 2 if _is_real(t) else self.alpha_bar[t]
+        return self.angle_at(t).cos() ** 2 if _is_real(t) else self._look_up("alpha_bar", t)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # The tables follow the module to its device, but a cast must not change their precision.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion import Denoiser, GuidableModel, Guidance, extrapolate, guide_by_classifier
+from lightning_ddpm.diffusion.schedule import Timestep
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.noisy_classifier import NoisyClassifier
@@ -62,7 +63,7 @@ class ClassifierGuidance(Guidance):
         def log_probability(x_t: Tensor, t: Tensor) -> Tensor:
             return classifier.log_probability(x_t, t, label.clone())
 
-        return guide_by_classifier(denoise, log_probability, lambda t: torch.where(self.is_active(t), self.scale, 0.0))
+        return guide_by_classifier(denoise, log_probability, lambda t: self.weight(t, outside=0.0))
 
     def settings(self) -> dict[str, object]:
         return {"sha256": hash_file(resolve_path(self.ckpt))[:12]} | super().settings()
@@ -103,13 +104,13 @@ class Autoguidance(Guidance):
         strong = denoise.conditioned_on(label) if weaker.class_names else denoise
         weak = weaker.denoiser_for(label)
 
-        def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            active, output = self.is_active(t), strong.network(x_t, t)
-            if self.scale == 1 or not active.any():
+        def guided(x_t: Tensor, t: Timestep) -> Tensor:
+            w, output = self.weight(t, outside=1.0), strong.call_network(x_t, t)
+            if not (w != 1).any():
                 return output
-            return extrapolate(weak.network(x_t, t), output, torch.where(active, self.scale, 1.0), x_t.shape[1])
+            return extrapolate(weak.call_network(x_t, t), output, w, x_t.shape[1])
 
-        return denoise.with_network(guided)
+        return denoise.with_guidance(guided)
 
     def settings(self) -> dict[str, object]:
         return {"sha256": hash_file(resolve_path(self.ckpt))[:12]} | super().settings()

@@ -177,7 +177,9 @@ def test_sampling_waits_for_nothing(sampler: Sampler) -> None:
     assert (images.shape, images.dtype, images.device) == ((4, 1, 8, 8), torch.uint8, GPU)
 
 
-@pytest.mark.parametrize("guidance", [None, ClassifierFree(0.0), ClassifierFree(2.0)], ids=repr)
+@pytest.mark.parametrize(
+    "guidance", [None, ClassifierFree(0.0), ClassifierFree(2.0), ClassifierFree(2.0, (5, 15))], ids=repr
+)
 def test_sampling_a_class_waits_for_nothing(guidance: Guidance | None) -> None:
     model = tiny_model(network=tiny_network(classes=10))
     with fake_gpu():

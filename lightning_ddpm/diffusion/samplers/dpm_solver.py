@@ -39,16 +39,16 @@ class DPMSolverPP(Sampler):
         for t, s in list_steps(schedule.T, self.spacing, self.steps):
             x_0 = denoise(x, t).x_0
             # e^-h, where h is the step in lambda: h is infinite from a t without signal and to s = 0.
-            shrinkage = schedule.signal[t] * schedule.noise[s] / (schedule.noise[t] * schedule.signal[s])
+            shrinkage = schedule.signal_at(t) * schedule.noise_at(s) / (schedule.noise_at(t) * schedule.signal_at(s))
             h = -shrinkage.log()
             # x^_0 extrapolated from the last two predictions to the middle of the step.
             x_0_middle = x_0
             if previous is not None and s > 0:
                 previous_x_0, previous_h = previous
                 x_0_middle = x_0 + scale(h / (2 * previous_h), x_0 - previous_x_0)
-            x_factor = schedule.noise[s] / schedule.noise[t] * shrinkage**self.eta
-            x = scale(x_factor, x) + scale(schedule.signal[s] * (1 - shrinkage ** (1 + self.eta)), x_0_middle)
+            x_factor = schedule.noise_at(s) / schedule.noise_at(t) * shrinkage**self.eta
+            x = scale(x_factor, x) + scale(schedule.signal_at(s) * (1 - shrinkage ** (1 + self.eta)), x_0_middle)
             if s > 0 and self.eta > 0:
-                x = x + scale(schedule.noise[s] * (1 - shrinkage ** (2 * self.eta)).sqrt(), noise(x))
+                x = x + scale(schedule.noise_at(s) * (1 - shrinkage ** (2 * self.eta)).sqrt(), noise(x))
             previous = x_0, h
             yield x

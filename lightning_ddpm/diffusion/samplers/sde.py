@@ -40,7 +40,7 @@ class EulerMaruyama(MarkovSampler):
                 "the reverse SDE cannot start where alpha_bar_T is 0 or nearly 0, got "
                 f"{schedule.alpha_bar_T:.3g} at T={t}; sample with DDIM or Ancestral"
             )
-        beta = (schedule.alpha_bar[s] / schedule.alpha_bar[t]).log()
+        beta = (schedule.alpha_bar_at(s) / schedule.alpha_bar_at(t)).log()
         drift = x_t / 2 + score(schedule, denoise(x_t, t).eps, t)
         x_s = x_t + scale(beta, drift)
         return x_s + scale(beta.sqrt(), noise(x_t)) if s > 0 else x_s
@@ -73,6 +73,6 @@ class PredictorCorrector(MarkovSampler):
         schedule = denoise.schedule
         x = self.predictor.step(denoise, x_t, t, s, noise)
         for _ in range(self.extra_nfe if s > 0 else 0):
-            size = 2 * (1 - schedule.beta[s]) * (self.snr * schedule.noise[s]) ** 2
+            size = 2 * (1 - schedule.beta_at(s)) * (self.snr * schedule.noise_at(s)) ** 2
             x = x + scale(size, score(schedule, denoise(x, s).eps, s)) + scale((2 * size).sqrt(), noise(x))
         return x
