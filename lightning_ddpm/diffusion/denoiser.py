@@ -17,7 +17,7 @@ unconditional."""
 
 
 GuidedFunction = Callable[[Tensor, Timestep], Tensor]
-"""A prediction like a network's; its t is the number that the sampler passes, where that has one for the whole batch."""
+"""A prediction like a network's; its t is the sampler's own, a number where that has one for the whole batch."""
 
 
 class Denoiser:
@@ -44,7 +44,7 @@ class Denoiser:
         self.network, self.schedule, self.clip = network, schedule, clip
         self.parameterization = parameterization or Epsilon()
         self.parameterization.check_schedule(schedule)
-        self._guided: GuidedFunction | None = None
+        self.guided: GuidedFunction | None = None
 
     def with_network(self, network: NetworkFunction) -> "Denoiser":
         """Return a denoiser with the same settings and another network."""
@@ -53,7 +53,7 @@ class Denoiser:
     def with_guidance(self, guided: GuidedFunction) -> "Denoiser":
         """Return a denoiser with the same settings, and with a prediction that may depend on t being a number."""
         denoise = self.with_network(guided)
-        denoise._guided = guided
+        denoise.guided = guided
         return denoise
 
     def conditioned_on(self, label: Tensor) -> "Denoiser":
@@ -63,7 +63,7 @@ class Denoiser:
     def without_clipping(self) -> "Denoiser":
         """Return a denoiser with the same network that does not clip x^_0."""
         denoise = Denoiser(self.network, self.schedule, None, self.parameterization)
-        denoise._guided = self._guided
+        denoise.guided = self.guided
         return denoise
 
     def __call__(self, x_t: Tensor, t: Timestep) -> Denoised:
@@ -77,7 +77,7 @@ class Denoiser:
 
     def call_network(self, x_t: Tensor, t: Timestep, *label: Tensor) -> Tensor:
         """Return what the network predicts from x_t and t, given labels (b,) if they are passed."""
-        return self._guided(x_t, t) if self._guided else self.network(x_t, expand_timesteps(t, x_t), *label)
+        return self.guided(x_t, t) if self.guided else self.network(x_t, expand_timesteps(t, x_t), *label)
 
     def network_output(self, x_t: Tensor, t: Timestep) -> tuple[Tensor, Tensor | None]:
         """Return the raw output (b, c, h, w), and nu = (v + 1) / 2 if the network has output channels for it.

@@ -20,8 +20,8 @@ from lightning_ddpm.utils.errors import UserError
 LogProbability = Callable[[Tensor, Tensor], Tensor]
 """(x_t (b, c, h, w), t (b,)) -> (b,) log p(y | x_t) of the requested y, from a classifier of noisy images."""
 
-Weight = Callable[[Timestep], Tensor]
-"""t (b,) -> (b,) the guidance scale at t; a number -> () on the host, so that the GPU is not waited for."""
+Weight = Callable[[Timestep], Tensor | float]
+"""t (b,) -> (b,) the guidance scale at t; a number -> a number, so that the GPU is not waited for."""
 
 
 class GuidableModel(Protocol):
@@ -96,10 +96,12 @@ class Guidance(ABC):
         if self.interval is not None and self.interval[1] > model.schedule.T:
             raise UserError(f"the guidance interval ends at t={self.interval[1]} and T is {model.schedule.T}; lower it")
 
-    def weight(self, t: Timestep, outside: float) -> Tensor:
-        """Return w at each timestep, and ``outside`` beyond the interval: (b,), or () on the host if t is a number."""
+    def weight(self, t: Timestep, outside: float) -> Tensor | float:
+        """Return w at each timestep, and ``outside`` beyond the interval: (b,), or a number if t is one."""
         low, high = self.interval or (0, float("inf"))
-        return torch.where(torch.as_tensor((t >= low) & (t <= high)), self.scale, outside)
+        if isinstance(t, int):
+            return self.scale if low <= t <= high else outside
+        return torch.where((t >= low) & (t <= high), self.scale, outside)
 
     def __repr__(self) -> str:
         return format_call(type(self).__name__, self.settings())
@@ -147,7 +149,7 @@ class ClassifierFree(Guidance):
 
         def guided(x_t: Tensor, t: Timestep) -> Tensor:
             w = self.weight(t, outside=1.0)
-            if self.interval is not None and not (w != 1).any():
+            if self.interval is not None and not is_any_other(w, 1):
                 return conditional.call_network(x_t, t)
             twice = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
             with_class, without = denoise.call_network(torch.cat([x_t, x_t]), twice, labels).chunk(2)
@@ -156,9 +158,14 @@ class ClassifierFree(Guidance):
         return denoise.with_guidance(guided)
 
 
-def extrapolate(weaker: Tensor, stronger: Tensor, weight: Tensor, channels: int) -> Tensor:
+def is_any_other(weight: Tensor | float, neutral: float) -> bool:
+    """Return whether some weight is not the neutral one, so that there is something to guide; a number needs no GPU."""
+    return bool((weight != neutral).any()) if isinstance(weight, Tensor) else weight != neutral
+
+
+def extrapolate(weaker: Tensor, stronger: Tensor, weight: Tensor | float, channels: int) -> Tensor:
     """Return weaker + w [stronger - weaker] in the first ``channels``; a variance in the others is ``stronger``'s."""
-    prediction = weaker[:, :channels] + scale(weight, stronger[:, :channels] - weaker[:, :channels])
+    prediction = weaker[:, :channels] + scale(torch.as_tensor(weight), stronger[:, :channels] - weaker[:, :channels])
     return torch.cat([prediction, stronger[:, channels:]], dim=1)
 
 
@@ -179,11 +186,11 @@ def guide_by_classifier(denoise: Denoiser, log_probability: LogProbability, weig
     def guided(x_t: Tensor, t: Timestep) -> Tensor:
         denoised, w = unclipped(x_t, t), weight(t)
         eps = denoised.eps
-        if w.any():
+        if is_any_other(w, 0):
             with torch.inference_mode(False), torch.enable_grad():
                 x = x_t.detach().clone().requires_grad_()
                 (gradient,) = torch.autograd.grad(log_probability(x, expand_timesteps(t, x).clone()).sum(), x)
-            eps = eps - scale(w * denoise.schedule.noise_at(t), gradient)
+            eps = eps - scale(torch.as_tensor(w) * denoise.schedule.noise_at(t), gradient)
         return eps if denoised.nu is None else torch.cat([eps, 2 * denoised.nu - 1], dim=1)
 
     return Denoiser(denoise.network, denoise.schedule, denoise.clip).with_guidance(guided)

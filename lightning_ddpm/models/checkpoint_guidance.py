@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion import Denoiser, GuidableModel, Guidance, extrapolate, guide_by_classifier
+from lightning_ddpm.diffusion.guidance import is_any_other
 from lightning_ddpm.diffusion.schedule import Timestep
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
@@ -106,7 +107,7 @@ class Autoguidance(Guidance):
 
         def guided(x_t: Tensor, t: Timestep) -> Tensor:
             w, output = self.weight(t, outside=1.0), strong.call_network(x_t, t)
-            if not (w != 1).any():
+            if not is_any_other(w, 1):
                 return output
             return extrapolate(weak.call_network(x_t, t), output, w, x_t.shape[1])
 
