@@ -94,8 +94,8 @@ class ImageNoise:
             blocks = range(self.start // self.BLOCK, (self.stop - 1) // self.BLOCK + 1)
             self.generators = [make_generator(like.device, self.purpose, self.seed, index=block) for block in blocks]
         shape = (self.BLOCK, *like.shape[1:])
-        drawn = [generate_normal(shape, each, like.device, like.dtype) for each in self.generators]
-        noise, first = drawn[0] if len(drawn) == 1 else torch.cat(drawn), self.start % self.BLOCK
+        each_block = [generate_normal(shape, each, like.device, like.dtype) for each in self.generators]
+        noise, first = each_block[0] if len(each_block) == 1 else torch.cat(each_block), self.start % self.BLOCK
         return noise[first : first + self.stop - self.start]
 
 
