@@ -47,10 +47,10 @@ def build_encoder(
     """Build the encoder and the middle; see :class:`UNet` for arguments and errors."""
     if channels is None or size is None:
         raise UserError(f"UNet needs the images' channels and size, got channels={channels}, size={size}")
-    if min(channels, size, blocks, *multipliers) < 1 or not 0 <= dropout <= 1:
+    if not multipliers or min(channels, size, width, blocks, groups, *multipliers) < 1 or not 0 <= dropout <= 1:
         raise UserError(
-            "channels, size, blocks and multipliers must be at least 1 and dropout lie in [0, 1], "
-            f"got {channels}, {size}, {blocks}, {list(multipliers)} and {dropout}"
+            "channels, size, width, blocks, groups and one or more multipliers must be at least 1 and dropout lie in "
+            f"[0, 1], got {channels}, {size}, {width}, {blocks}, {groups}, {list(multipliers)} and {dropout}"
         )
     halvings = len(multipliers) - 1
     if halvings > size.bit_length():
@@ -140,6 +140,8 @@ class UNet(nn.Module):
         recompute: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        if outputs < 1:
+            raise UserError(f"outputs must be at least 1, got {outputs}; 2 with a learned variance")
         if classes is None or classes < 0:
             raise UserError(f"UNet needs the number of classes, got {classes}; use labelled images, or give classes=0")
         parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups, recompute)
