@@ -56,7 +56,6 @@ def test_a_step_of_fit_in_bfloat16_converts_no_block_and_reads_nothing(tmp_path:
     assert train["activations"] < 10, "232 with torch's GroupNorm"
     assert train["reads"] == 0
     assert 0 < found["DDIM"]["operations"] < 50
-    assert counts.count_exchanges(REPOSITORY, images, tmp_path) <= 2
 
 
 @pytest.mark.slow
