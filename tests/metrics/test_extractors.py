@@ -106,13 +106,9 @@ def test_only_inception_takes_another_resize() -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_failed_download_of_dinov2_is_reported(tmp_path: Path) -> None:
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path))
-    try:
-        with pytest.raises(UserError, match=r"torch\.hub could not download dinov2-vit-s-14"):
-            DINOv2("dinov2-vit-s-14").load()
-    finally:
-        torch.hub.set_dir(before)
+def test_failed_download_of_dinov2_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"torch\.hub could not download dinov2-vit-s-14"):
+        DINOv2("dinov2-vit-s-14").load()
     with pytest.raises(UserError, match="there is no DINOv2 model 'dinov3'"):
         DINOv2("dinov3")

@@ -75,14 +75,10 @@ def test_missing_weights_file_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_failed_download_names_three_fixes(tmp_path: Path) -> None:
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path / "hub"))
-    try:
-        with pytest.raises(UserError, match=r"\(1\) .*\(2\) .*weights_path.*\(3\) ") as error:
-            Inception().load()
-    finally:
-        torch.hub.set_dir(before)
+def test_failed_download_names_three_fixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"\(1\) .*\(2\) .*weights_path.*\(3\) ") as error:
+        Inception().load()
     assert str(tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth") in str(error.value)
     assert list((tmp_path / "hub" / "checkpoints").iterdir()) == [], "no partial file is left"
 
@@ -111,16 +107,14 @@ def test_one_changed_weight_of_inception_is_detected(tmp_path: Path, inception: 
         Inception(str(tmp_path / "changed.pth")).load()
 
 
-def test_inception_is_found_in_torch_hubs_cache(tmp_path: Path, inception: Inception) -> None:
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    cached = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+def test_inception_is_found_in_torch_hubs_cache(
+    tmp_path: Path, inception: Inception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    cached.parent.mkdir(parents=True)
     cached.symlink_to(str(inception.weights_path))
-    try:
-        Inception().load()
-    finally:
-        torch.hub.set_dir(before)
+    Inception().load()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
