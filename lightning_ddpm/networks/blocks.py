@@ -1,6 +1,7 @@
 """The layers of Ho et al.'s U-Net (2020, arXiv:2006.11239, appendix B; details as in their released code)."""
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -136,9 +137,21 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = rearrange(self.norm(x), "b c h w -> b 1 (h w) c")
-        mixed = functional.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
+        query, key, value = self._project(tokens)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
         out: Tensor = rearrange(self.out(mixed), "b 1 (h w) c -> b c h w", h=x.shape[2])
         return x + out
+
+    def _project(self, tokens: Tensor) -> Sequence[Tensor]:
+        """Return queries, keys and values; a CPU keeps the three products, whose gradients other sums would change."""
+        layers = self.query, self.key, self.value
+        return [each(tokens) for each in layers] if tokens.device.type == "cpu" else apply_together(layers, tokens)
+
+
+def apply_together(layers: Sequence[nn.Linear], x: Tensor) -> Sequence[Tensor]:
+    """Return the outputs of linear layers of one size for one input by a single product, which reads the input once."""
+    weight, bias = (torch.cat([getattr(each, name) for each in layers]) for name in ("weight", "bias"))
+    return functional.linear(x, weight, bias).chunk(len(layers), dim=-1)
 
 
 class UNetBlock(nn.Module):
