@@ -12,16 +12,10 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.restore_tasks import TASKS, Task
-from lightning_ddpm.commands.sample_folder import (
-    UNFINISHED,
-    check_folder,
-    delete_images,
-    is_unfinished,
-    start_set,
-    write_images,
-)
+from lightning_ddpm.commands.sample_folder import UNFINISHED, check_folder, delete_images, is_unfinished, start_set
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import arrange_grid, save_image, to_float, to_uint8
+from lightning_ddpm.data.numbered_images import write_images
 from lightning_ddpm.data.sample_images import open_sample_folder
 from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.models.generate import evaluation_mode

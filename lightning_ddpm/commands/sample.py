@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands import sample_folder
 from lightning_ddpm.data.image_io import arrange_grid, save_image, to_uint8
+from lightning_ddpm.data.numbered_images import get_image_path, write_images
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
@@ -70,7 +71,7 @@ def run(arguments: Sequence[str]) -> None:
     generated = 0
     for start, pixels in show_progress(batches, ranks.share(todo), "sampling", ranks.is_first):
         generated += len(pixels)
-        sample_folder.write_images(out, start, pixels)
+        write_images(out, start, pixels)
     flush_files()
     fabric.barrier()
     if not ranks.is_first:
@@ -78,7 +79,7 @@ def run(arguments: Sequence[str]) -> None:
     shown, labels = min(n, SHOWN), conditions.labels or []
     titles = [conditions.names[label] for label in labels[:shown]] if len(labels) > 1 else None
     columns = len(titles) if titles else None
-    files = (sample_folder.get_image_path(out, index) for index in range(shown))
+    files = (get_image_path(out, index) for index in range(shown))
     pixels = torch.stack([pil_to_tensor(Image.open(file)) for file in files])
     write_atomically(out / GRID, partial(save_image, arrange_grid(pixels, columns, titles)))
     cost = f": {sum(batch_sizes) / generated:g} network evaluations each" if generated else ""

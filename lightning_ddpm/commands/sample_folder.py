@@ -1,45 +1,22 @@
 """The folder that ``sample`` writes: numbered images of one set, and a manifest that identifies the set."""
 
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lightning_ddpm.data.image_io import open_image, save_image
+from lightning_ddpm.data.image_io import open_image
+from lightning_ddpm.data.numbered_images import NUMBERED
 from lightning_ddpm.data.sharding import split_ranges
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import (
-    check_output_file,
-    check_writable,
-    remove_leftovers,
-    write_atomically,
-    write_json,
-)
+from lightning_ddpm.utils.files import check_output_file, check_writable, remove_leftovers, write_json
 from lightning_ddpm.utils.run_files import MANIFEST, OVERVIEWS
 from lightning_ddpm.utils.text_files import read_json
 
-NUMBERED = "[0-9]" * 6 + ".png"
 UNFINISHED = "unfinished"
 """Key of the manifest of a set that cannot be continued, until it is complete."""
-
-
-def get_image_path(folder: Path, index: int) -> Path:
-    """Return the path of an image."""
-    return folder / f"{index:06d}.png"
-
-
-def write_images(folder: Path, start: int, pixels: Tensor) -> None:
-    """Write images start, start + 1, ..., (b, c, h, w) uint8.
-
-    Each is whole or absent for a process that reads the folder. They are on the disk once :func:`flush_files` returns;
-    what a failure of the machine damages before is found by :func:`find_complete_batches`.
-    """
-    for index, each in enumerate(pixels.cpu(), start):
-        write_atomically(get_image_path(folder, index), partial(save_image, each), flush=False)
 
 
 def check_folder(folder: Path, *files: str) -> None:
@@ -92,6 +69,8 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def find_complete_batches(folder: Path, n: int, batch_size: int, shape: tuple[int, int, int]) -> tuple[set[int], int]:
     """Return the first index of each batch whose images all exist, and how many of the images are damaged.
+
+    A failure of the machine damages images that were not yet on the disk.
 
     Args:
         folder: the folder.
