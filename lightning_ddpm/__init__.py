@@ -4,7 +4,7 @@ What a Python program needs first is imported from here::
 
     import lightning_ddpm
 
-    model = lightning_ddpm.load("checkpoints/pretrained/digits.ckpt")
+    model = lightning_ddpm.load("digits")  # a path, or the name of one that ships
     images = lightning_ddpm.generate(model, n=8, seed=0)  # (8, 1, 8, 8) uint8
 
 A Lightning ``Trainer`` fits a :class:`DDPM` to an :class:`ImageDataModule`; ``DDPM.generate`` takes a

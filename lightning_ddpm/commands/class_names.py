@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
 
+from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.utils.contracts import describe_missing_methods, is_ours
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.jsonargparse_internals import Option, list_options
@@ -162,7 +163,7 @@ def describe_type(annotation: Any) -> str:
         return f"[{', '.join(describe_type(each) for each in arguments if each is not ...)}]"
     if origin not in (None, dict) and arguments:
         return f"a list of {describe_type(arguments[0])}"
-    if annotation is resolve_path:
+    if annotation in (resolve_path, locate_checkpoint):
         return "a path"
     if annotation in (None, type(None), bool):
         return "true or false" if annotation is bool else "null"

@@ -20,6 +20,7 @@ from lightning_ddpm.models.checkpoint import (
     load,
     read_checkpoint,
 )
+from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.console import report
@@ -41,7 +42,7 @@ def run_export(arguments: Sequence[str]) -> None:
     description = "Write a checkpoint in another format."
     parser = build_parser("export", description)
     add = parser.add_argument
-    add("--ckpt", type=resolve_path, required=True, help="the checkpoint; its averaged weights are exported")
+    add("--ckpt", type=locate_checkpoint, required=True, help="the checkpoint; its averaged weights are exported")
     add("--out", type=resolve_path, required=True, help="folder to write; must be new or empty")
     add("--format", choices=["diffusers"], required=True, help="format, for diffusers.DDPMPipeline.from_pretrained")
     add("--variance", choices=sorted(scheduler.VARIANCES), help="of the reverse steps; default: the checkpoint's own")

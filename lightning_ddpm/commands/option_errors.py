@@ -19,6 +19,7 @@ from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import read_utf8
 from lightning_ddpm.utils.jsonargparse_internals import Option, list_options
 from lightning_ddpm.utils.paths import resolve_path
+from lightning_ddpm.utils.shipped import CONFIGS
 from lightning_ddpm.utils.yaml_text import build_parser, load_yaml
 
 SPEC = ("class_path", "init_args", "dict_kwargs")
@@ -104,8 +105,11 @@ class OptionChecker:
         return any(other.startswith(f"{name}.") for other in self.options)
 
     def _read(self, name: str) -> dict[str, Any]:
+        path = resolve_path(name)
+        if not path.exists():
+            raise UserError(f"there is no file {name}{CONFIGS.suggest(name)}")
         try:
-            config = load_yaml(read_utf8(resolve_path(name)), name)
+            config = load_yaml(read_utf8(path), name)
         except yaml.YAMLError as error:
             raise UserError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict):

@@ -17,13 +17,13 @@ from lightning_ddpm.data.class_labels import parse_labels
 from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, Sampler
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.checkpoint_guidance import Autoguidance, ClassifierGuidance
+from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.compile import compile_in_place
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import list_child_processes
-from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.signals import end_with_ranks
 
 CONDITIONS = ("labels", "class_names", "guidance", "guidance_interval", "classifier", "weaker")
@@ -64,7 +64,7 @@ def _quote(name: str) -> str:
 def add_model_options(parser: ArgumentParser, required: bool) -> None:
     """Add the options that determine the images."""
     add = parser.add_argument
-    add("--ckpt", type=resolve_path, required=required, help="checkpoint of the model")
+    add("--ckpt", type=locate_checkpoint, required=required, help="the model: a file, or the name of one that ships")
     add("--seed", type=int, default=0, help="random seed; image i depends on the seed and i only")
     add("--steps", type=int, help="sampler steps, of DDIM without --sampler; default: the checkpoint's sampler")
     parser.add_subclass_arguments(
@@ -76,8 +76,8 @@ def add_model_options(parser: ArgumentParser, required: bool) -> None:
     add("--class_names", "--class", metavar="NAME,NAME,...", help="the same by class name")
     add("--guidance", type=float, metavar="W", help="guidance scale; 0: unconditional, 1: conditional (default)")
     add("--guidance_interval", type=int, nargs=2, metavar=("FROM", "TO"), help="guide only at these steps of 1..T")
-    add("--classifier", type=resolve_path, metavar="CKPT", help="guide by this classifier of noisy images")
-    add("--weaker", type=resolve_path, metavar="CKPT", help="guide away from this weaker model (autoguidance)")
+    add("--classifier", type=locate_checkpoint, metavar="CKPT", help="guide by this classifier of noisy images")
+    add("--weaker", type=locate_checkpoint, metavar="CKPT", help="guide away from this weaker model (autoguidance)")
 
 
 def add_device_options(parser: ArgumentParser) -> None:

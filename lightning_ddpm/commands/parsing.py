@@ -12,6 +12,7 @@ from lightning_ddpm.commands.option_errors import OptionChecker
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.instantiate import instantiate as build_objects
 from lightning_ddpm.utils.jsonargparse_internals import keep_nested_text
+from lightning_ddpm.utils.shipped import CONFIGS
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str], command: str) -> Namespace:
@@ -36,13 +37,14 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], command: str) -> Nam
 
 
 def complete_names(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with the module before each name of a function of :mod:`lightning_ddpm.diffusion`.
+    """Return a command line with the path of each config that ships, and the module of each function of ours.
 
-    jsonargparse finds classes by their names alone, but not functions: ``--sampler.spacing quadratic_spacing``.
+    ``--config digits`` names a file of the package. jsonargparse finds classes by their names alone, but not functions
+    of :mod:`lightning_ddpm.diffusion`: ``--sampler.spacing quadratic_spacing``.
     """
     completed, option = list[str](), ""
     for word in arguments:
-        if word.startswith("--"):
+        if word.startswith("--") or word == "-c":
             option, equals, name = word.partition("=")
         else:
             equals, name = "", word
@@ -50,6 +52,8 @@ def complete_names(arguments: Sequence[str]) -> list[str]:
         if "." in option and name.endswith(f"_{kind}") and name in vars(diffusion):
             name = f"{diffusion.__name__}.{name}"
             word = f"{option}={name}" if equals else name
+        elif option in ("--config", "-c") and (shipped := CONFIGS.find(name)):
+            word = f"{option}={shipped}" if equals else str(shipped)
         completed.append(word)
     return completed
 

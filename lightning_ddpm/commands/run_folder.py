@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from pytorch_lightning.utilities import rank_zero_only
 
 from lightning_ddpm.models.checkpoint import pending_path, previous_path, read_checkpoint, read_newest_checkpoint
+from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable, write_atomically
 from lightning_ddpm.utils.locks import lock_folder
-from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.run_files import CHECKPOINTS, CONFIG, PREDICTIONS, UNSAVED, find_checkpoint, find_run_file
 
 DEFAULT = "checkpoints/run"
@@ -168,7 +168,9 @@ def read_checkpoint_option(arguments: Sequence[str], parsed: str | None) -> str 
     if given:
         _, equals, value = arguments[given[-1]].partition("=")
         value = value if equals else arguments[given[-1] + 1]
-        return None if value in ("null", "None") else value if value in ("last", "best") else str(resolve_path(value))
+        if value in ("null", "None"):
+            return None
+        return value if value in ("last", "best") else str(locate_checkpoint(value))
     if parsed is not None:
         rank_zero_only(report)(f"ckpt_path {parsed} in a config is ignored; give --ckpt_path on the command line")
     return None

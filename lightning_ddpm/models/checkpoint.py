@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.trusted_imports import NOT_BUILT, restrict_imports
 from lightning_ddpm.utils.allocation import limit_to_weights
@@ -17,8 +18,8 @@ from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_published, link_atomically, sync_folder, write_atomically
 from lightning_ddpm.utils.hashing import hash_content
 from lightning_ddpm.utils.instantiate import instantiate
-from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.run_files import UNSAVED
+from lightning_ddpm.utils.shipped import CHECKPOINTS
 from lightning_ddpm.utils.torch_files import copy_to_host, read_torch_file, save_with_digest
 from lightning_ddpm.utils.yaml_text import build_parser
 
@@ -120,11 +121,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, not the published one, holds code, or was written by another program.
     """
-    path = resolve_path(path)
+    path = locate_checkpoint(path)
     if not path.is_file():
         others = ", ".join(map(str, sorted((path if path.is_dir() else path.parent).glob("*.ckpt"))))
         what = ", which is a folder" if path.is_dir() else ""
-        raise UserError(f"there is no checkpoint {path}{what}" + (f"; there is {others}" if others else ""))
+        found = f"; there is {others}" if others else CHECKPOINTS.suggest(path)
+        raise UserError(f"there is no checkpoint {path}{what}{found}")
     check_published(path)
     checkpoint = read_torch_file(path, "a checkpoint")
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(checkpoint):

@@ -11,11 +11,11 @@ from lightning_ddpm.diffusion import Denoiser, GuidableModel, Guidance, extrapol
 from lightning_ddpm.diffusion.guidance import is_any_other
 from lightning_ddpm.diffusion.schedule import Timestep
 from lightning_ddpm.models.checkpoint import load
+from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.noisy_classifier import NoisyClassifier
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_file
-from lightning_ddpm.utils.paths import resolve_path
 
 
 @final
@@ -67,7 +67,7 @@ class ClassifierGuidance(Guidance):
         return guide_by_classifier(denoise, log_probability, lambda t: self.weight(t, outside=0.0))
 
     def settings(self) -> dict[str, object]:
-        return {"sha256": hash_file(resolve_path(self.ckpt))[:12]} | super().settings()
+        return {"sha256": hash_file(locate_checkpoint(self.ckpt))[:12]} | super().settings()
 
 
 @final
@@ -114,7 +114,7 @@ class Autoguidance(Guidance):
         return denoise.with_guidance(guided)
 
     def settings(self) -> dict[str, object]:
-        return {"sha256": hash_file(resolve_path(self.ckpt))[:12]} | super().settings()
+        return {"sha256": hash_file(locate_checkpoint(self.ckpt))[:12]} | super().settings()
 
 
 def _check_compatible(ckpt: str, other: DDPM | NoisyClassifier, model: GuidableModel) -> None:

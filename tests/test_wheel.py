@@ -1,0 +1,65 @@
+"""The wheel works alone: in an empty folder, without the repository, with what ships found by its name."""
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from helpers.command_line import REPOSITORY, run
+
+import lightning_ddpm
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what a wheel, built from the sdist, installs; without its dependencies."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    built = run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder)
+    assert built.returncode == 0, built.stderr
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"CITATION.cff", "LICENSE", "configs/digits.yaml", "tests/test_wheel.py", "docs/index.md"} <= names
+    assert not any(name.startswith(("data/", "docs/_build")) or name.endswith(".pyc") for name in names)
+    built = run(*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, sdist)
+    assert built.returncode == 0, built.stderr
+    ran = run(*pip, "install", "-q", "--no-deps", "--no-compile", "--target", folder / "site", *folder.glob("*.whl"))
+    assert ran.returncode == 0, ran.stderr
+    return folder / "site"
+
+
+def call(folder: Path, installed: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder with the installed package, and check that it succeeds."""
+    program = (
+        "import os, sys\n"
+        "os.chdir(sys.argv.pop(1))\n"
+        "import lightning_ddpm.commands.main\n"
+        f"assert lightning_ddpm.__file__.startswith({str(installed)!r})\n"
+        "sys.exit(lightning_ddpm.commands.main.main())"
+    )
+    ran = run(sys.executable, "-c", program, folder, *arguments, PYTHONPATH=installed)
+    assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+def test_the_version_stands_in_one_place(installed: Path) -> None:
+    (metadata,) = installed.glob("lightning_ddpm-*.dist-info/METADATA")
+    assert f"\nVersion: {lightning_ddpm.__version__}\n" in metadata.read_text()
+    assert lightning_ddpm.__version__ not in (REPOSITORY / "pyproject.toml").read_text()
+    assert lightning_ddpm.__version__ not in (REPOSITORY / "CITATION.cff").read_text().replace("cff-version: 1.2.0", "")
+
+
+def test_configs_and_checkpoints_are_in_the_wheel(installed: Path, tmp_path: Path) -> None:
+    tiny = ("--trainer.max_steps", 2, "--trainer.callbacks", "null", "--trainer.num_sanity_val_steps", 0)
+    call(tmp_path, installed, "fit", "--config", "digits", *tiny, "--trainer.accelerator", "cpu")
+    assert (tmp_path / "checkpoints" / "digits" / "config.yaml").is_file()
+    call(tmp_path, installed, "sample", "--ckpt", "digits", "--n", 2, "--steps", 2, "--out", "samples")
+    assert (tmp_path / "samples" / "000001.png").is_file()
+    shipped = installed / "lightning_ddpm"
+    for inside, beside in (("configs", "configs"), ("pretrained", "checkpoints/pretrained")):
+        files = {path.name: path.read_bytes() for path in (shipped / inside).iterdir()}
+        assert files == {path.name: path.read_bytes() for path in (REPOSITORY / beside).iterdir()}
