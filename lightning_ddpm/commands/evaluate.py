@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_ddpm.commands import evaluation_inputs as inputs
 from lightning_ddpm.commands import evaluation_report as results
 from lightning_ddpm.commands import options as model_options
+from lightning_ddpm.commands.batch_size import DEFAULT, choose_batch_size
 from lightning_ddpm.commands.class_names import list_classes
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance
@@ -59,6 +60,7 @@ def run(arguments: Sequence[str]) -> None:
     extractors = _load_extractors(parser, options, evaluated.shape) if of_features or options.save_stats else []
 
     fabric = model_options.launch_fabric(options)
+    options.batch_size = choose_batch_size(model, evaluated.n, conditions, options, fabric) if model else DEFAULT
     ranks, request = model_options.get_ranks(fabric), conditions.request(evaluated.n, options)
     batch_sizes = model_options.place_model(model, options, fabric) if model else []
     labels = model.choose_labels(request, 0, evaluated.n) if model else None
@@ -101,12 +103,13 @@ def run(arguments: Sequence[str]) -> None:
     if options.save_stats:
         report(f"wrote {options.save_stats}")
     if options.out:
-        nfe = {"nfe": network_evaluations / evaluated.n} if network_evaluations else {}
+        cost = {"nfe": network_evaluations / evaluated.n} if network_evaluations else {}
+        batch_size = {"batch_size": options.batch_size} if model else {}
         compiled = {"network": "compiled"} if options.compile else {}
         result = {
             "metrics": found,
             "n": evaluated.n if suites else min(each["n"] for each in found.values()),
-            "images": evaluated.origin | conditions.describe() | nfe | compiled,
+            "images": evaluated.origin | batch_size | conditions.describe() | cost | compiled,
             "reference": reference.origin if reference else None,
             "extractors": [results.describe_extractor(each) for each in extractors],
             "settings": results.describe_settings(evaluated.n, reference, metrics),

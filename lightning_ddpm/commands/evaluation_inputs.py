@@ -68,7 +68,6 @@ def load_evaluated_images(options: Namespace, model: DDPM | None) -> EvaluatedIm
             "weights": "raw" if options.raw else "EMA",
             "sampler": str(model.sampler),
             "seed": options.seed,
-            "batch_size": options.batch_size,
         }
         evaluated = EvaluatedImages(options.n or PUBLISHED, model.image_shape, None, origin)
     else:

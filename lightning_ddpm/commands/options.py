@@ -70,7 +70,7 @@ def add_model_options(parser: ArgumentParser, required: bool) -> None:
     parser.add_subclass_arguments(
         Sampler, "sampler", required=False, help="DDIM, DPMSolverPP, Heun, ...; --sampler.help NAME lists its options"
     )
-    add("--batch_size", type=int, default=64, help="number of images in a batch on each device")
+    add("--batch_size", type=int, help="images at a time on each device; default: 64, on a GPU what its memory holds")
     add("--raw", action="store_true", help="use the raw weights instead of their moving average")
     add("--labels", "--label", metavar="N,N,...", help="classes by number from 0, in turn; default: as in the data")
     add("--class_names", "--class", metavar="NAME,NAME,...", help="the same by class name")

@@ -17,7 +17,7 @@ from lightning_ddpm.commands.precision import AUTO
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.models.step_plan import Settings, trace_network, trace_training
+from lightning_ddpm.models.step_plan import HALF, Settings, trace_network, trace_training
 from lightning_ddpm.utils.cards import CARDS, Card, find_card, get_card
 from lightning_ddpm.utils.contracts import describe_class, is_ours
 from lightning_ddpm.utils.errors import UserError, first_line
@@ -25,7 +25,6 @@ from lightning_ddpm.utils.jsonargparse_internals import accept_value
 from lightning_ddpm.utils.trace_internals import use_fake_tensors
 from lightning_ddpm.utils.yaml_text import MODE, build_parser
 
-HALF = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
 """The dtypes of mixed precision, by the names of Lightning."""
 IGNORED = ("seed_everything", "ckpt_path", "optimizer", "lr_scheduler", "weights_only", "verbose")
 """Keys of a training config that a plan does not depend on."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from lightning_ddpm.commands import options as model_options
+from lightning_ddpm.commands.batch_size import choose_batch_size
 from lightning_ddpm.commands.restore_tasks import TASKS, Task
 from lightning_ddpm.commands.sample_folder import UNFINISHED, check_folder, delete_images, is_unfinished, start_set
 from lightning_ddpm.data.datasets import ImageDataset
@@ -51,6 +52,7 @@ def run(arguments: Sequence[str]) -> None:
 
     fabric = model_options.launch_fabric(options)
     n, ranks = len(images), model_options.get_ranks(fabric)
+    options.batch_size = choose_batch_size(model, n, conditions, options, fabric)
     batch_sizes = model_options.place_model(model, options, fabric)
     request = conditions.request(n, options)
     metrics = torch.zeros(n, 4, dtype=torch.float64, device=fabric.device)

@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands import sample_folder
+from lightning_ddpm.commands.batch_size import choose_batch_size
 from lightning_ddpm.data.image_io import arrange_grid, save_image, to_uint8
 from lightning_ddpm.data.numbered_images import get_image_path, write_images
 from lightning_ddpm.models.ddpm import DDPM
@@ -43,6 +44,8 @@ def run(arguments: Sequence[str]) -> None:
         check_output_file(options.trajectory, "--trajectory", [".gif"])
 
     fabric = model_options.launch_fabric(options)
+    options.batch_size = options.batch_size or sample_folder.read_batch_size(out)
+    options.batch_size = choose_batch_size(model, n, conditions, options, fabric)
     ranks, request = model_options.get_ranks(fabric), conditions.request(n, options)
     manifest = {
         "checkpoint": hash_file(options.ckpt),

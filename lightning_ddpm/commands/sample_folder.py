@@ -58,6 +58,12 @@ def check_same_set(folder: Path, manifest: dict[str, Any]) -> None:
     raise UserError(f"{folder} {what}; empty it or choose another folder")
 
 
+def read_batch_size(folder: Path) -> int | None:
+    """Return the batch size of the set that the folder holds a part of, ``None`` if there is none."""
+    size = (_read_manifest(folder) or {}).get("batch_size")
+    return size if isinstance(size, int) and size > 0 and any(folder.glob(NUMBERED)) else None
+
+
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the folder's manifest; ``None`` where it is missing or damaged."""
     try:

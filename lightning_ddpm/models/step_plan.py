@@ -5,6 +5,8 @@ of every operator are linear in the batch, so that two traces give them for all 
 what is allocated at one moment.
 """
 
+import copy
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import groupby, zip_longest
@@ -25,7 +27,8 @@ BLOCK = 512
 """The caching allocator of CUDA rounds sizes up to a multiple of this."""
 PRODUCTS = 33_554_432
 """Workspace of matrix products on Hopper, the largest of torch's defaults."""
-HALF = (torch.bfloat16, torch.float16)
+HALF = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
+"""The dtype that a precision of Lightning computes in, where that is not float32."""
 
 
 class Settings(NamedTuple):
@@ -60,7 +63,7 @@ class Work(NamedTuple):
 
     def _get_peak(self, card: Card) -> float:
         """Return the card's FLOP/s in this operator's dtype and by torch's settings of TF32."""
-        if self.dtype in HALF:
+        if self.dtype in HALF.values():
             return card.half * 1e12
         products = torch.get_float32_matmul_precision() != "highest"
         rounded = torch.backends.cudnn.allow_tf32 if "convolution" in self.name else products
@@ -211,6 +214,31 @@ def trace_network(model: DDPM, settings: Settings) -> Traces:
                 model.network(x_t, t, *label)
             traces.append(trace)
     return Traces(*traces)
+
+
+def find_largest_batch(model: DDPM, settings: Settings, memory: float, most: int, copies: int = 1) -> int:
+    """Return the most images that a network evaluation fits into memory with; 1 if not even that is predicted to fit.
+
+    Args:
+        model: on the CPU; its weights are not touched.
+        settings: of the device that the memory belongs to.
+        memory: in bytes, for the weights too.
+        most: the largest number that is tried.
+        copies: how often each image stands in a batch of the network, as under guidance.
+
+    Raises:
+        UserError: the network depends on the batch size.
+    """
+    model = copy.deepcopy(model)
+    with use_fake_tensors():
+        model.to_empty(device="cpu")
+    traces = trace_network(model, settings)
+
+    def exceeds(n: int) -> bool:
+        needed = sum(traces.peak(n * copies).values()) + estimate_workspace(traces.work(n * copies))
+        return needed > memory
+
+    return max(1, bisect_left(range(1, most + 1), True, key=exceeds))
 
 
 def _enter(settings: Settings) -> ExitStack:
