@@ -63,12 +63,15 @@ ALLOWED = [
 
 
 def list_texts() -> dict[str, list[str]]:
-    """Return the lines of every file that is read by people, by its path; of a notebook those of its cells."""
+    """Return the lines of every file that is read by people, by its path; of a notebook those of its cells.
+
+    Those of the changelog's table, which has old names beside the new ones, are empty.
+    """
     found = [
         *REPOSITORY.glob("lightning_ddpm/**/*.py"),
         *REPOSITORY.glob("configs/**/*.yaml"),
         *(path for kind in ("md", "py", "ipynb", "yaml") for path in REPOSITORY.glob(f"docs/**/*.{kind}")),
-        REPOSITORY / "README.md",
+        *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     ]
     texts = {}
     for path in sorted(found):
@@ -76,6 +79,8 @@ def list_texts() -> dict[str, list[str]]:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".ipynb":
             text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+        if name == "CHANGELOG.md":
+            text = re.sub(r"(?m)^\|.*\|$", "", text)
         if not name.startswith("docs/_build/"):
             texts[name] = text.splitlines()
     return texts
