@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from benchmarks.loops import make_bare_loop
 from benchmarks.models import build_model
 from benchmarks.report import device, time_in_turns, write_result
-from benchmarks.training import make_bare_loop, write_noise_images
+from benchmarks.training import write_noise_images
 from lightning_ddpm.data import (
     CIFAR10,
     LSUN,

@@ -17,7 +17,6 @@ computes it, and in features of the classifier of configs/mnist_features.yaml, w
 import json
 import math
 import signal
-import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -29,12 +28,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from benchmarks.check_samples import compute_frechet, flatten_images
 from benchmarks.digits_tables import Results
 from benchmarks.models import autocast, read_config
 from benchmarks.recipe_candidates import BASE, NETWORKS, NFES, RECIPES, SAMPLERS, Recipe
+from benchmarks.recipe_runs import build_config, fit
 from benchmarks.report import PAGE, time_in_turns, write_result, write_tables
 from lightning_ddpm.data import MNIST
 from lightning_ddpm.diffusion import Cosine, DPMSolverPP
@@ -124,65 +123,11 @@ def make_trial(options: Namespace, results: Results) -> Callable[[str, Recipe, i
         cost = costs[name.partition(": ")[2]] if costs else 1.0
         folder = get_folder(options, name)
         steps = round(rung / cost / recipe.batch_size)
-        fit(build_config(recipe, steps, options), folder)
+        fit(build_config(recipe, steps, SEED, options), folder)
         model = load(folder / "last.ckpt", DDPM)
         results.add(name, str(rung), {**score(model, DPMSolverPP(NFE)), "steps": steps, "cost": cost})
 
     return trial
-
-
-def build_config(recipe: Recipe, steps: int, options: Namespace) -> dict[str, Any]:
-    """Return configs/mnist.yaml with the recipe, for a run of this many steps without validation."""
-    config = read_config("mnist")
-    decay = 1 - 1 / max(2.0, recipe.average * steps)
-    callbacks = [
-        {"class_path": "lightning_ddpm.callbacks.EMA", "init_args": {"decay": decay}},
-        {"class_path": "lightning_ddpm.callbacks.Checkpoints", "init_args": {"every_n_steps": 100}},
-    ]
-    config["seed_everything"] = SEED
-    config["trainer"] |= {"max_steps": steps, "limit_val_batches": 0, "precision": options.precision}
-    config["trainer"] |= {"callbacks": callbacks, "enable_progress_bar": False}
-    config["data"] |= {"root": str(options.data), "batch_size": recipe.batch_size}
-    model = config["model"]["init_args"]
-    model["parameterization"] = {"class_path": f"lightning_ddpm.diffusion.{recipe.parameterization}"}
-    model |= {"schedule": dict(recipe.schedule), "objective": dict(recipe.objective)}
-    model["network"]["init_args"] |= dict(recipe.network)
-    model["optimizer"]["init_args"] |= {"lr": recipe.lr, "betas": list(recipe.betas)}
-    cycle = {"max_lr": recipe.lr, "total_steps": steps, "pct_start": recipe.warm_up, "anneal_strategy": recipe.anneal}
-    cycle["cycle_momentum"] = recipe.cycle_momentum
-    model["lr_scheduler"] = {"class_path": "torch.optim.lr_scheduler.OneCycleLR", "init_args": cycle}
-    return config
-
-
-def fit(config: dict[str, Any], folder: Path) -> None:
-    """Train in a process of its own; continue the run that is in the folder, unless it is complete.
-
-    Raises:
-        SystemExit: fit failed, or was stopped before its last step.
-    """
-    steps = config["trainer"]["max_steps"]
-    if read_step(folder) >= steps:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    config["trainer"]["default_root_dir"] = str(folder)
-    file = folder.parent / f"{folder.name}.yaml"
-    file.write_text(yaml.safe_dump(config))
-    resume = ["--ckpt_path", "last"] if read_step(folder) else []
-    child = subprocess.Popen([sys.executable, "-m", "lightning_ddpm", "fit", "--config", str(file), *resume])
-    try:
-        status = child.wait()
-    except BaseException:
-        child.terminate()  # fit saves and ends
-        child.wait()
-        raise
-    if status or read_step(folder) < steps:
-        sys.exit(f"fit ended with {status} after step {read_step(folder)} in {folder}; the same command continues")
-
-
-def read_step(folder: Path) -> int:
-    """Return the number of steps of the folder's run, 0 if there is none."""
-    file = folder / "last.ckpt"
-    return int(torch.load(file, weights_only=True)["global_step"]) if file.exists() else 0
 
 
 def get_folder(options: Namespace, name: str) -> Path:

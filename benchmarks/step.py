@@ -7,9 +7,10 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from benchmarks.loops import DIFFUSERS, PYTORCH, make_block
 from benchmarks.models import build_model, get_network_arguments
 from benchmarks.report import peak_megabytes, synchronize
-from benchmarks.training import DIFFUSERS, OURS, PYTORCH, fit_images, iterate_batches, make_block
+from benchmarks.training import OURS, fit_images, iterate_batches
 from lightning_ddpm.data import ImageDataModule, ImageFolder
 
 STEPS = 3

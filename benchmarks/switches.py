@@ -10,9 +10,9 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from benchmarks.loops import Block, make_bare_loop
 from benchmarks.models import SHAPES, build_model, describe_variant
 from benchmarks.report import time_in_turns, write_result
-from benchmarks.training import Block, make_bare_loop
 
 LAST = torch.channels_last
 PLAIN = partial(torch.optim.Adam, lr=2e-4)

@@ -138,7 +138,7 @@ def time_steps(trial: Trial, n: int, choices: tuple[str, ...]) -> dict[str, Any]
 
 def time_diffusers(trial: Trial, n: int) -> dict[str, Any]:
     """Return the milliseconds of each step of diffusers' own loop with the same network."""
-    from benchmarks.training import make_diffusers_loop  # diffusers may be missing
+    from benchmarks.loops import make_diffusers_loop  # diffusers may be missing
 
     device, model = trial.device, build_model(trial)
     x_0 = torch.rand(n, *model.image_shape, device=device) * 2 - 1

@@ -11,10 +11,11 @@ pytest.importorskip("diffusers")
 pytest.importorskip("greenlet")
 import torch
 
-from benchmarks import recipe_search
+from benchmarks import recipe_runs, recipe_search
 from benchmarks.digits_tables import Results
 from benchmarks.recipe_candidates import BASE, NETWORKS, RECIPES
-from benchmarks.recipe_search import build_config, find_best, halve, make_networks, read_costs, read_step
+from benchmarks.recipe_runs import build_config, read_step
+from benchmarks.recipe_search import find_best, halve, make_networks, read_costs
 
 NAMES = {f"recipe: {name}": BASE for name in "abcdefgh"}
 
@@ -43,7 +44,7 @@ def make_options(folder: Path) -> Namespace:
 
 
 def test_a_config_has_the_candidate_and_the_length_of_the_run(tmp_path: Path) -> None:
-    config = build_config(RECIPES["batch 32"], 1000, make_options(tmp_path))
+    config = build_config(RECIPES["batch 32"], 1000, recipe_search.SEED, make_options(tmp_path))
     model = config["model"]["init_args"]
     assert (config["trainer"]["max_steps"], config["data"]["batch_size"]) == (1000, 32)
     assert model["lr_scheduler"]["init_args"]["total_steps"] == 1000
@@ -64,8 +65,8 @@ def test_a_candidate_that_goes_on_is_resumed_to_its_new_length(tmp_path: Path, m
         config["model"]["init_args"]["network"]["init_args"] |= {"width": 8, "attention": [2]}
         return config
 
-    read_config = recipe_search.read_config
-    monkeypatch.setattr(recipe_search, "read_config", read_digits)
+    read_config = recipe_runs.read_config
+    monkeypatch.setattr(recipe_runs, "read_config", read_digits)
     monkeypatch.setattr(recipe_search, "make_score", score)
     options, results = make_options(tmp_path), Results(tmp_path / "scores.json")
     trial = recipe_search.make_trial(options, results)
