@@ -1,6 +1,7 @@
 """The tables that ``plan`` prints."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,13 +88,7 @@ class RunPlan(NamedTuple):
 
     def find_batch(self, card: Card) -> int:
         """Return the largest batch that fits a card, 0 if none does."""
-        low, high = 0, 1
-        while high <= MOST and self._fits(high, card):
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._fits(middle, card) else (low, middle)
-        return low
+        return bisect_left(range(1, MOST + 1), True, key=lambda n: not self._fits(n, card))
 
     def _fits(self, n: int, card: Card) -> bool:
         return self.peak(n) <= USABLE * card.memory * 1e9
