@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from benchmarks.models import read_config, run_fit
 from benchmarks.report import write_result
-from lightning_ddpm.networks.blocks import GroupNorm
+from lightning_ddpm.networks.layers import GroupNorm
 
 SEEDS, EVERY, N = (0, 1, 2), 200, 1024
 FLOAT32 = "float32"

@@ -1,6 +1,7 @@
 """Every config is a complete experiment: its header describes it, it builds its model, and the small ones train."""
 
 import functools
+import io
 import math
 import os
 import shlex
@@ -53,11 +54,24 @@ def build(monkeypatch, tmp_path):
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
 
     def call(name, *options):
+        if name == "adm_64":
+            options = (*options, "--data.root", str(make_imagenet(tmp_path / "imagenet")))
         overrides = ("--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path))
         fit.run(["fit", "--config", str(config(name)), *options, *overrides])
         return built[-1]
 
     return call
+
+
+def make_imagenet(root):
+    """Return a folder with an image in each of a thousand classes."""
+    if not root.exists():
+        content = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(content, "png")
+        for label in range(1000):
+            (root / f"n{label:08}").mkdir(parents=True)
+            (root / f"n{label:08}" / "image.png").write_bytes(content.getvalue())
+    return root
 
 
 def config(name):
@@ -81,7 +95,7 @@ def count_parameters(module):
 def test_all_documented_configs_exist():
     documented = {"digits", "mnist", "fashion_mnist", "cifar10", "cifar10_fast", "image_folder"}
     documented |= {f"{name}_conditional" for name in ("digits", "mnist", "fashion_mnist", "cifar10")}
-    documented |= {*FEATURES, *GUIDES, *(name for name, _ in LARGE)}
+    documented |= {*FEATURES, *GUIDES, *(name for name, _ in LARGE), "adm_64"}
     assert documented == set(NAMES)
 
 
@@ -111,7 +125,8 @@ def test_a_config_builds_its_model_and_data_without_the_data(name, build, monkey
     assert (network.channels, network.size) == (cli.datamodule.channels, cli.datamodule.size)
     others = dict.fromkeys(FEATURES, ImageClassifier) | dict.fromkeys(GUIDES, NoisyClassifier)
     assert isinstance(cli.model, others.get(name, DDPM))
-    assert getattr(network, "classes", 0) == (10 if name in others or name.endswith("_conditional") else 0)
+    classes = {"adm_64": 1000}.get(name, 10 if name in others or name.endswith("_conditional") else 0)
+    assert getattr(network, "classes", 0) == classes
     optimizer = cli.model.configure_optimizers()["optimizer"]
     assert optimizer.param_groups[0]["lr"] > 0
     if isinstance(cli.model, DDPM):
@@ -208,14 +223,28 @@ def test_the_fast_recipe_has_the_network_of_ho_et_al_and_the_ema_half_life_of_it
     assert half_life == pytest.approx(500_000, rel=0.02)
 
 
+def test_adm_64_follows_dhariwal_and_nichol(build):
+    cli = build("adm_64")
+    model, data = cli.model, cli.datamodule
+    assert count_parameters(model.network) == 295_904_454 + 768  # theirs, and a vector for no class
+    assert read_yaml(config("adm_64"))["data"]["global_batch_size"] == 2048
+    assert (cli.trainer.max_steps, data.flip) == (540_000, True)
+    assert isinstance(model.objective, diffusion.Hybrid)
+    assert isinstance(model.sampler.variance, diffusion.LearnedRange)
+    assert model.sampler.nfe(1000) == 250
+    optimizer = model.configure_optimizers()["optimizer"]
+    assert (optimizer.param_groups[0]["lr"], optimizer.defaults["weight_decay"]) == (3e-4, 0)
+    assert next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.EMA)).decay == 0.9999
+
+
 def read_float32_options(name):
     """Return the options that the header gives for float32 on a CPU."""
     (line,) = [line for line in read_header(name) if line.strip("# ").startswith("in float32, on a CPU")]
     return shlex.split(line[line.index("--") :])
 
 
-def test_seven_configs_are_for_gpus():
-    assert len(GPU) == 7, GPU
+def test_eight_configs_are_for_gpus():
+    assert len(GPU) == 8, GPU
 
 
 @pytest.mark.parametrize("name", GPU)

@@ -1,18 +1,18 @@
-"""``export`` and ``import``: convert checkpoints to and from pipeline folders of Hugging Face's diffusers."""
+"""``export`` and ``import``: convert checkpoints to and from formats of other programs, such as diffusers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import save
 
+from lightning_ddpm.commands import import_sources
+from lightning_ddpm.commands.import_sources import WEIGHTS
 from lightning_ddpm.commands.parsing import parse
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.interop.diffusers import scheduler, unet
-from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX, Config
+from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX
 from lightning_ddpm.models.checkpoint import (
     MAX_LENGTH,
     build_hyper_parameters,
@@ -24,17 +24,13 @@ from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.console import report
-from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_output_file, check_writable, write_atomically, write_json
 from lightning_ddpm.utils.paths import resolve_path
-from lightning_ddpm.utils.text_files import read_json
-from lightning_ddpm.utils.torch_files import read_torch_file
 from lightning_ddpm.utils.yaml_text import build_parser, dump_yaml
 
 UNFINISHED = ".unfinished-export"
 """File in a folder that export has begun to write, and may therefore write again."""
-WEIGHTS = "diffusion_pytorch_model"
-"""File name of a model's weights in diffusers, without .safetensors or .bin."""
 
 
 def run_export(arguments: Sequence[str]) -> None:
@@ -99,33 +95,24 @@ def run_import(arguments: Sequence[str]) -> None:
     description = "Convert another library's model to a checkpoint."
     parser = build_parser("import", description)
     add = parser.add_argument
-    add(
-        "--folder",
-        type=resolve_path,
-        required=True,
-        help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers",
-    )
-    add(
-        "--out",
-        type=resolve_path,
-        required=True,
-        metavar="FILE.ckpt",
-        help="checkpoint to write, and FILE.yaml beside it",
-    )
+    add("--folder", type=resolve_path, help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers")
+    add("--weights", type=resolve_path, metavar="FILE.pt", help="guided-diffusion's weights; give --config, too")
+    add("--config", type=str, help="config of the model that --weights are of, such as adm_64")
+    add("--legacy_attention", action="store_true", help="--weights are without --use_new_attention_order True")
+    add("--out", type=resolve_path, required=True, metavar="FILE.ckpt", help="to write, and FILE.yaml beside it")
     options = parse(parser, arguments, "import")
     config_file = options.out.with_suffix(".yaml")
     check_output_file(options.out, "--out", [".ckpt"])
     if options.out.exists():
         raise UserError(f"{options.out} exists already; choose another name or delete it")
-    config = _read_config(options.folder)
-    text = dump_yaml({"model": config})
+    source = _choose_source(options)
+    text = dump_yaml({"model": source.config})
     if config_file.exists() and config_file.read_bytes() != text.encode():  # else of an import that was interrupted
         raise UserError(f"{config_file} exists already; choose another name or delete it")
-    parameters = build_hyper_parameters(config)
-    weights = _read_weights(_part(options.folder, "unet"))
-    model = build_module(parameters, DDPM, options.folder, weights)
+    parameters, weights = build_hyper_parameters(source.config), source.read_weights()
+    model = build_module(parameters, DDPM, source.path, weights)
     assert isinstance(model.network, UNet)
-    unet.load_weights(model.network, weights)
+    source.load_weights(model.network, weights)
 
     state = model.state_dict()
     checkpoint = {
@@ -147,49 +134,17 @@ def run_import(arguments: Sequence[str]) -> None:
     report(f"wrote {config_file}; `fit --config CONFIG --config {config_file} --ckpt_path {options.out}` fine-tunes it")
 
 
-def _part(folder: Path, name: str) -> Path:
-    """Return a pipeline's folder of its ``unet`` or ``scheduler``: that of this name, or else the pipeline's own."""
-    return folder / name if (folder / name).is_dir() else folder
+def _choose_source(options: Any) -> import_sources.Source:
+    """Return what is imported.
 
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Return class_path and init_args of the model in a diffusers folder."""
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
-    index = folder / "model_index.json"
-    Config(_read_json(index), str(index)).check_class(["DDPMPipeline", "DDIMPipeline"])
-    arguments = unet.parse_unet_config(_read_json(_part(folder, "unet") / "config.json"))
-    chain = _read_json(_part(folder, "scheduler") / "scheduler_config.json")
-    network = {"class_path": "lightning_ddpm.networks.UNet", "init_args": arguments}
-    parts = scheduler.parse_scheduler_config(chain, outputs=arguments["outputs"])
-    return {"class_path": "lightning_ddpm.models.ddpm.DDPM", "init_args": {"network": network, **parts}}
-
-
-def _read_weights(folder: Path) -> Mapping[str, Tensor]:
-    """Read weights under diffusers' names, from safetensors if there are any, else from a pickle of tensors only."""
-    safe, pickled = folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
-    path = safe if safe.is_file() else pickled
-    if not path.is_file():
-        raise UserError(f"there is neither {safe.name} nor {pickled.name} in {folder}")
-    try:
-        weights = load_file(path) if path == safe else read_torch_file(path, "a file of weights")
-    except UserError:
-        raise
-    except Exception as error:  # the library raises several kinds
-        raise UserError(f"{path} is damaged, or holds more than weights: {first_line(error)}") from error
-    if not isinstance(weights, dict) or not all(isinstance(each, Tensor) for each in weights.values()):
-        raise UserError(f"{path} is not a file of weights")
-    for name, weight in weights.items():
-        if not weight.is_floating_point() or not weight.float().isfinite().all():
-            kind = "NaN or infinity" if weight.is_floating_point() else str(weight.dtype).removeprefix("torch.")
-            raise UserError(f"{path} holds {kind} in {name}, and weights must be finite floating-point numbers")
-    return weights
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"there is no {path}; a diffusers pipeline has one")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a configuration of diffusers")
-    return content
+    Raises:
+        UserError: options of both sources are given, or of neither.
+    """
+    diffusers, guided = options.folder is not None, options.weights is not None
+    if diffusers == guided or guided != (options.config is not None) or (diffusers and options.legacy_attention):
+        raise UserError(
+            "give either --folder, of a pipeline of diffusers, or --weights, a file of guided-diffusion, with --config"
+        )
+    if diffusers:
+        return import_sources.read_diffusers(options.folder)
+    return import_sources.read_guided_diffusion(options.weights, options.config, options.legacy_attention)

@@ -23,7 +23,7 @@ USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightni
   test        compute the test metrics:       test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   predict     sample images by the Trainer:   predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   export      write a diffusers pipeline:     export --ckpt RUN/best.ckpt --format diffusers --out DIR
-  import      read a diffusers pipeline:      import --folder DIR --out FILE.ckpt
+  import      read another program's model:   import --folder DIR --out FILE.ckpt
 
 COMMAND --help lists the options of a command. Every value of a config is an option as well, for example
 --trainer.max_steps 1000."""

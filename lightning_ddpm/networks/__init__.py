@@ -1,4 +1,4 @@
-"""Networks in torch and einops: Ho et al.'s U-Net, its encoder as a classifier, and a small classifier.
+"""Networks in torch and einops: Ho et al.'s U-Net with variants, its encoder as a classifier, a small classifier.
 
 Each line exports one name that a config or another folder uses, and shows the file that documents it.
 """
@@ -6,3 +6,4 @@ Each line exports one name that a config or another folder uses, and shows the f
 from lightning_ddpm.networks.cnn import SmallCNN as SmallCNN
 from lightning_ddpm.networks.encoder import UNetEncoder as UNetEncoder
 from lightning_ddpm.networks.unet import UNet as UNet
+from lightning_ddpm.networks.unet_layers import UNetLayers as UNetLayers

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_ddpm.networks.blocks import AttentionPool, make_group_norm
+from lightning_ddpm.networks.blocks import AttentionPool
+from lightning_ddpm.networks.layers import make_group_norm
 from lightning_ddpm.networks.unet import build_encoder, run_encoder
 from lightning_ddpm.utils.errors import UserError
 

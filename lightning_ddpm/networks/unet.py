@@ -1,4 +1,8 @@
-"""Ho et al.'s U-Net (arXiv:2006.11239, appendix B): 35,746,307 parameters for CIFAR-10, 113,673,219 at 256x256."""
+"""Ho et al.'s U-Net (arXiv:2006.11239, appendix B): 35,746,307 parameters for CIFAR-10, 113,673,219 at 256x256.
+
+With :class:`UNetLayers` it is also ADM (Dhariwal & Nichol 2021, arXiv:2105.05233) and DDPM++ (Song et al. 2021,
+arXiv:2011.13456): configs/adm_64.yaml and docs/how-to/networks.md.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_ddpm.networks import blocks as layers  # ``blocks`` is a number of blocks below
-from lightning_ddpm.networks.blocks import UNetBlock
+from lightning_ddpm.networks.blocks import DownsampleConv, ResampleBlock, UNetBlock, UpsampleConv
+from lightning_ddpm.networks.layers import LabelEmbedding, SinusoidalEmbedding
+from lightning_ddpm.networks.unet_layers import UNetLayers
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -19,7 +24,8 @@ class EncoderParts(NamedTuple):
         embed: maps timesteps (b,) to (b, embedding).
         first, down, middle1, middle2: the layers, in order.
         skips: channels of every output of the encoder; the last is also that of the middle.
-        make_block: builds a block with the same settings: (inputs, outputs, level) -> block.
+        make_block: builds a block with the same settings: (inputs, outputs, level, may attend) -> block.
+        make_upsampling: builds what doubles height and width: (channels, level before) -> layer.
         shape: channels and size of the images.
     """
 
@@ -29,7 +35,8 @@ class EncoderParts(NamedTuple):
     middle1: UNetBlock
     middle2: UNetBlock
     skips: list[int]
-    make_block: Callable[[int, int, int], UNetBlock]
+    make_block: Callable[[int, int, int, bool], UNetBlock]
+    make_upsampling: Callable[[int, int], nn.Module]
     shape: tuple[int, int]
 
 
@@ -43,6 +50,7 @@ def build_encoder(
     dropout: float,
     groups: int,
     recompute: Sequence[int] = (),
+    layers: UNetLayers | None = None,
 ) -> EncoderParts:
     """Build the encoder and the middle; see :class:`UNet` for arguments and errors."""
     if channels is None or size is None:
@@ -66,14 +74,19 @@ def build_encoder(
         if missing := set(chosen) - set(sizes):
             raise UserError(f"{name} is set for the sizes {sorted(missing)}, but the levels have the sizes {sizes}")
 
-    embedding = 4 * width
-    linear1, linear2 = layers.make_linear(width, embedding), layers.make_linear(embedding, embedding)
-    embed = nn.Sequential(layers.SinusoidalEmbedding(width), linear1, nn.SiLU(), linear2)
-    first = layers.make_conv(channels, width)
+    embedding, layers = 4 * width, layers or UNetLayers()
+    linear1, linear2 = layers.linear(width, embedding), layers.linear(embedding, embedding)
+    embed = nn.Sequential(SinusoidalEmbedding(width, layers.cosines_first), linear1, nn.SiLU(), linear2)
+    first = layers.conv(channels, width)
 
-    def make_block(inputs: int, outputs: int, level: int) -> UNetBlock:
-        at = sizes[level]
-        return UNetBlock(inputs, outputs, embedding, groups, dropout, at in attention, at in recompute)
+    def make_block(inputs: int, outputs: int, level: int, may_attend: bool = True) -> UNetBlock:
+        attends, at = may_attend and sizes[level] in attention, sizes[level] in recompute
+        return UNetBlock(inputs, outputs, embedding, groups, dropout, attends, at, layers)
+
+    def make_resampling(channels: int, enlarge: bool, size: int) -> nn.Module:
+        if layers.residual_resampling:
+            return ResampleBlock(channels, embedding, groups, dropout, enlarge, size in recompute, layers)
+        return UpsampleConv(channels, layers) if enlarge else DownsampleConv(channels, layers)
 
     skips, current = [width], width
     down = nn.ModuleList()
@@ -83,25 +96,31 @@ def build_encoder(
             current = width * multiplier
             skips.append(current)
         if level < halvings:
-            down.append(layers.DownsampleConv(current))
+            down.append(make_resampling(current, False, sizes[level]))
             skips.append(current)
 
     last = sizes[-1] in recompute
-    middle1 = UNetBlock(current, current, embedding, groups, dropout, attention=True, recompute=last)
-    middle2 = UNetBlock(current, current, embedding, groups, dropout, attention=False, recompute=last)
-    return EncoderParts(embed, first, down, middle1, middle2, skips, make_block, (channels, size))
+    middle1 = UNetBlock(current, current, embedding, groups, dropout, True, last, layers)
+    middle2 = UNetBlock(current, current, embedding, groups, dropout, False, last, layers)
+
+    def make_upsampling(channels: int, level: int) -> nn.Module:
+        return make_resampling(channels, True, sizes[level - 1])
+
+    shape = channels, size
+    return EncoderParts(embed, first, down, middle1, middle2, skips, make_block, make_upsampling, shape)
 
 
 def run_encoder(first: nn.Module, down: nn.ModuleList, x_t: Tensor, embedding: Tensor) -> list[Tensor]:
     """Return the output of every layer of the encoder, (b, c, h, w) each."""
     outputs = [first(x_t)]
     for layer in down:
-        outputs.append(layer(outputs[-1], embedding) if isinstance(layer, UNetBlock) else layer(outputs[-1]))
+        takes_embedding = isinstance(layer, UNetBlock | ResampleBlock)
+        outputs.append(layer(outputs[-1], embedding) if takes_embedding else layer(outputs[-1]))
     return outputs
 
 
 class UNet(nn.Module):
-    """Ho et al.'s U-Net, which predicts eps, x_0 or v of a noisy image x_t, optionally conditioned on a class.
+    """A U-Net, which predicts eps, x_0 or v of a noisy image x_t, optionally conditioned on a class: Ho et al.'s.
 
     Every level after the first halves height and width. A level has ``blocks`` residual blocks in the encoder and one
     more in the decoder. Each block of the decoder also gets the output of the encoder's corresponding layer.
@@ -120,6 +139,7 @@ class UNet(nn.Module):
         classes: number of classes to condition on, 0 for none. On the command line ``null`` takes the data's.
         recompute: resolutions whose blocks compute their activations again in the backward pass in place of keeping
             them: less memory, a third more time there, the same gradients.
+        layers: how blocks, attention and resampling are built; ``null`` for Ho et al.'s.
 
     Raises:
         UserError: the combination of arguments cannot be built; the message states the fix.
@@ -138,29 +158,32 @@ class UNet(nn.Module):
         outputs: int = 1,
         classes: int | None = 0,
         recompute: Sequence[int] = (),
+        layers: UNetLayers | None = None,
     ) -> None:
         super().__init__()
         if outputs < 1:
             raise UserError(f"outputs must be at least 1, got {outputs}; 2 with a learned variance")
         if classes is None or classes < 0:
             raise UserError(f"UNet needs the number of classes, got {classes}; use labelled images, or give classes=0")
-        parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups, recompute)
+        self.layers = layers = layers or UNetLayers()
+        parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups, recompute, layers)
         (self.channels, self.size), self.classes = parts.shape, classes
         self.embed, self.first, self.down, self.middle1, self.middle2 = parts[:5]
         current, skips = parts.skips[-1], list(parts.skips)
 
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
-            for _ in range(blocks + 1):
-                self.up.append(parts.make_block(current + skips.pop(), width * multiplier, level))
+            for block in range(blocks + 1):
+                may_attend = block == blocks or not layers.sparse_attention
+                self.up.append(parts.make_block(current + skips.pop(), width * multiplier, level, may_attend))
                 current = width * multiplier
             if level > 0:
-                self.up.append(layers.UpsampleConv(current))
+                self.up.append(parts.make_upsampling(current, level))
 
-        self.norm = layers.make_group_norm(current, groups)
-        self.last = layers.make_conv(current, outputs * self.channels, scale=1e-10)
+        self.norm = layers.norm(current, groups)
+        self.last = layers.conv(current, outputs * self.channels, is_last=True)
         if classes:  # initialised last, so that the others start as they do without classes
-            self.embed_label = layers.LabelEmbedding(classes, 4 * width)
+            self.embed_label = LabelEmbedding(classes, 4 * width)
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Predict eps, x_0 or v, whichever the network is trained for.
@@ -180,5 +203,8 @@ class UNet(nn.Module):
         skips = run_encoder(self.first, self.down, x_t, embedding)
         h = self.middle2(self.middle1(skips[-1], embedding), embedding)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, UNetBlock) else layer(h)
+            if isinstance(layer, UNetBlock):
+                h = layer(torch.cat([h, skips.pop()], dim=1), embedding)
+            else:
+                h = layer(h, embedding) if isinstance(layer, ResampleBlock) else layer(h)
         return self.last(functional.silu(self.norm(h)))  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_ddpm.networks import UNet
-from lightning_ddpm.networks.blocks import GroupNorm
+from lightning_ddpm.networks.layers import GroupNorm
 
 LARGE = 16 * 32 * 16 * 16
 """Elements of an activation at the second level of the network below; every weight has fewer."""

@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_ddpm.networks import UNet
+from lightning_ddpm.networks import UNet, UNetLayers
 from lightning_ddpm.utils.errors import UserError
 
+RESAMPLING = UNetLayers(scale_shift=True, heads=4, residual_resampling=True)
 
-def build(recompute: tuple[int, ...]) -> UNet:
+
+def build(recompute: tuple[int, ...], layers: UNetLayers | None = None) -> UNet:
     torch.manual_seed(0)
-    network = UNet(1, 16, width=32, multipliers=(1, 2), attention=(8,), dropout=0.3, recompute=recompute)
+    shape = (1, 16, 32, (1, 2), (8,))
+    network = UNet(*shape, dropout=0.3, recompute=recompute, layers=layers)
     with torch.no_grad():
         for each in network.parameters():  # as initialised, half of the blocks are scaled by 1e-5
             each.add_(0.02 * torch.randn_like(each))
@@ -35,9 +38,12 @@ def step(network: UNet) -> tuple[Tensor, list[Tensor | None], int]:
     return output.detach(), [each.grad for each in network.parameters()], sum(kept.values())
 
 
+@pytest.mark.parametrize("layers", [None, RESAMPLING], ids=["ho", "residual_resampling"])
 @pytest.mark.parametrize("resolutions", [(16,), (8,), (16, 8)])
-def test_gradients_are_bit_equal_with_dropout_and_less_is_kept(resolutions: tuple[int, ...]) -> None:
-    plain, saving = step(build(())), step(build(resolutions))
+def test_gradients_are_bit_equal_with_dropout_and_less_is_kept(
+    resolutions: tuple[int, ...], layers: UNetLayers | None
+) -> None:
+    plain, saving = step(build((), layers)), step(build(resolutions, layers))
     assert torch.equal(plain[0], saving[0])
     assert all(torch.equal(one, other) for one, other in zip(plain[1], saving[1], strict=True))
     assert saving[2] < (0.5 if len(resolutions) == 2 else 0.9) * plain[2]

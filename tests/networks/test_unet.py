@@ -16,9 +16,9 @@ from lightning_ddpm.networks.blocks import (
     AttentionBlock,
     DownsampleConv,
     ResidualBlock,
-    SinusoidalEmbedding,
     UpsampleConv,
 )
+from lightning_ddpm.networks.layers import SinusoidalEmbedding
 from lightning_ddpm.utils.errors import UserError
 
 HO_256 = {"channels": 3, "size": 256, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,), "dropout": 0.0}
