@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,25 @@ def test_configs_and_checkpoints_are_in_the_wheel(installed: Path, tmp_path: Pat
     for inside, beside in (("configs", "configs"), ("pretrained", "checkpoints/pretrained")):
         files = {path.name: path.read_bytes() for path in (shipped / inside).iterdir()}
         assert files == {path.name: path.read_bytes() for path in (REPOSITORY / beside).iterdir()}
+
+
+@pytest.fixture(scope="module")
+def python(installed: Path) -> Path:
+    """The Python of a fresh environment with that wheel, and the libraries of this one."""
+    environment = installed.parent / "venv"
+    venv.create(environment, symlinks=True, with_pip=False)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "wheel_and_libraries.pth").write_text(f"{installed}\n{sysconfig.get_path('purelib')}\n")
+    return environment / "bin" / "python"
+
+
+def test_new_projects_pass_their_tests_where_they_are_installed(installed: Path, python: Path, tmp_path: Path) -> None:
+    for data, more in (("digits", ["--conditional"]), ("folder", []), ("array", ["--conditional", "--logger", "csv"])):
+        name = f"my_{data}"
+        call(tmp_path, installed, "new", name, "--data", data, *more)
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, "install", "-q")
+        ran = run(*pip, "--no-deps", "--no-build-isolation", tmp_path / name)
+        assert ran.returncode == 0, ran.stderr
+    ran = run(python, "-m", "pytest", "-q", tmp_path, LIGHTNING_DDPM_TRUST="")
+    assert ran.returncode == 0, ran.stdout
+    assert "9 passed" in ran.stdout

@@ -13,6 +13,7 @@ from lightning_ddpm.utils.threads import limit_spinning, limit_threads
 
 USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightning_ddpm COMMAND [options])
 
+  new         begin your own project:         new my_project
   fit         train a model:                  fit --config configs/digits.yaml
   sample      sample images of a checkpoint:  sample --ckpt checkpoints/pretrained/digits.ckpt --n 64 --out DIR
   restore     inpaint, upsample, denoise:     restore --task denoise --sigma 0.2 --ckpt RUN/best.ckpt ...
@@ -30,6 +31,7 @@ COMMAND --help lists the options of a command. Every value of a config is an opt
 
 TRAINER = dict.fromkeys(("fit", "validate", "test", "predict"), "fit.run")
 COMMANDS = TRAINER | {
+    "new": "new.run",
     "sample": "sample.run",
     "restore": "restore.run",
     "evaluate": "evaluate.run",

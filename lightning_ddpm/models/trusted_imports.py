@@ -3,9 +3,12 @@
 import functools
 import os
 import pkgutil
+import re
+import site
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +23,8 @@ from lightning_ddpm.utils.yaml_text import load_yaml
 
 TRUSTED_MODULES = ("lightning_ddpm", "torch.nn", "torch.optim")
 """Modules that a file may import from; the user adds others by ``$LIGHTNING_DDPM_TRUST``, separated by commas."""
-
+ENTRY_POINTS = "lightning_ddpm.trust"
+"""The group of entry points by which an installed distribution adds the package of its own name, and no other."""
 
 NEVER_SUGGESTED = {*sys.stdlib_module_names, "torch", "pytorch_lightning", "lightning_fabric", "numpy", "yaml"}
 """Modules that hold functions which run commands or read any file: no message suggests to trust them."""
@@ -51,7 +55,24 @@ def _list_allowed() -> tuple[str, ...]:
             raise UserError(
                 f"LIGHTNING_DDPM_TRUST lists modules, separated by commas, such as my_networks,my_data, got {name!r}"
             )
-    return (*TRUSTED_MODULES, *trusted)
+    return (*TRUSTED_MODULES, *_list_installed(), *trusted)
+
+
+def _list_installed() -> list[str]:
+    """Return the packages whose distributions are installed with an entry point of :data:`ENTRY_POINTS`.
+
+    Whoever installs a distribution runs its code, so that this trusts nobody new. A file can name what is in these
+    packages, not what they import. A distribution can add only the package that it is named after, so that none opens
+    the door to another one, and only one in Python's own folders of packages counts, not one in the working folder or
+    on ``PYTHONPATH``: it may have been downloaded together with the file.
+    """
+    folders = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    found = []
+    for each in distributions(path=folders):
+        for entry in each.entry_points.select(group=ENTRY_POINTS):
+            owner = re.sub(r"[-.]+", "_", each.name).lower()
+            found += [owner] if entry.value == owner and owner not in NEVER_SUGGESTED else []
+    return found
 
 
 @contextmanager
@@ -102,7 +123,8 @@ def _explain_failure(config: object, allowed: tuple[str, ...]) -> str | None:
     if not refused:
         return None
     never = next((name for name in refused if name.split(".")[0] in NEVER_SUGGESTED), None)
-    modules = ",".join(dict.fromkeys([*allowed[len(TRUSTED_MODULES) :], *(each.split(".")[0] for each in refused)]))
+    users = [name for name in allowed if name not in (*TRUSTED_MODULES, *_list_installed())]
+    modules = ",".join(dict.fromkeys([*users, *(each.split(".")[0] for each in refused)]))
     fix = "do not use this file" if never else f"if you trust that code, set LIGHTNING_DDPM_TRUST={modules}"
     named, ours = never or refused[0], ", ".join(TRUSTED_MODULES)
     return f"is refused: it names {named}, which is not part of {ours}, and building it would run its code; {fix}"

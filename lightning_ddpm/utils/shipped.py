@@ -59,3 +59,5 @@ class Shipped(NamedTuple):
 
 CONFIGS = Shipped("configs", "configs", ".yaml")
 CHECKPOINTS = Shipped("pretrained", "checkpoints/pretrained", ".ckpt")
+TEMPLATE = Shipped("template", "template", "")
+"""The files of a new project, which :mod:`lightning_ddpm.commands.new` copies."""

@@ -10,13 +10,13 @@ from helpers.command_outputs import get_error_sentence
 
 import lightning_ddpm
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.shipped import CHECKPOINTS, CONFIGS
+from lightning_ddpm.utils.shipped import CHECKPOINTS, CONFIGS, TEMPLATE
 
 
 def test_every_shipped_folder_exists_and_a_wheel_finds_it_where_the_package_looks():
     content = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     included = content["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    shipped = (CONFIGS, CHECKPOINTS)
+    shipped = (CONFIGS, CHECKPOINTS, TEMPLATE)
     assert included == {each.beside: f"lightning_ddpm/{each.inside}" for each in shipped}
     assert all(each.get_folder() == REPOSITORY / each.beside for each in shipped)
 

@@ -1,0 +1,37 @@
+"""The data: images.npy (n, c, h, w) uint8 in the folder data.root, and labels.npy (n,) if there are classes."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_ddpm.data import ImageDataset, ImageSource, MemoryDataset
+from lightning_ddpm.data.datasets import FileDataset
+from lightning_ddpm.data.sources import Split
+from lightning_ddpm.utils.errors import UserError
+
+
+class Data(ImageSource):
+    """Images in one array, of which every tenth is held out; the config gives their channels and their size."""
+
+    def __init__(self, channels: int = 1, size: int = 32) -> None:
+        self.channels, self.size = channels, size
+
+    def prepare(self, root: Path) -> None:
+        if not (root / "images.npy").is_file():
+            raise UserError(f"there is no images.npy in {root}; set --data.root to its folder")
+
+    def open(self, root: Path, split: Split) -> ImageDataset:
+        images, labels = torch.from_numpy(np.load(root / "images.npy")), self.read_labels(root)
+        chosen = (torch.arange(len(images)) % 10 == 9) == (split == "test")
+        return MemoryDataset(images[chosen], (torch.full((len(images),), -1) if labels is None else labels)[chosen])
+
+    def read_labels(self, root: Path) -> torch.Tensor | None:
+        path = root / "labels.npy"
+        return torch.from_numpy(np.load(path)).long() if path.is_file() else None
+
+    def image_files(self, root: Path) -> list[FileDataset]:
+        return []  # the images are in an array
+
+    def class_names(self, root: Path) -> list[str]:
+        labels = self.read_labels(root)
+        return [] if labels is None else [str(label) for label in range(int(labels.max()) + 1)]

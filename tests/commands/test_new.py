@@ -1,0 +1,91 @@
+"""``new`` writes a project for every answer; its tests, in tests/test_wheel.py, run where it is installed."""
+
+import itertools
+import re
+import tomllib
+
+import pytest
+import yaml
+from helpers.command_line import REPOSITORY
+from helpers.command_outputs import get_error_sentence, read_files
+
+from lightning_ddpm.commands.new import CONDITIONS, DATA, LOGGERS, write_project
+from lightning_ddpm.utils.shipped import TEMPLATE
+
+ALWAYS = {"pyproject.toml", "README.md", ".gitignore", ".github/workflows/test.yml", "run.sbatch", "configs/train.yaml"}
+MODULES = {"__init__.py", "network.py", "loss.py", "data.py"}
+
+
+@pytest.mark.parametrize("answers", [*itertools.product(DATA, LOGGERS, CONDITIONS)], ids="-".join)
+def test_every_combination_of_answers_is_a_complete_project(answers, tmp_path):
+    data, logger, condition = answers
+    written = write_project(tmp_path / "tiles", "tiles", answers)
+    assert set(written) == ALWAYS | {f"tiles/{name}" for name in MODULES} | {"tests/test_tiles.py"}
+    files = {name.as_posix(): content.decode() for name, content in read_files(tmp_path / "tiles").items()}
+    assert set(files) == set(written)
+    for name, text in files.items():
+        assert not re.search(r"my.project|#: |LIGHTNING_DDPM_VERSION|cifar10", text), name
+        if name.endswith(".py"):
+            compile(text, name, "exec")
+    lines = [line.strip() for line in files["configs/train.yaml"].splitlines()]
+    assert [line for line in lines if line.startswith(("logger:", "monitor:", "max_steps:"))].count("logger:") <= 1
+    config = yaml.safe_load(files["configs/train.yaml"])
+    model, trainer = config["model"]["init_args"], config["trainer"]
+    assert model["network"]["init_args"]["classes"] == (None if condition == "conditional" else 0)
+    assert ("label_dropout" in model) == (condition == "conditional")
+    assert ("logger" in trainer) == (logger != "tensorboard")
+    assert logger in str(trainer.get("logger", "tensorboard")).lower()
+    assert trainer["callbacks"][-1]["init_args"]["monitor"] == ("val/fd_digits" if data == "digits" else "val/loss")
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    assert project["entry-points"] == {"lightning_ddpm.trust": {"tiles": "tiles"}}
+    assert any(each.startswith(logger) for each in project["dependencies"]) == (logger in ("wandb", "mlflow"))
+
+
+def test_no_key_of_a_config_stands_there_twice(tmp_path):
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value]
+            assert len(keys) == len(set(keys)), keys
+            return super().construct_mapping(node, deep)
+
+    Strict.add_constructor("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, True))
+    for data, logger, condition in itertools.product(DATA, LOGGERS, CONDITIONS):
+        folder = tmp_path / f"{data}_{logger}_{condition}"
+        write_project(folder, "tiles", (data, logger, condition))
+        yaml.load((folder / "configs" / "train.yaml").read_text(), Strict)
+
+
+def test_the_job_script_is_that_of_the_repository():
+    assert (TEMPLATE.get_folder() / "run.sbatch").read_bytes() == (REPOSITORY / "scripts" / "train.sbatch").read_bytes()
+
+
+def test_the_command_writes_the_project_and_names_the_next_commands(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = command("new", "my-tiles", "--data", "folder", "--conditional")
+    assert status == 0, err
+    assert (tmp_path / "my-tiles" / "my_tiles" / "network.py").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["my-tiles"]
+    assert 'name = "my-tiles"' in (tmp_path / "my-tiles" / "pyproject.toml").read_text()
+    assert "cd my-tiles && pip install -e '.[test]' && pytest" in out
+    assert "fit --config configs/train.yaml --data.root DIR" in out
+    status, _, err = command("new", "my-tiles")
+    assert "my-tiles exists already" in get_error_sentence(status, err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "new needs --folder"),
+        (("class",), "a project is a Python package"),
+        (("Zoë",), "a project is a Python package"),
+        (("json",), "json is the name of a package that Python has already"),
+        (("torch",), "torch is the name of a package that Python has already"),
+        (("mine", "--data", "paired"), "--data expects digits or folder or array, got"),
+        (("mine", "--dat", "array"), "there is no option --dat"),
+    ],
+)
+def test_bad_answers_are_refused_in_a_sentence(arguments, expected, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = command("new", *arguments)
+    assert expected in get_error_sentence(status, err)
+    assert list(tmp_path.iterdir()) == []
