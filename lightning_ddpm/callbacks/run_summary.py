@@ -31,7 +31,7 @@ class RunSummary(Callback):
             f"run: {Path(trainer.default_root_dir).absolute()} "
             f"(checkpoints, config.yaml, images; tensorboard --logdir {trainer.default_root_dir})\n"
             f"device: {trainer.world_size} x {name}, precision {trainer.precision}\n"
-            f"images: {len(data.train)} of {data.channels}x{data.size}x{data.size}, {len(data.held_out)} held out\n"
+            f"images: {len(data.train)} of {'x'.join(map(str, data.image_shape))}, {len(data.held_out)} held out\n"
             f"model: {parameters:,} parameters\n"
             f"training: {steps:g} steps of {data.step_size} images, {per_epoch} steps per epoch{data.describe_step()}"
         )

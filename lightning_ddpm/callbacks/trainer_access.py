@@ -19,6 +19,7 @@ from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import shorten_size
 from lightning_ddpm.utils.signals import get_signal
 
 Item = TypeVar("Item")
@@ -155,7 +156,8 @@ def prepare_evaluation(
 ) -> None:
     """Load the extractor's weights, on the first rank first, and refuse before any work what cannot be evaluated."""
     model = require_ddpm(module)
-    extractor.check_images(*model.image_shape[:2])
+    channels, *sides = model.image_shape
+    extractor.check_images(channels, shorten_size(sides))
     check_request(model, request)
     if trainer.is_global_zero:
         extractor.load()

@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     if not parts:
         data.prepare_data()
         n, held_out = (len(data.source.open(data.root, split)) for split in SPLITS)
-        shape = f"{data.channels}x{data.size}x{data.size}"
+        shape = "x".join(map(str, data.image_shape))
         report(f"{n} training images of {shape} and {held_out} held out, stored as arrays")
         return 0
     unusable, good = 0, Counter[tuple[str, str, tuple[int, int]]]()

@@ -30,6 +30,7 @@ from lightning_ddpm.utils.devices import name_device
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_output_file
+from lightning_ddpm.utils.image_size import shorten_size
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser
 
@@ -197,7 +198,7 @@ def _load_extractors(parser: ArgumentParser, options: Namespace, shape: tuple[in
         if not isinstance(extractor, Inception):
             raise UserError(f"--weights_path is an option of Inception, got {type(extractor).__name__}; leave it out")
         extractor.weights_path = options.weights_path
-    extractor.check_images(*shape[:2])
+    extractor.check_images(shape[0], shorten_size(shape[1:]))
     extractor.load()
     return [extractor.with_resize(resize) for resize in built.protocols] if built.protocols else [extractor]
 

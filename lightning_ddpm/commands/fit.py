@@ -18,6 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from lightning_ddpm import callbacks as ours
 from lightning_ddpm.callbacks.resume import compare_configs
 from lightning_ddpm.commands import run_folder
+from lightning_ddpm.commands.data_shape import fill_shape
 from lightning_ddpm.commands.list_options import set_list_options, split_list_options
 from lightning_ddpm.commands.loggers import (
     Stage,
@@ -46,7 +47,7 @@ from lightning_ddpm.utils.lightning_internals import count_validation_interval_i
 from lightning_ddpm.utils.paths import resolve_lightning_paths
 from lightning_ddpm.utils.run_files import CONFIG, remove_run_files
 from lightning_ddpm.utils.signals import end_with_ranks
-from lightning_ddpm.utils.yaml_text import MODE, build_parser, load_yaml
+from lightning_ddpm.utils.yaml_text import MODE, load_yaml
 
 PRECISIONS = ("32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16, None)
 """The precisions of Lightning that keep the weights in float32."""
@@ -226,36 +227,6 @@ class DDPMCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         self.model.save_hyperparameters(build_hyper_parameters(self.config_dump["model"]), logger=False)
-
-
-def fill_shape(model: Namespace, data: Namespace) -> list[str] | None:
-    """Set the network's channels, size and number of classes to those of the data.
-
-    Returns:
-        the names of the classes, if the model takes them from the data.
-
-    Raises:
-        UserError: the network is configured for other data.
-    """
-    arguments = model.network.init_args
-    parser = build_parser()
-    parser.add_class_arguments(ImageDataModule, "data", fail_untyped=False)
-    module = instantiate(parser, Namespace(data=data.clone())).data  # type: ignore[no-untyped-call]
-    shape, class_names = {"channels": module.channels, "size": module.size}, None
-    if arguments.get("classes", 0) != 0:  # conditioned on the class: null takes the number of classes from the data
-        names = module.class_names()
-        shape["classes"] = len(names)
-        if names and "class_names" in model and model.class_names is None:
-            class_names = names
-    for name, given in shape.items():
-        if arguments.get(name, given) is None:
-            arguments[name] = given or None  # without labels the network raises the error that it needs them
-        elif name in arguments and arguments[name] != given:
-            raise UserError(
-                f"the data has {name}={given} and the network has {name}={arguments[name]}; set model.network.{name} "
-                "to null to take the value of the data, or change the data"
-            )
-    return class_names
 
 
 def _check_network_size(network: Namespace) -> None:

@@ -9,7 +9,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import nn
 
-from lightning_ddpm.commands.fit import PRECISIONS, fill_shape
+from lightning_ddpm.commands.data_shape import fill_shape
+from lightning_ddpm.commands.fit import PRECISIONS
 from lightning_ddpm.commands.list_options import set_list_options, split_list_options
 from lightning_ddpm.commands.parsing import complete_names, instantiate, parse
 from lightning_ddpm.commands.plan_report import Generation, RunPlan, print_plan

@@ -13,6 +13,7 @@ from lightning_ddpm.models.step_plan import Settings, Traces, estimate_workspace
 from lightning_ddpm.utils.cards import Card
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import pad_size
 
 USABLE = 0.9
 """Share of a card's memory for tensors; the rest is for the driver, CUDA's context and fragmentation."""
@@ -149,14 +150,19 @@ def _check_card(run: RunPlan, card: Card, rows: Sequence[Row]) -> None:
         return
     if _needs_bfloat16(run) and not card.bf16:
         raise UserError(f"{card.name} has no bfloat16, which trainer.precision asks for; give 16-mixed")
-    network, need = run.model.network, f"{run.peak(1) / 1e9:.1f} GB"
-    sizes = getattr(network, "size", 0), getattr(network, "size", 0) // 2
+    need, sizes = f"{run.peak(1) / 1e9:.1f} GB", _get_resolutions(run)
     fix = f"add --model.network.init_args.recompute '[{sizes[0]}, {sizes[1]}]', which keeps fewer activations"
     if run.options.model.init_args.network.init_args.get("recompute"):
         fix = "recompute more sizes, lower the network's width, or take a larger card"
     raise UserError(
         f"a step of one image takes {need}, and {card.name} has {USABLE * card.memory:.1f} GB for it; {fix}"
     )
+
+
+def _get_resolutions(run: RunPlan) -> tuple[int, int]:
+    """Return the resolutions of the first two levels of a U-Net, as ``recompute`` takes them."""
+    padded = pad_size(run.model.image_shape[1:], getattr(run.model.network, "pad_to_multiple", 1))
+    return min(padded), min(padded) // 2
 
 
 def _print_memory(run: RunPlan) -> None:
@@ -166,9 +172,9 @@ def _print_memory(run: RunPlan) -> None:
     lines += [("activations and other tensors", found.get("", 0.0)), ("workspace (estimate)", run.workspace(n))]
     total = sum(taken for _, taken in lines)
     count = sum(each.numel() for each in run.model.parameters())
-    channels, size, _ = run.model.image_shape
+    shape = "x".join(map(str, run.model.image_shape))
     precision = run.options.trainer.precision or "32-true"
-    report(f"{count:,} parameters, {n} images of {channels}x{size}x{size} at a time on each device, {precision}")
+    report(f"{count:,} parameters, {n} images of {shape} at a time on each device, {precision}")
     report("\nmemory at the peak of a training step, GB")
     for name, taken in [*lines, ("in all", total)]:
         report(f"  {name:<30}{taken / 1e9:>8.2f}")
@@ -213,7 +219,7 @@ def _print_options(run: RunPlan, row: Row) -> None:
         )
         report(
             "or compute activations again in the backward pass, as in --model.network.init_args.recompute "
-            f"'[{run.model.image_shape[1]}]', and plan again"
+            f"'[{_get_resolutions(run)[0]}]', and plan again"
         )
 
 
@@ -253,5 +259,5 @@ def _print_disk(run: RunPlan) -> None:
     if known:
         report(f"  data: {known:g} GB in {data.root}")
     if data.decode_cache:
-        channels, size, _ = run.model.image_shape
-        report(f"  decoded images: {channels * size * size / 1e3:,.0f} GB for a million of them in {data.decode_cache}")
+        gigabytes = math.prod(run.model.image_shape) / 1e3
+        report(f"  decoded images: {gigabytes:,.0f} GB for a million of them in {data.decode_cache}")

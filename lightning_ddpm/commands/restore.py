@@ -109,7 +109,7 @@ def _build_parser() -> ArgumentParser:
         "--images",
         type=resolve_path,
         required=True,
-        help="folder of square images of the model's size (superres: smaller)",
+        help="folder of images of the model's size (superres: smaller)",
     )
     add("--out", type=resolve_path, required=True, help="folder for 000000.png, ... in the order of the images' paths")
     add("--degrade", action="store_true", help="the images are originals: degrade them first, and report PSNR and SSIM")
@@ -141,11 +141,12 @@ def _open_images(folder: Path, task: Task) -> ImageDataset:
     """Open the images; UserError if the task cannot take their shape."""
     images = open_sample_folder(folder)
     pixels = images.__getitems__([0])[0]
-    channels, size = task.shape
-    if pixels.shape[-1] != size:
+    channels, *sides = task.shape
+    if list(pixels.shape[2:]) != sides:
+        found, taken = (f"{width}x{height}" for height, width in (pixels.shape[2:], sides))
         raise UserError(
-            f"the images in {folder} are {pixels.shape[-1]}x{pixels.shape[-1]} and {task.options.task} takes "
-            f"{size}x{size} here; resize them"
+            f"the images in {folder} are {found} and {task.options.task} takes {taken} here"
+            f"{'' if sides[0] == sides[1] else ' (width x height)'}; resize them"
         )
     _expand_channels(pixels, channels)
     return images

@@ -21,7 +21,7 @@ class Task(ABC):
     Attributes:
         option_names: command line options that belong to this task.
         required: those of them that must be given.
-        shape: (channels, size) of the images that the task takes.
+        shape: (channels, height, width) of the images that the task takes.
     """
 
     option_names: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class Task(ABC):
 
     def __init__(self, options: Namespace, model: DDPM) -> None:
         self.options, self.model = options, model
-        self.shape = model.image_shape[:2]
+        self.shape = model.image_shape
 
     @abstractmethod
     def prepare(self, x: Tensor, noise: ImageNoise) -> tuple[Tensor, Sampler]:
@@ -68,24 +68,24 @@ class InpaintTask(Task):
 
     def _make_box(self) -> Tensor:
         left, top, right, bottom = self.options.box
-        size = self.shape[1]
-        if not (0 <= left < right <= size and 0 <= top < bottom <= size):
-            raise UserError(f"the box must lie in the image of {size}x{size}, got {left} {top} {right} {bottom}")
-        hole = torch.zeros(1, size, size, dtype=torch.bool)
+        _, height, width = self.shape
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            raise UserError(f"the box must lie in the image of {width}x{height}, got {left} {top} {right} {bottom}")
+        hole = torch.zeros(1, height, width, dtype=torch.bool)
         hole[:, top:bottom, left:right] = True
         return hole
 
     def _read_mask(self) -> Tensor:
-        size = self.shape[1]
+        _, height, width = self.shape
         try:
             mask = read_image(self.options.mask, 1, 1)
-            if mask.size == (size, size):
-                return read_image(self.options.mask, 1, size).pixels > 127
+            if mask.size == (width, height):
+                return read_image(self.options.mask, 1, (height, width)).pixels > 127
         except UserError as error:
             raise UserError(f"{self.options.mask}: {error}") from error
         raise UserError(
-            f"the mask {self.options.mask} is {mask.size[0]}x{mask.size[1]} and the model's images are {size}x{size}; "
-            "resize it"
+            f"the mask {self.options.mask} is {mask.size[0]}x{mask.size[1]} and the model's images are "
+            f"{width}x{height}; resize it"
         )
 
     def prepare(self, x: Tensor, noise: ImageNoise) -> tuple[Tensor, Sampler]:
@@ -109,7 +109,7 @@ class LinearTask(Task):
         # both raise UserError for options that cannot be used
         DDRM(self.degradation, y, options.sigma or 0.0, self.steps).nfe(model.schedule.T)
         if not options.degrade:
-            self.shape = y.shape[1], y.shape[2]
+            self.shape = y.shape[1], y.shape[2], y.shape[3]
 
     @abstractmethod
     def build_degradation(self) -> Degradation:
@@ -120,8 +120,8 @@ class LinearTask(Task):
         if self.options.degrade:
             y = self.degradation(x)
             y = y + sigma * noise(y)
-        channels, size = self.model.image_shape[:2]
-        given = interpolate(y, size, mode="bicubic").clamp(-1, 1) if y.shape[-1] < size else y
+        channels, *sides = self.model.image_shape
+        given = interpolate(y, sides, mode="bicubic").clamp(-1, 1) if list(y.shape[2:]) != sides else y
         return given.expand(-1, channels, -1, -1), DDRM(self.degradation, y, sigma, self.steps)
 
 

@@ -21,6 +21,7 @@ from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.contracts import is_ours
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import get_sides, shorten_size
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.random import get_run_seed
 from lightning_ddpm.utils.signals import protect_worker
@@ -73,7 +74,12 @@ class ImageDataModule(LightningDataModule):
         self._resident: ResidentImages | None = None
         self.drop_last, self._global_batch, self._begins = drop_last, GlobalBatch(batch_size, global_batch_size), (0, 0)
         self.decode_cache = None if decode_cache is None else resolve_path(decode_cache)
-        self.channels, self.size = source.channels, source.size
+        self.channels, self.size = source.channels, shorten_size(source.size)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images."""
+        return self.channels, *get_sides(self.size)
 
     def class_names(self) -> list[str]:
         """Return the names of the labels 0, 1, ...; empty if the images have no labels."""
@@ -89,11 +95,11 @@ class ImageDataModule(LightningDataModule):
         Raises:
             UserError: the shape of the images or the classes differ.
         """
-        channels, size, _ = image_shape
-        if (self.channels, self.size) != (channels, size):
+        if self.image_shape != image_shape:
+            found, expected = ("x".join(map(str, each)) for each in (self.image_shape, image_shape))
             raise UserError(
-                f"the data has images of {self.channels}x{self.size}x{self.size} and the network is made for "
-                f"{channels}x{size}x{size} (channels x height x width); make them equal"
+                f"the data has images of {found} and the network is made for {expected} (channels x height x width); "
+                "make them equal"
             )
         if class_names and self.class_names() != list(class_names):
             raise UserError(
@@ -135,7 +141,7 @@ class ImageDataModule(LightningDataModule):
         """Open a part of the source, and check a source of the user's."""
         data = self.source.open(self.root, split)
         classes = None if is_ours(type(self.source)) else len(self.class_names())
-        check_dataset(data, self.source, (self.channels, self.size, self.size), classes)
+        check_dataset(data, self.source, self.image_shape, classes)
         return data
 
     @property

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_ddpm.data.image_io import DecodedImage, read_image
-from lightning_ddpm.utils.contracts import describe_class
+from lightning_ddpm.utils.contracts import check_image_attributes, describe_class
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
+from lightning_ddpm.utils.image_size import ImageSize, format_size, get_sides, shorten_size
 
 Batch = tuple[Tensor, Tensor]
 """Images (b, c, h, w) and labels (b,) int64; a label of -1 means none."""
@@ -106,12 +107,7 @@ def check_source(source: object) -> None:
     Raises:
         UserError: one of them is missing.
     """
-    for name in ("channels", "size"):
-        if not isinstance(value := getattr(source, name, None), int) or value < 1:
-            raise UserError(
-                f"{describe_class(type(source))} needs an int attribute {name!r}, the {name} of its images, got "
-                f"{value!r}; set it in the class or in its __init__"
-            )
+    check_image_attributes(source, describe_class(type(source)), "set it in the class or in its __init__")
 
 
 def check_dataset(data: object, owner: object, shape: tuple[int, int, int], classes: int | None) -> None:
@@ -135,7 +131,7 @@ def check_dataset(data: object, owner: object, shape: tuple[int, int, int], clas
     if not len(data):  # nothing is held out; without training images no batch can be made, which is reported
         return
     if isinstance(data, FileDataset):  # it decodes into this shape, and an image takes time
-        opened: tuple[int, ...] = (data.channels, data.size, data.size)
+        opened: tuple[int, ...] = (data.channels, *get_sides(data.size))
     else:
         batch = data.__getitems__([0, len(data) - 1])
         if not isinstance(batch, tuple) or len(batch) != 2:
@@ -168,11 +164,12 @@ class FileDataset(ImageDataset):
     """
 
     def __init__(
-        self, names: Sequence[str], file: OpenFile, labels: Tensor, channels: int, size: int, state: str
+        self, names: Sequence[str], file: OpenFile, labels: Tensor, channels: int, size: ImageSize, state: str
     ) -> None:
         self.names, self.file, self.labels = names, file, labels.long()
-        self.channels, self.size = channels, size
-        self.fingerprint = make_cache_key("\n".join([f"{channels}x{size}", state, *names]))
+        self.channels, self.size = channels, shorten_size(size)
+        shape = f"{channels}x{self.size if isinstance(self.size, int) else format_size(self.size)}"
+        self.fingerprint = make_cache_key("\n".join([shape, state, *names]))
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         return torch.stack([self._pixels(index) for index in indices]), self.labels[torch.as_tensor(indices)]
@@ -214,7 +211,7 @@ def hash_images(data: ImageDataset) -> str:
 
 
 def build_path_dataset(
-    paths: Sequence[Path], labels: Tensor, channels: int, size: int, file: Callable[[Path], Path] = Path
+    paths: Sequence[Path], labels: Tensor, channels: int, size: ImageSize, file: Callable[[Path], Path] = Path
 ) -> FileDataset:
     """Build the dataset of the image files at these paths.
 

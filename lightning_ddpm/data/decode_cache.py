@@ -18,6 +18,7 @@ from lightning_ddpm.utils.cache import DIGEST_BYTES, report_unusable, seal
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_free_space, remove_leftovers, write_atomically
+from lightning_ddpm.utils.image_size import get_sides
 from lightning_ddpm.utils.locks import wait_for_folder
 
 MAX_BYTES_IN_MEMORY = 2**30
@@ -213,4 +214,4 @@ def _iterate_decoded(data: FileDataset, what: str) -> Iterator[Tensor]:
 
 
 def _get_shape(data: FileDataset) -> Shape:
-    return len(data), data.channels, data.size, data.size
+    return len(data), data.channels, *get_sides(data.size)

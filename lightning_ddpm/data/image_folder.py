@@ -14,6 +14,7 @@ from lightning_ddpm.data.splits import choose_held_out, find_splits, hold_out
 from lightning_ddpm.data.validation import find_faults, format_faults
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import ImageSize
 from lightning_ddpm.utils.paths import printable
 
 
@@ -26,7 +27,8 @@ class ImageFolder(ImageSource):
 
     Args:
         channels: 1 converts every image to grayscale, 3 to RGB.
-        size: height and width; the short side of an image is resized and its center cropped. No image is enlarged.
+        size: height and width: one number for squares, or ``[height, width]``. An image is resized to the smallest that
+            covers them, and its center is cropped. No image is enlarged.
         holdout: fraction of images held out if the folder has no split for that, to one image and at least one.
         on_error: ``refuse`` to start if an image cannot be used, or ``skip`` the image.
         max_skipped: largest fraction of all images that may be skipped.
@@ -35,7 +37,7 @@ class ImageFolder(ImageSource):
     def __init__(
         self,
         channels: int = 3,
-        size: int = 64,
+        size: ImageSize = 64,
         holdout: float = 0.02,
         on_error: Literal["refuse", "skip"] = "refuse",
         max_skipped: float = 0.01,

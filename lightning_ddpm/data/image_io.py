@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as transforms
 from torchvision.utils import make_grid
 
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.image_size import ImageSize, get_sides
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def _allow_long_metadata() -> Iterator[None]:
         PngImagePlugin.MAX_TEXT_CHUNK = before
 
 
-def read_image(file: Path | BinaryIO, channels: int, size: int) -> DecodedImage:
+def read_image(file: Path | BinaryIO, channels: int, size: ImageSize) -> DecodedImage:
     """Open and decode the image in a file.
 
     Raises:
@@ -101,7 +102,7 @@ def read_image(file: Path | BinaryIO, channels: int, size: int) -> DecodedImage:
         return DecodedImage(image.format or "", image.mode, image.size, decode_image(image, channels, size))
 
 
-def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
+def decode_image(image: Image.Image, channels: int, size: ImageSize) -> Tensor:
     """Convert an image to the pixels that a model is given. Every file is converted here and nowhere else:
 
     1. An animation or a file of several pages is represented by its first frame or page.
@@ -112,16 +113,16 @@ def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
     5. Palettes are looked up; 1 bit is black and white; CMYK, YCbCr and LAB become RGB by Pillow's formulas. Embedded
        colour profiles and gamma are not applied.
     6. RGB becomes grayscale by its ITU-R 601-2 luminance; grayscale becomes RGB by repeating its channel.
-    7. The short side is resized to ``size`` (bicubic, antialiased) and the center square is cropped. Images are never
-       enlarged.
+    7. The image is resized (bicubic, antialiased), with its ratio of sides, to the smallest that covers ``size``, and
+       the center is cropped: for a square, the short side is resized. Images are never enlarged.
 
     Args:
         image: an open image.
         channels: 1 for grayscale, 3 for RGB.
-        size: height and width of the result.
+        size: height and width of the result; one number for a square.
 
     Returns:
-        (channels, size, size) uint8.
+        (channels, height, width) uint8.
 
     Raises:
         UserError: the image is smaller than ``size``, or has 32 bits per channel.
@@ -139,11 +140,23 @@ def decode_image(image: Image.Image, channels: int, size: int) -> Tensor:
     if image.mode not in ("1", "L"):
         image = image.convert("RGB")
     image = image.convert("L" if channels == 1 else "RGB")
-    if min(image.size) < size:
-        raise UserError(f"the image is {image.width}x{image.height}, less than {size}x{size}; lower data.source.size")
-    if min(image.size) > size:
-        image = transforms.resize(image, [size], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))  # type: ignore[no-any-return]
+    return transforms.pil_to_tensor(_fit(image, *get_sides(size)))  # type: ignore[no-any-return]
+
+
+def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize an image to the smallest that covers height and width, and crop its center."""
+    if image.height < height or image.width < width:
+        raise UserError(
+            f"the image is {image.width}x{image.height}, less than {width}x{height}"
+            f"{'' if height == width else ' (width x height)'}; lower data.source.size"
+        )
+    if image.height > height and image.width > width:
+        if image.width * height <= image.height * width:
+            covering = [image.height * width // image.width, width]
+        else:
+            covering = [height, image.width * height // image.height]
+        image = transforms.resize(image, covering, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return transforms.center_crop(image, [height, width])  # type: ignore[no-any-return]
 
 
 def check_bits(image: Image.Image) -> None:
@@ -185,7 +198,7 @@ def arrange_grid(pixels: Tensor, columns: int | None = None, titles: Sequence[st
     Raises:
         ValueError: the number of titles differs from the number of columns.
     """
-    scale = max(1, 48 // pixels.shape[-1])
+    scale = max(1, 48 // max(pixels.shape[-2:]))
     pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     columns = columns or max(1, round(len(pixels) ** 0.5))
     grid: Tensor = make_grid(pixels, nrow=columns, padding=GRID_PADDING, pad_value=255)

@@ -30,8 +30,8 @@ def open_sample_folder(folder: Path) -> ImageDataset:
     not on their names and dates.
 
     Raises:
-        UserError: there is no folder or no image, it holds several splits, an image cannot be read, or they are not
-            squares of one size.
+        UserError: there is no folder or no image, it holds several splits, an image cannot be read, or they have
+            several sizes.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name one that holds images")
@@ -61,13 +61,13 @@ def open_sample_folder(folder: Path) -> ImageDataset:
             bad.append(f"{path}: {first_line(error)}")
     if bad:
         raise UserError(f"{len(bad)} of the {len(paths)} images in {folder} cannot be read:\n{format_faults(bad)}")
-    if len(sizes) > 1 or any(width != height for width, height in sizes):
+    if len(sizes) > 1:
         some = ", ".join(f"{path} of {width}x{height}" for (width, height), path in list(sizes.items())[:2])
         raise UserError(
-            f"images are evaluated without resizing and must be squares of one size; {folder} has {some}; resize them"
+            f"images are evaluated without resizing and must be of one size; {folder} has {some}; resize them"
         )
-    ((size, _),) = sizes
-    data = build_path_dataset(paths, torch.full((len(paths),), -1), 1 if grayscale else 3, size, within)
+    ((width, height),) = sizes
+    data = build_path_dataset(paths, torch.full((len(paths),), -1), 1 if grayscale else 3, (height, width), within)
     data.fingerprint = make_cache_key(content)
     return data
 
@@ -76,7 +76,7 @@ def open_npz_samples(path: Path) -> ImageDataset | None:
     """Read the images of an npz file, ``arr_0`` (n, h, w, c) uint8 as ADM writes samples; ``None`` if it has none.
 
     Raises:
-        UserError: there is no such file, it is damaged, or ``arr_0`` is not an array of square images.
+        UserError: there is no such file, it is damaged, or ``arr_0`` is not an array of images.
     """
     try:
         with path.open("rb") as file:
@@ -88,8 +88,8 @@ def open_npz_samples(path: Path) -> ImageDataset | None:
     if images is None:
         return None
     shape = images.shape
-    if images.dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] not in (1, 3) or not shape[0]:
+    if images.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
         raise UserError(
-            f"{path}: arr_0 is {images.dtype} of shape {shape}; expected uint8 of (n, size, size, 1 or 3), as ADM's"
+            f"{path}: arr_0 is {images.dtype} of shape {shape}; expected uint8 of (n, height, width, 1 or 3), as ADM's"
         )
     return MemoryDataset(torch.from_numpy(images).permute(0, 3, 1, 2), torch.full((len(images),), -1))

@@ -16,6 +16,7 @@ from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDatase
 from lightning_ddpm.data.lmdb_files import open_lmdb, read_lmdb
 from lightning_ddpm.data.preparation import prepare_aside
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import ImageSize, get_sides
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -52,11 +53,11 @@ class ImageSource(ABC):
 
     Attributes:
         channels: 1 for grayscale, 3 for RGB.
-        size: height and width of the images.
+        size: height and width of the images; one number for squares.
     """
 
     channels: int
-    size: int
+    size: ImageSize
 
     @abstractmethod
     def prepare(self, root: Path) -> None:
@@ -144,7 +145,7 @@ class _TorchvisionArrays(ImageSource):
 
     def open(self, root: Path, split: Split) -> ImageDataset:
         data = self._load(root, split == "train")
-        images = torch.as_tensor(data.data).reshape(-1, self.size, self.size, self.channels)
+        images = torch.as_tensor(data.data).reshape(-1, *get_sides(self.size), self.channels)
         return MemoryDataset(images.permute(0, 3, 1, 2), torch.as_tensor(data.targets))
 
     def image_files(self, root: Path) -> list[FileDataset]:
@@ -242,7 +243,7 @@ class LSUN(ImageSource):
         *("horse", "motorbike", "person", "potted_plant", "sheep", "sofa", "train", "tv-monitor"),
     )
 
-    def __init__(self, category: str, size: int = 256) -> None:
+    def __init__(self, category: str, size: ImageSize = 256) -> None:
         if category not in (*self.scenes, *self.objects):
             raise UserError(f"LSUN has no category {category!r}; it has {', '.join((*self.scenes, *self.objects))}")
         self.category, self.size = category, size

@@ -4,6 +4,7 @@ from lightning_ddpm.metrics.extractors import CNNFeatures
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.image_classifier import ImageClassifier
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import ImageSize, format_size
 
 
 class ClassifierFeatures(CNNFeatures):
@@ -24,8 +25,9 @@ class ClassifierFeatures(CNNFeatures):
             self.num_features, self.classes = self.network.features, self.network.classes
             self.protocol = f"classifier {self.weights_sha256()[:12]}, penultimate layer"
 
-    def check_images(self, channels: int, size: int) -> None:
+    def check_images(self, channels: int, size: ImageSize) -> None:
         self.load()
         c, s = self.network.channels, self.network.size
         if (channels, size) != (c, s):
-            raise UserError(f"{self.ckpt} takes images of {c}x{s}x{s}, got {channels}x{size}x{size}; use Inception")
+            taken, given = f"{c}x{format_size(s)}", f"{channels}x{format_size(size)}"
+            raise UserError(f"{self.ckpt} takes images of {taken}, got {given}; use Inception")

@@ -12,6 +12,7 @@ from lightning_ddpm.metrics.resize import TF1, Resize
 from lightning_ddpm.networks import SmallCNN
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_file, hash_tensors
+from lightning_ddpm.utils.image_size import ImageSize, format_size
 from lightning_ddpm.utils.precision import compute_exactly
 
 
@@ -39,8 +40,8 @@ class FeatureExtractor(nn.Module, ABC):
         """
 
     @abstractmethod
-    def check_images(self, channels: int, size: int) -> None:
-        """Raise UserError if the network cannot take images of this shape."""
+    def check_images(self, channels: int, size: ImageSize) -> None:
+        """Raise UserError if the network cannot take images of this shape; ``size`` is an int for a square."""
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ class DINOv2(FeatureExtractor):
                     f"connection, or copy its folder and weights to {torch.hub.get_dir()}"
                 ) from error
 
-    def check_images(self, channels: int, size: int) -> None:
+    def check_images(self, channels: int, size: ImageSize) -> None:
         if channels not in (1, 3):
             raise UserError(f"DINOv2 takes grayscale or RGB images, got {channels} channels")
 
@@ -137,7 +138,7 @@ class ModuleFeatures(FeatureExtractor):
     def load(self) -> None:
         pass
 
-    def check_images(self, channels: int, size: int) -> None:
+    def check_images(self, channels: int, size: ImageSize) -> None:
         pass
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -191,6 +192,6 @@ class DigitsFeatures(CNNFeatures):
             raise UserError(f"{self.weights} is not the file that was shipped; install the package again")
         self.network.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
 
-    def check_images(self, channels: int, size: int) -> None:
+    def check_images(self, channels: int, size: ImageSize) -> None:
         if (channels, size) != (1, 8):
-            raise UserError(f"DigitsFeatures takes images of 1x8x8, got {channels}x{size}x{size}; use Inception")
+            raise UserError(f"DigitsFeatures takes images of 1x8x8, got {channels}x{format_size(size)}; use Inception")

@@ -13,6 +13,7 @@ from lightning_ddpm.metrics.extractors import FeatureExtractor
 from lightning_ddpm.metrics.resize import TF1, Resize
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_file, hash_tensors
+from lightning_ddpm.utils.image_size import ImageSize
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.torch_files import read_torch_file
 
@@ -57,7 +58,7 @@ class Inception(FeatureExtractor):
             self.network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer)
             self.classes = len(state["fc.weight"]) if is_published else None
 
-    def check_images(self, channels: int, size: int) -> None:
+    def check_images(self, channels: int, size: ImageSize) -> None:
         if channels not in (1, 3):
             raise UserError(f"Inception takes grayscale or RGB images, got {channels} channels")
 

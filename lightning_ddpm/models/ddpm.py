@@ -13,7 +13,7 @@ from lightning_ddpm import diffusion
 from lightning_ddpm.data import ImageDataModule, class_labels, image_io, sharding
 from lightning_ddpm.diffusion import Denoiser, NoiseSchedule, Sampler
 from lightning_ddpm.models import steps
-from lightning_ddpm.models.network import check_network, name_classes
+from lightning_ddpm.models.network import check_network, get_image_shape, name_classes
 from lightning_ddpm.models.optimizer import build_optimizer, clip_gradients, get_gradient_norm, spread_nonfinite
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.models.step_mean import StepMean
@@ -81,7 +81,7 @@ class DDPM(LightningModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images."""
-        return int(self.network.channels), int(self.network.size), int(self.network.size)  # type: ignore[arg-type]
+        return get_image_shape(self.network)
 
     def setup(self, stage: str) -> None:
         """Check that the data has the network's image shape and classes; count the training images of each class."""

@@ -11,7 +11,9 @@ A network is an ``nn.Module`` with two attributes and one method::
         def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
             return self.layer(x_t)
 
-In a config it is ``model.network: {class_path: your_module.MyNetwork}``. The data gives it ``channels`` and ``size``.
+In a config it is ``model.network: {class_path: your_module.MyNetwork}``. The data gives it ``channels`` and ``size``. A
+network of images that are not square has ``size = (height, width)``, and ``size: ImageSize`` (an int or two,
+:mod:`lightning_ddpm.utils.image_size`) in its ``__init__``; one that takes ``size: int`` is for square images alone.
 
 - Input: ``x_t`` (b, c, h, w), the noisy images, and ``t`` (b,), timesteps in 1..T: int64, or real-valued from solvers
   that stop between timesteps.
@@ -28,8 +30,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from lightning_ddpm.utils.contracts import check_call, describe_class
+from lightning_ddpm.utils.contracts import check_call, check_image_attributes, describe_class
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import ImageSize, get_sides
 
 
 class Network(Protocol):
@@ -37,11 +40,11 @@ class Network(Protocol):
 
     Attributes:
         channels: image channels.
-        size: image height and width.
+        size: image height and width; one number for a square.
     """
 
     channels: int
-    size: int
+    size: ImageSize
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Predict the noise from x_t (b, c, h, w) and t (b,): (b, c, h, w), or (b, 2c, h, w) with the variance."""
@@ -51,21 +54,21 @@ def check_network(network: nn.Module) -> None:
     """Check that a network has the attributes of :class:`Network`, and ``classes`` of a meaning if it has any.
 
     Raises:
-        UserError: one is missing, or is not an int above 0; or ``classes`` is neither ``None`` nor an int.
+        UserError: ``channels`` is not an int above 0, or ``size`` neither that nor two of them; or
+            ``classes`` is neither ``None`` nor an int.
     """
     name = describe_class(type(network))
-    for attribute in ("channels", "size"):
-        value = getattr(network, attribute, None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(
-                f"{name} needs an int attribute {attribute!r}, the {attribute} of its images, got {value!r}; "
-                f"set self.{attribute} in its __init__"
-            )
+    check_image_attributes(network, name, "set self.{} in its __init__")
     classes = getattr(network, "classes", None)
     if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 0):
         raise UserError(
             f"{name} has the attribute classes={classes!r}; it must be the number of its classes, or 0 or None for none"
         )
+
+
+def get_image_shape(network: nn.Module) -> tuple[int, int, int]:
+    """Return (channels, height, width) of a network's images."""
+    return int(network.channels), *get_sides(network.size)  # type: ignore[arg-type]
 
 
 def count_classes(network: nn.Module) -> int:

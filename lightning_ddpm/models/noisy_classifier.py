@@ -12,7 +12,7 @@ from torch.nn import functional
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import NoiseSchedule, q_sample, sample_stratified
 from lightning_ddpm.models import steps
-from lightning_ddpm.models.network import name_classes
+from lightning_ddpm.models.network import get_image_shape, name_classes
 from lightning_ddpm.models.optimizer import build_optimizer, clip_gradients
 from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.networks import UNetEncoder
@@ -52,7 +52,7 @@ class NoisyClassifier(LightningModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images."""
-        return self.network.channels, self.network.size, self.network.size
+        return get_image_shape(self.network)
 
     def setup(self, stage: str) -> None:
         """Check that the data has the network's image shape and classes."""

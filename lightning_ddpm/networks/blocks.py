@@ -150,13 +150,13 @@ class ResampleBlock(nn.Module):
 class AttentionPool(nn.Module):
     """Single-head attention pooling, whose only query is the mean of all pixels.
 
-    (b, channels, size, size) -> (b, outputs). Radford et al. 2021 (arXiv:2103.00020), section 2.4; used as in Dhariwal
-    & Nichol 2021 (arXiv:2105.05233).
+    (b, channels, h, w) -> (b, outputs), where h w = pixels. Radford et al. 2021 (arXiv:2103.00020), section 2.4; used
+    as in Dhariwal & Nichol 2021 (arXiv:2105.05233).
     """
 
-    def __init__(self, channels: int, size: int, outputs: int) -> None:
+    def __init__(self, channels: int, pixels: int, outputs: int) -> None:
         super().__init__()
-        self.position = nn.Parameter(torch.randn(size**2 + 1, channels) / math.sqrt(channels))
+        self.position = nn.Parameter(torch.randn(pixels + 1, channels) / math.sqrt(channels))
         self.query, self.key, self.value = (make_linear(channels, channels) for _ in range(3))
         self.out = make_linear(channels, outputs)
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import ImageSize, get_sides, shorten_size
 
 
 class SmallCNN(nn.Module):
@@ -13,7 +14,7 @@ class SmallCNN(nn.Module):
 
     Args:
         channels: image channels. On the command line ``null`` takes the data's.
-        size: image height and width, even; ``null`` likewise.
+        size: image height and width, even: one number, or ``[height, width]``; ``null`` likewise.
         classes: number of classes; ``null`` likewise.
         width: channels of the first convolution; the others have twice as many.
         features: number of features.
@@ -26,7 +27,7 @@ class SmallCNN(nn.Module):
     def __init__(
         self,
         channels: int | None = None,
-        size: int | None = None,
+        size: ImageSize | None = None,
         classes: int | None = None,
         width: int = 24,
         features: int = 64,
@@ -37,9 +38,10 @@ class SmallCNN(nn.Module):
             raise UserError(
                 f"SmallCNN needs channels, size and classes, got {channels}, {size} and {classes}; use labelled images"
             )
-        if size % 2:
+        sides = get_sides(size)
+        if any(side % 2 for side in sides):
             raise UserError(f"size must be even, got {size}")
-        self.channels, self.size, self.classes, self.features = channels, size, classes, features
+        self.channels, self.size, self.classes, self.features = channels, shorten_size(size), classes, features
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1),
             nn.SiLU(),
@@ -49,15 +51,15 @@ class SmallCNN(nn.Module):
             nn.SiLU(),
             nn.Flatten(),
             nn.Dropout(dropout),
-            nn.Linear(2 * width * (size // 2) ** 2, features),
+            nn.Linear(2 * width * (sides[0] // 2) * (sides[1] // 2), features),
             nn.SiLU(),
         )
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))
 
     def embed(self, x: Tensor) -> Tensor:
-        """Map images (b, channels, size, size) in [-1, 1] to features (b, features)."""
+        """Map images (b, channels, height, width) in [-1, 1] to features (b, features)."""
         return self.body(x)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (b, channels, size, size) in [-1, 1] to logits (b, classes)."""
+        """Map images (b, channels, height, width) in [-1, 1] to logits (b, classes)."""
         return self.head(self.embed(x))  # type: ignore[no-any-return]

@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from lightning_ddpm.networks.blocks import DownsampleConv, ResampleBlock, UNetBlock, UpsampleConv
 from lightning_ddpm.networks.layers import LabelEmbedding, SinusoidalEmbedding
+from lightning_ddpm.networks.padding import crop, get_padding, pad
 from lightning_ddpm.networks.unet_layers import UNetLayers
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import ImageSize, get_sides, pad_size, shorten_size, write_size
 
 
 class EncoderParts(NamedTuple):
@@ -26,7 +28,8 @@ class EncoderParts(NamedTuple):
         skips: channels of every output of the encoder; the last is also that of the middle.
         make_block: builds a block with the same settings: (inputs, outputs, level, may attend) -> block.
         make_upsampling: builds what doubles height and width: (channels, level before) -> layer.
-        shape: channels and size of the images.
+        shape: channels and size of the images, the size in its short form.
+        sides: height and width inside the network at the last level.
     """
 
     embed: nn.Sequential
@@ -37,12 +40,30 @@ class EncoderParts(NamedTuple):
     skips: list[int]
     make_block: Callable[[int, int, int, bool], UNetBlock]
     make_upsampling: Callable[[int, int], nn.Module]
-    shape: tuple[int, int]
+    shape: tuple[int, ImageSize]
+    sides: tuple[int, int]
+
+
+def _halve(size: ImageSize, halvings: int, pad_to_multiple: int) -> tuple[int, int]:
+    """Return height and width at the last level; UserError if they cannot be halved so often."""
+    if pad_to_multiple < 1:
+        raise UserError(f"pad_to_multiple must be at least 1, which pads nothing, got {pad_to_multiple}")
+    height, width = pad_size(size, pad_to_multiple)
+    if halvings > min(height, width).bit_length():
+        raise UserError(f"images of size {write_size(size)} cannot be halved {halvings} times; give fewer multipliers")
+    multiple = 2**halvings
+    if height % multiple or width % multiple:
+        times = "once" if halvings == 1 else f"{halvings} times"
+        raise UserError(
+            f"size must be a multiple of {multiple}, because it is halved {times}; got {write_size(size)}; "
+            f"try size={write_size(pad_size(size, multiple))}, pad_to_multiple={multiple} or fewer multipliers"
+        )
+    return height // multiple, width // multiple
 
 
 def build_encoder(
     channels: int | None,
-    size: int | None,
+    size: ImageSize | None,
     width: int,
     multipliers: Sequence[int],
     attention: Sequence[int],
@@ -51,25 +72,20 @@ def build_encoder(
     groups: int,
     recompute: Sequence[int] = (),
     layers: UNetLayers | None = None,
+    pad_to_multiple: int = 1,
 ) -> EncoderParts:
     """Build the encoder and the middle; see :class:`UNet` for arguments and errors."""
     if channels is None or size is None:
         raise UserError(f"UNet needs the images' channels and size, got channels={channels}, size={size}")
-    if not multipliers or min(channels, size, width, blocks, groups, *multipliers) < 1 or not 0 <= dropout <= 1:
+    numbers = (channels, *get_sides(size), width, blocks, groups, *multipliers)
+    if not multipliers or min(numbers) < 1 or not 0 <= dropout <= 1:
         raise UserError(
             "channels, size, width, blocks, groups and one or more multipliers must be at least 1 and dropout lie in "
             f"[0, 1], got {channels}, {size}, {width}, {blocks}, {groups}, {list(multipliers)} and {dropout}"
         )
     halvings = len(multipliers) - 1
-    if halvings > size.bit_length():
-        raise UserError(f"images of size {size} cannot be halved {halvings} times; give fewer multipliers")
-    if size % 2**halvings:
-        times = "once" if halvings == 1 else f"{halvings} times"
-        raise UserError(
-            f"size must be a multiple of {2**halvings}, because it is halved {times}; "
-            f"got {size}; try size={-(-size // 2**halvings) * 2**halvings} or fewer multipliers"
-        )
-    sizes = [size // 2**level for level in range(len(multipliers))]
+    sides = _halve(size, halvings, pad_to_multiple)
+    sizes = [min(sides) * 2**level for level in reversed(range(len(multipliers)))]
     for name, chosen in (("attention", attention), ("recompute", recompute)):
         if missing := set(chosen) - set(sizes):
             raise UserError(f"{name} is set for the sizes {sorted(missing)}, but the levels have the sizes {sizes}")
@@ -106,8 +122,8 @@ def build_encoder(
     def make_upsampling(channels: int, level: int) -> nn.Module:
         return make_resampling(channels, True, sizes[level - 1])
 
-    shape = channels, size
-    return EncoderParts(embed, first, down, middle1, middle2, skips, make_block, make_upsampling, shape)
+    shape = channels, shorten_size(size)
+    return EncoderParts(embed, first, down, middle1, middle2, skips, make_block, make_upsampling, shape, sides)
 
 
 def run_encoder(first: nn.Module, down: nn.ModuleList, x_t: Tensor, embedding: Tensor) -> list[Tensor]:
@@ -127,10 +143,12 @@ class UNet(nn.Module):
 
     Args:
         channels: image channels. On the command line ``null`` takes the data's.
-        size: image height and width, a multiple of 2^(levels - 1); ``null`` likewise.
+        size: image height and width, multiples of 2^(levels - 1): one number for squares, or ``[height, width]``;
+            ``null`` likewise.
         width: channels at the first level (Ho et al.: 128).
         multipliers: channels of each level as multiples of ``width`` (Ho et al.: 1, 2, 2, 2 at 32x32).
-        attention: resolutions with self-attention (Ho et al.: 16); the middle always has it.
+        attention: resolutions with self-attention (Ho et al.: 16); the middle always has it. The resolution of a level
+            is the shorter of its height and width.
         blocks: residual blocks per level (Ho et al.: 2).
         dropout: dropout probability before the second convolution of each block (Ho et al.: 0.1 for CIFAR-10, else 0).
         groups: number of groups of GroupNorm; it must divide the channels of every level.
@@ -140,6 +158,8 @@ class UNet(nn.Module):
         recompute: resolutions whose blocks compute their activations again in the backward pass in place of keeping
             them: less memory, a third more time there, the same gradients.
         layers: how blocks, attention and resampling are built; ``null`` for Ho et al.'s.
+        pad_to_multiple: images are padded by zeros on all sides inside the network, until height and width are
+            multiples of this number, and the prediction is cropped. With 1 nothing is padded.
 
     Raises:
         UserError: the combination of arguments cannot be built; the message states the fix.
@@ -148,7 +168,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: int | None = None,
-        size: int | None = None,
+        size: ImageSize | None = None,
         width: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         attention: Sequence[int] = (16,),
@@ -159,6 +179,7 @@ class UNet(nn.Module):
         classes: int | None = 0,
         recompute: Sequence[int] = (),
         layers: UNetLayers | None = None,
+        pad_to_multiple: int = 1,
     ) -> None:
         super().__init__()
         if outputs < 1:
@@ -166,7 +187,10 @@ class UNet(nn.Module):
         if classes is None or classes < 0:
             raise UserError(f"UNet needs the number of classes, got {classes}; use labelled images, or give classes=0")
         self.layers = layers = layers or UNetLayers()
-        parts = build_encoder(channels, size, width, multipliers, attention, blocks, dropout, groups, recompute, layers)
+        parts = build_encoder(
+            channels, size, width, multipliers, attention, blocks, dropout, groups, recompute, layers, pad_to_multiple
+        )
+        self.pad_to_multiple = pad_to_multiple
         (self.channels, self.size), self.classes = parts.shape, classes
         self.embed, self.first, self.down, self.middle1, self.middle2 = parts[:5]
         current, skips = parts.skips[-1], list(parts.skips)
@@ -189,22 +213,23 @@ class UNet(nn.Module):
         """Predict eps, x_0 or v, whichever the network is trained for.
 
         Args:
-            x_t: noisy images (b, channels, size, size).
+            x_t: noisy images (b, channels, height, width).
             t: timesteps (b,) in 1..T.
             label: classes (b,) int64, -1 for an unconditional prediction; ``None`` for -1 everywhere.
 
         Returns:
-            (b, outputs * channels, size, size).
+            (b, outputs * channels, height, width).
         """
         embedding = self.embed(t)
         if self.classes:
             label = torch.full_like(t, -1, dtype=torch.long) if label is None else label
             embedding = embedding + self.embed_label(label)
-        skips = run_encoder(self.first, self.down, x_t, embedding)
+        padding = get_padding(x_t, self.pad_to_multiple)
+        skips = run_encoder(self.first, self.down, pad(x_t, padding), embedding)
         h = self.middle2(self.middle1(skips[-1], embedding), embedding)
         for layer in self.up:
             if isinstance(layer, UNetBlock):
                 h = layer(torch.cat([h, skips.pop()], dim=1), embedding)
             else:
                 h = layer(h, embedding) if isinstance(layer, ResampleBlock) else layer(h)
-        return self.last(functional.silu(self.norm(h)))  # type: ignore[no-any-return]
+        return crop(self.last(functional.silu(self.norm(h))), padding)

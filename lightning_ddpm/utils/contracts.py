@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import is_size
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -28,6 +29,26 @@ def describe_missing_methods(kind: type) -> str:
     """Return which abstract methods a class does not define, as in ``Mine (mine.py:3) does not define step``."""
     methods = sorted(getattr(kind, "__abstractmethods__", ()))
     return f"{describe_class(kind)} does not define {' and '.join(methods)}"
+
+
+def check_image_attributes(owner: object, name: str, fix: str) -> None:
+    """Check that an object has the attributes ``channels``, an int, and ``size``, an int or (height, width).
+
+    Args:
+        owner: the object.
+        name: its name in the message.
+        fix: what to do, where ``{}`` stands for the attribute.
+
+    Raises:
+        UserError: one of them is missing or no such number.
+    """
+    for attribute, kind in (("channels", "an int"), ("size", "an int or (height, width)")):
+        value = getattr(owner, attribute, None)
+        if not is_size(value) or (attribute == "channels" and not isinstance(value, int)):
+            raise UserError(
+                f"{name} needs {kind} as attribute {attribute!r}, the {attribute} of its images, got {value!r}; "
+                + fix.format(attribute)
+            )
 
 
 def check_call(owner: object, method: Callable[..., Any], expected: str) -> None:

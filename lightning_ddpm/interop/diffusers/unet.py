@@ -11,6 +11,7 @@ from lightning_ddpm.interop.diffusers.settings import VERSION, Config, Settings
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.networks.blocks import AttentionBlock, UNetBlock
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import get_sides, is_size, shorten_size
 
 UNET_SETTINGS: Settings = {
     "act_fn": ("silu", ("silu", "swish")),
@@ -54,6 +55,11 @@ def make_unet_config(network: nn.Module) -> dict[str, Any]:
             f"diffusers' DDPMPipeline has no class condition, and this network has {network.classes} classes; only "
             "models without classes can be exported"
         )
+    if network.pad_to_multiple > 1:
+        raise UserError(
+            "diffusers' UNet2DModel does not pad its images, and this network does "
+            f"(pad_to_multiple={network.pad_to_multiple}); only models that pad nothing can be exported"
+        )
     groups = groupby(network.down, lambda layer: isinstance(layer, UNetBlock))
     levels: list[list[Any]] = [list(layers) for are_blocks, layers in groups if are_blocks]
     channels = [blocks[0].residual.conv1.out_channels for blocks in levels]
@@ -77,7 +83,7 @@ def make_unet_config(network: nn.Module) -> dict[str, Any]:
         "layers_per_block": len(levels[0]),
         "norm_num_groups": network.norm.num_groups,
         "out_channels": network.last.out_channels,
-        "sample_size": network.size,
+        "sample_size": network.size if isinstance(network.size, int) else list(network.size),
         "up_block_types": ["AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)],
     }
 
@@ -110,10 +116,9 @@ def parse_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
     norm_groups, embedding = config.get("attn_norm_num_groups"), config.get("time_embedding_dim")
     settings.check(norm_groups in (None, groups), "attn_norm_num_groups", norm_groups, "null or norm_num_groups")
     settings.check(embedding in (None, 4 * width), "time_embedding_dim", embedding, f"null or {4 * width}")
-    size = config.get("sample_size")
-    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-        size = size[0]
-    settings.check(type(size) is int, "sample_size", size, "an integer, the height and width of square images")
+    size: Any = config.get("sample_size")
+    settings.check(is_size(size), "sample_size", size, "an integer above 0, or a list of height and width")
+    size = shorten_size(size)
     inputs, outputs = (settings.read_positive_int(name, 3) for name in ("in_channels", "out_channels"))
     twofold = f"{inputs}, or {2 * inputs} with a learned variance"
     settings.check(outputs in (inputs, 2 * inputs), "out_channels", outputs, twofold)
@@ -122,7 +127,7 @@ def parse_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "size": size,
         "width": width,
         "multipliers": [each // width for each in channels],
-        "attention": [size // 2**level for level, attention in enumerate(attends) if attention],
+        "attention": [min(get_sides(size)) // 2**level for level, attention in enumerate(attends) if attention],
         "blocks": settings.read_positive_int("layers_per_block", 2),
         "dropout": settings.read_number("dropout", 0.0),
         "groups": groups,
