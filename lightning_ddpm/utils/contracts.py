@@ -42,12 +42,11 @@ def check_image_attributes(owner: object, name: str, fix: str) -> None:
     Raises:
         UserError: one of them is missing or no such number.
     """
-    for attribute, kind in (("channels", "an int"), ("size", "an int or (height, width)")):
+    for attribute, what in (("channels", "channels of its images"), ("size", "size of its images or (height, width)")):
         value = getattr(owner, attribute, None)
         if not is_size(value) or (attribute == "channels" and not isinstance(value, int)):
             raise UserError(
-                f"{name} needs {kind} as attribute {attribute!r}, the {attribute} of its images, got {value!r}; "
-                + fix.format(attribute)
+                f"{name} needs an int attribute {attribute!r}, the {what}, got {value!r}; " + fix.format(attribute)
             )
 
 

@@ -120,7 +120,7 @@ UNSUPPORTED = [
     ("unet", "attn_norm_num_groups", 2, "null or norm_num_groups"),
     ("unet", "block_out_channels", [8, 12], "multiples of the first"),
     ("unet", "block_out_channels", 8, "a list"),
-    ("unet", "sample_size", [8, 16], "an integer, the height and width of square images"),
+    ("unet", "sample_size", [8, 16, 3], "an integer above 0, or a list of height and width"),
     ("unet", "out_channels", 3, "1, or 2 with a learned variance"),
     ("unet", "time_embedding_dim", 64, "null or 32"),
     ("unet", "layers_per_block", None, "an integer of at least 1"),
