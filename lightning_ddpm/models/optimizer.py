@@ -1,6 +1,7 @@
 """What every optimizer step needs, whichever module is trained."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_ddpm.models.learning_rate import WarmUp
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.torch_internals import disable_own_unscaling, identify_contents
 
@@ -32,9 +34,52 @@ def build_optimizer(
     built.register_load_state_dict_post_hook(normalize_optimizer_state)
     try:
         scheduler = lr_scheduler(built)
+        if isinstance(scheduler, WarmUp):
+            scheduler.set_length(count_steps(module))
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"model.lr_scheduler cannot be built: {first_line(error)}; change its arguments") from error
     return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def count_steps(module: LightningModule) -> float:
+    """Return the number of optimizer steps of the module's run; infinite if it has no end, or there is no run."""
+    try:
+        trainer = module.trainer
+    except RuntimeError:  # not in a Trainer
+        return math.inf
+    return trainer.max_steps if trainer.max_steps > 0 else float(trainer.estimated_stepping_batches)
+
+
+class MatrixDecayAdamW(torch.optim.AdamW):
+    """AdamW that decays matrices and convolutions only, not biases and the scales and shifts of norms.
+
+    Those are the parameters of one dimension, which have no scale that a decay could keep small without changing the
+    function. Loshchilov & Hutter 2019 (arXiv:1711.05101).
+
+    Args:
+        params: the parameters.
+        lr: learning rate.
+        betas: decay of the two moments.
+        eps: added to the denominator.
+        weight_decay: of parameters with two or more dimensions.
+        fused: whether one kernel takes a step of all parameters.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        fused: bool = True,
+    ) -> None:
+        every = list(params)
+        groups: list[dict[str, Any]] = [
+            {"params": [each for each in every if each.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [each for each in every if each.ndim < 2], "weight_decay": 0.0},
+        ]
+        super().__init__([group for group in groups if group["params"]], lr, betas, eps, weight_decay, fused=fused)
 
 
 def spread_nonfinite(loss: Tensor) -> Tensor:
