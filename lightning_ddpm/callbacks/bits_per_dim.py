@@ -14,7 +14,7 @@ from lightning_ddpm.callbacks.plots import create_figure, render_figure
 from lightning_ddpm.callbacks.run_logger import log_image
 from lightning_ddpm.data import ImageDataset
 from lightning_ddpm.data.sharding import split_evenly
-from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, elbo_term
+from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, elbo_term, require_chain
 from lightning_ddpm.metrics import BitsPerDimEstimate
 from lightning_ddpm.metrics.bits_per_dim import build_denoisers, measure_bits_per_dim
 from lightning_ddpm.models.ddpm import DDPM
@@ -75,7 +75,7 @@ class BitsPerDim(Measurement):
     def announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
         """Print the cost, estimated from one timed batch, and refuse before any work what cannot be measured."""
         model, _, n = self._get_inputs(trainer, module)
-        schedule = model.schedule
+        schedule = require_chain(model.schedule, "BitsPerDim")
         denoise, _ = build_denoisers(model, trainer.precision_plugin.forward_context)
         _, _, size = split_evenly(n, 0, self.batch_size, Ranks(0, trainer.world_size))[0]
         x = torch.zeros(size, *model.image_shape, dtype=schedule.beta.dtype, device=model.device)

@@ -9,6 +9,10 @@ from lightning_ddpm.diffusion.elbo import ELBOTerms as ELBOTerms
 from lightning_ddpm.diffusion.elbo import elbo as elbo
 from lightning_ddpm.diffusion.elbo import elbo_term as elbo_term
 from lightning_ddpm.diffusion.elbo import elbos as elbos
+from lightning_ddpm.diffusion.gaussian_path import ContinuousPath as ContinuousPath
+from lightning_ddpm.diffusion.gaussian_path import GaussianPath as GaussianPath
+from lightning_ddpm.diffusion.gaussian_path import RectifiedFlow as RectifiedFlow
+from lightning_ddpm.diffusion.gaussian_path import VarianceExploding as VarianceExploding
 from lightning_ddpm.diffusion.guidance import ClassifierFree as ClassifierFree
 from lightning_ddpm.diffusion.guidance import GuidableModel as GuidableModel
 from lightning_ddpm.diffusion.guidance import Guidance as Guidance
@@ -26,9 +30,11 @@ from lightning_ddpm.diffusion.losses import TruncatedSNR as TruncatedSNR
 from lightning_ddpm.diffusion.parameterization import X0 as X0
 from lightning_ddpm.diffusion.parameterization import Denoised as Denoised
 from lightning_ddpm.diffusion.parameterization import Epsilon as Epsilon
+from lightning_ddpm.diffusion.parameterization import FlowVelocity as FlowVelocity
 from lightning_ddpm.diffusion.parameterization import Parameterization as Parameterization
 from lightning_ddpm.diffusion.parameterization import PosteriorMean as PosteriorMean
 from lightning_ddpm.diffusion.parameterization import Velocity as Velocity
+from lightning_ddpm.diffusion.preconditioning import EDM as EDM
 from lightning_ddpm.diffusion.process import q_sample as q_sample
 from lightning_ddpm.diffusion.samplers.ancestral import Ancestral as Ancestral
 from lightning_ddpm.diffusion.samplers.base import MarkovSampler as MarkovSampler
@@ -43,6 +49,7 @@ from lightning_ddpm.diffusion.samplers.ddrm import Downsample as Downsample
 from lightning_ddpm.diffusion.samplers.ddrm import Grayscale as Grayscale
 from lightning_ddpm.diffusion.samplers.ddrm import Identity as Identity
 from lightning_ddpm.diffusion.samplers.dpm_solver import DPMSolverPP as DPMSolverPP
+from lightning_ddpm.diffusion.samplers.edm import EDMHeun as EDMHeun
 from lightning_ddpm.diffusion.samplers.heun import Heun as Heun
 from lightning_ddpm.diffusion.samplers.ode import AdaptiveODE as AdaptiveODE
 from lightning_ddpm.diffusion.samplers.repaint import RePaint as RePaint
@@ -61,6 +68,11 @@ from lightning_ddpm.diffusion.schedule import NoiseSchedule as NoiseSchedule
 from lightning_ddpm.diffusion.schedule import Quadratic as Quadratic
 from lightning_ddpm.diffusion.schedule import Sigmoid as Sigmoid
 from lightning_ddpm.diffusion.schedule import ZeroTerminalSNR as ZeroTerminalSNR
+from lightning_ddpm.diffusion.schedule import require_chain as require_chain
+from lightning_ddpm.diffusion.time_distributions import LogitNormal as LogitNormal
+from lightning_ddpm.diffusion.time_distributions import LogNormal as LogNormal
+from lightning_ddpm.diffusion.time_distributions import TimeDistribution as TimeDistribution
+from lightning_ddpm.diffusion.time_distributions import UniformLambda as UniformLambda
 from lightning_ddpm.diffusion.timesteps import QUARTERS as QUARTERS
 from lightning_ddpm.diffusion.timesteps import LossAwareTimesteps as LossAwareTimesteps
 from lightning_ddpm.diffusion.timesteps import TimestepSampler as TimestepSampler

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from lightning_ddpm.diffusion.gaussian_path import GaussianPath, Timestep
 from lightning_ddpm.diffusion.parameterization import Denoised, Epsilon, Parameterization
-from lightning_ddpm.diffusion.process import expand_timesteps, x_0_to_eps
-from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
+from lightning_ddpm.diffusion.process import x_0_to_eps
 from lightning_ddpm.utils.errors import UserError
 
 NetworkFunction = Callable[..., Tensor]
@@ -25,7 +25,7 @@ class Denoiser:
 
     Args:
         network: predicts from (x_t, t); any callable, e.g. one that computes E[eps | x_t] in closed form.
-        schedule: the noise schedule that the network was trained on.
+        schedule: the noise schedule, or any other path, that the network was trained on.
         clip: half-width of the range of the data. x^_0 is clipped to [-clip, clip] before any mean is computed from it,
             and eps^ is recomputed from the clipped x^_0, so that the two still give x_t. ``None`` for unbounded data.
         parameterization: what the network's output means; ``None`` for the noise.
@@ -37,7 +37,7 @@ class Denoiser:
     def __init__(
         self,
         network: NetworkFunction,
-        schedule: NoiseSchedule,
+        schedule: GaussianPath,
         clip: float | None = 1.0,
         parameterization: Parameterization | None = None,
     ) -> None:
@@ -77,7 +77,9 @@ class Denoiser:
 
     def call_network(self, x_t: Tensor, t: Timestep, *label: Tensor) -> Tensor:
         """Return what the network predicts from x_t and t, given labels (b,) if they are passed."""
-        return self.guided(x_t, t) if self.guided else self.network(x_t, expand_timesteps(t, x_t), *label)
+        if self.guided:
+            return self.guided(x_t, t)
+        return self.network(*self.parameterization.network_input(self.schedule, x_t, t), *label)
 
     def network_output(self, x_t: Tensor, t: Timestep) -> tuple[Tensor, Tensor | None]:
         """Return the raw output (b, c, h, w), and nu = (v + 1) / 2 if the network has output channels for it.

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
+from lightning_ddpm.diffusion.gaussian_path import Timestep
 from lightning_ddpm.diffusion.parameterization import Denoised
 from lightning_ddpm.diffusion.process import Noise, broadcast, expand_timesteps, posterior_coefficients, q_sample, scale
-from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
+from lightning_ddpm.diffusion.schedule import NoiseSchedule, require_chain
 from lightning_ddpm.diffusion.variance import ReverseVariance, posterior_log_variance
 
 HALF_BIN = 1 / 255
@@ -122,7 +123,7 @@ def elbos(
     Returns:
         The terms for each of the denoisers.
     """
-    schedule = denoisers[0].schedule
+    schedule = require_chain(denoisers[0].schedule, "the variational bound")
     terms: list[list[Tensor]] = [[] for _ in denoisers]
     for t in range(1, schedule.T + 1):
         x_t = q_sample(schedule, x_0, t, noise(x_0))

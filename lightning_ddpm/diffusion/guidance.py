@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.formatting import format_call
+from lightning_ddpm.diffusion.gaussian_path import GaussianPath, Timestep
 from lightning_ddpm.diffusion.process import expand_timesteps, scale
-from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
 from lightning_ddpm.utils.errors import UserError
 
 LogProbability = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +34,7 @@ class GuidableModel(Protocol):
         label_dropout: the share of training images whose label was hidden from the network.
     """
 
-    schedule: NoiseSchedule
+    schedule: GaussianPath
     class_names: Sequence[str]
     label_dropout: float
 

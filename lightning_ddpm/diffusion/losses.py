@@ -31,6 +31,7 @@ from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.elbo import elbo_term
 from lightning_ddpm.diffusion.formatting import format_settings
 from lightning_ddpm.diffusion.process import q_sample, snr
+from lightning_ddpm.diffusion.schedule import require_chain
 from lightning_ddpm.diffusion.variance import LearnedRange, ReverseVariance
 from lightning_ddpm.utils.errors import UserError
 
@@ -160,8 +161,9 @@ class VLB(Objective):
         self.variance = variance
 
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        denoised = denoise(q_sample(denoise.schedule, x_0, t, eps), t)
-        return denoise.schedule.T * elbo_term(denoise.schedule, self.variance, x_0, t, denoised).float()
+        schedule = require_chain(denoise.schedule, "the variational bound (VLB)")
+        denoised = denoise(q_sample(schedule, x_0, t, eps), t)
+        return schedule.T * elbo_term(schedule, self.variance, x_0, t, denoised).float()
 
 
 @final
@@ -179,7 +181,7 @@ class Hybrid(Objective):
         self.weight = weight
 
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        schedule = denoise.schedule
+        schedule = require_chain(denoise.schedule, "the variational bound (Hybrid)")
         x_t = q_sample(schedule, x_0, t, eps)
         output, nu = denoise.network_output(x_t, t)
         simple = simple_loss(denoise.parameterization.target(schedule, x_0, eps, t), output)

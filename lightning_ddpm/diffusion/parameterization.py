@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion import process
+from lightning_ddpm.diffusion.gaussian_path import GaussianPath, Timestep
 from lightning_ddpm.diffusion.process import broadcast, posterior_coefficients, scale, snr
-from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -41,19 +41,27 @@ class Parameterization(ABC):
     """One meaning of the output. t in 1..T is an int, (b,) int64, or real where a solver stops between timesteps."""
 
     @abstractmethod
-    def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
+    def target(self, schedule: GaussianPath, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
         """Return the training target (b, c, h, w) for the x_t made of ``x_0`` and ``eps``."""
 
     @abstractmethod
-    def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
+    def to_denoised(self, schedule: GaussianPath, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
         """Convert the network's ``output`` for ``x_t`` to x_0 and eps."""
 
     @abstractmethod
-    def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
+    def x_0_factor(self, schedule: GaussianPath, t: Timestep) -> Tensor:
         """Return the ratio of the output's squared error to that of x^_0; same shape as ``t``."""
 
+    def network_input(self, schedule: GaussianPath, x_t: Tensor, t: Timestep) -> tuple[Tensor, Tensor]:
+        """Return the network's arguments: x_t on the path's own scale, and t (b,). A preconditioning overrides it."""
+        return process.to_path_scale(schedule, x_t, t), process.expand_timesteps(t, x_t)
+
+    def check_path(self, schedule: GaussianPath) -> None:
+        """Raise a UserError if this parameterization cannot be used with the path, whatever its terminal SNR."""
+        return
+
     @final
-    def check_schedule(self, schedule: NoiseSchedule) -> None:
+    def check_schedule(self, schedule: GaussianPath) -> None:
         """Check that the output determines x_0 at every t of the schedule.
 
         Raises:
@@ -61,6 +69,7 @@ class Parameterization(ABC):
         """
         if type(self) in schedule.checked:
             return
+        self.check_path(schedule)
         if float(self.x_0_factor(schedule, schedule.T)) < torch.finfo(torch.float32).tiny:
             raise UserError(
                 f"with zero or nearly zero terminal SNR (alpha_bar_T={schedule.alpha_bar_T:.3g}), x_T is pure noise "
@@ -76,13 +85,13 @@ class Parameterization(ABC):
 class Epsilon(Parameterization):
     """The output is the noise eps; Ho et al. 2020 (arXiv:2006.11239), eq. 11-12."""
 
-    def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
+    def target(self, schedule: GaussianPath, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
         return eps
 
-    def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
+    def to_denoised(self, schedule: GaussianPath, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
         return Denoised(process.eps_to_x_0(schedule, x_t, output, t), output)
 
-    def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
+    def x_0_factor(self, schedule: GaussianPath, t: Timestep) -> Tensor:
         return snr(schedule, t)
 
 
@@ -90,13 +99,13 @@ class Epsilon(Parameterization):
 class X0(Parameterization):
     """The output is the image x_0; Ho et al. 2020, section 3.2."""
 
-    def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
+    def target(self, schedule: GaussianPath, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
         return x_0
 
-    def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
+    def to_denoised(self, schedule: GaussianPath, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
         return Denoised(output, process.x_0_to_eps(schedule, x_t, output, t))
 
-    def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
+    def x_0_factor(self, schedule: GaussianPath, t: Timestep) -> Tensor:
         return (schedule.alpha_bar_at(t) + 1).sign()
 
 
@@ -107,15 +116,34 @@ class Velocity(Parameterization):
     Salimans & Ho 2022 (arXiv:2202.00512), section 4. It is well-conditioned at every t, also with zero terminal SNR.
     """
 
-    def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
+    def target(self, schedule: GaussianPath, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
         return process.compute_velocity(schedule, x_0, eps, t)
 
-    def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
+    def to_denoised(self, schedule: GaussianPath, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
         signal, noise = schedule.signal_at(t), schedule.noise_at(t)
         return Denoised(scale(signal, x_t) - scale(noise, output), scale(noise, x_t) + scale(signal, output))
 
-    def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
+    def x_0_factor(self, schedule: GaussianPath, t: Timestep) -> Tensor:
         return 1 + snr(schedule, t)
+
+
+@final
+class FlowVelocity(Parameterization):
+    """The output is u = eps - x_0, the velocity dx/d(t/T) of ``RectifiedFlow``; Lipman et al. 2023 (arXiv:2210.02747).
+
+    On other paths it is one more linear function of x_0 and eps. Flow matching is the objective ``Simple`` with it.
+    """
+
+    def target(self, schedule: GaussianPath, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
+        return eps - x_0
+
+    def to_denoised(self, schedule: GaussianPath, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
+        signal, noise = schedule.signal_at(t), schedule.noise_at(t)
+        x_0 = scale(1 / (signal + noise), x_t) - scale(noise / (signal + noise), output)
+        return Denoised(x_0, x_0 + output)
+
+    def x_0_factor(self, schedule: GaussianPath, t: Timestep) -> Tensor:
+        return (1 + schedule.signal_at(t) / schedule.noise_at(t)) ** 2
 
 
 @final
@@ -125,17 +153,17 @@ class PosteriorMean(Parameterization):
     With L_simple it is the worst choice in their table 2.
     """
 
-    def target(self, schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
+    def target(self, schedule: GaussianPath, x_0: Tensor, eps: Tensor, t: Timestep) -> Tensor:
         x_0_factor, x_t_factor = posterior_coefficients(schedule, _previous_step(t), t)
         eps_factor = x_t_factor * schedule.noise_at(t)
         return scale(x_0_factor + x_t_factor * schedule.signal_at(t), x_0) + scale(eps_factor, eps)
 
-    def to_denoised(self, schedule: NoiseSchedule, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
+    def to_denoised(self, schedule: GaussianPath, x_t: Tensor, output: Tensor, t: Timestep) -> Denoised:
         x_0_factor, x_t_factor = posterior_coefficients(schedule, _previous_step(t), t)
         x_0 = (output - scale(x_t_factor, x_t)) / broadcast(x_0_factor, x_t)
         return Denoised(x_0, process.x_0_to_eps(schedule, x_t, x_0, t))
 
-    def x_0_factor(self, schedule: NoiseSchedule, t: Timestep) -> Tensor:
+    def x_0_factor(self, schedule: GaussianPath, t: Timestep) -> Tensor:
         return posterior_coefficients(schedule, _previous_step(t), t)[0] ** 2
 
 

@@ -6,29 +6,25 @@ is a subclass of :class:`NoiseSchedule` with ``compute_betas``.
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Self, TypeGuard
+from typing import ClassVar, Self, TypeGuard, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_ddpm.diffusion.gaussian_path import MAX_STEPS, GaussianPath, Timestep, choose_precision
 from lightning_ddpm.utils.errors import UserError
-
-Timestep = Tensor | int
-"""A timestep t in 0..T or a (b,) tensor of them; where documented, also real-valued t, as a floating-point tensor."""
-
-
-MAX_STEPS = 1_000_000
-"""Largest T; its tables take 40 MB."""
 
 
 def _is_real(t: Timestep) -> TypeGuard[Tensor]:
     return isinstance(t, Tensor) and t.is_floating_point()
 
 
-class NoiseSchedule(nn.Module, ABC):
-    """Holds the variances beta_1..beta_T and the tables derived from them, as constants that move with the module.
+class NoiseSchedule(GaussianPath):
+    """The path of a chain of T steps, given by their variances beta_1..beta_T; between timesteps it is interpolated.
+
+    The tables derived from beta are constants that move with the module.
 
     Attributes (each of shape (T + 1,), indexed by t; entry 0 stands for the data):
         beta: variance of the step q(x_t | x_{t-1}); ``beta[0]`` is 0 and never used.
@@ -37,11 +33,7 @@ class NoiseSchedule(nn.Module, ABC):
         noise: sqrt(1 - alpha_bar_t), the factor of eps in x_t.
         angle: phi_t = atan(noise / signal), from 0 at the data up to pi/2, where no signal is left.
 
-    The methods ``..._at`` look an int t up in copies on the host: in a sampler, whose batch has
-    one timestep, no coefficient costs the GPU a kernel or the host a wait.
-
-    ``alpha_bar_T`` (a float) and ``checked`` (the parameterizations known to work with this schedule) are kept on the
-    host, so that no check has to read from a GPU.
+    The methods ``..._at`` look an int t up in copies on the host.
 
     The tables are float64 wherever the device supports it (float32 on Apple's MPS), whatever precision the network runs
     in: in bfloat16 ``1 - alpha_bar`` would lose all its digits. They are never saved and never averaged.
@@ -82,7 +74,6 @@ class NoiseSchedule(nn.Module, ABC):
                 "small; give betas of at least 1e-15"
             )
         self.alpha_bar_T = float(alpha_bar[-1])
-        self.checked: set[type] = set()
         signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         self._host = {"beta": beta, "alpha_bar": alpha_bar, "signal": signal, "noise": noise}
         self._host["angle"] = torch.atan2(noise, signal)
@@ -95,7 +86,6 @@ class NoiseSchedule(nn.Module, ABC):
 
     @property
     def T(self) -> int:
-        """Number of timesteps."""
         return len(self.beta) - 1
 
     def _look_up(self, name: str, t: Timestep) -> Tensor:
@@ -103,38 +93,46 @@ class NoiseSchedule(nn.Module, ABC):
         table: Tensor = getattr(self, name) if isinstance(t, Tensor) else self._host[name]
         return table[t]
 
+    @final
     def beta_at(self, t: Timestep) -> Tensor:
-        """Return beta_t at integer t."""
         return self._look_up("beta", t)
 
+    @final
+    def scale_at(self, t: Timestep) -> None:
+        return None
+
+    @final
+    def sample_times(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(1, self.T + 1, (n,), device=generator.device, generator=generator)
+
+    @final
+    def nearest_time(self, t: Tensor) -> Tensor:
+        return t.round().clamp(1, self.T).long()
+
     def angle_at(self, t: Timestep) -> Tensor:
-        """Return phi_t; at real t in [0, T] it is interpolated linearly between the neighbouring timesteps."""
+        # at real t in [0, T], interpolated linearly between the neighbouring timesteps
         if not _is_real(t):
             return self._look_up("angle", t)
         lower = t.long().clamp(max=self.T - 1)
         return torch.lerp(self.angle[lower], self.angle[lower + 1], (t - lower).to(self.angle.dtype))
 
     def time_at(self, angle: Tensor) -> Tensor:
-        """Return the real t in [0, T] at which the angle is phi: :meth:`angle_at` solved for t."""
         upper = torch.searchsorted(self.angle, angle.to(self.angle.dtype)).clamp(1, self.T)
         return upper - (self.angle[upper] - angle) / (self.angle[upper] - self.angle[upper - 1])
 
     def signal_at(self, t: Timestep) -> Tensor:
-        """Return sqrt(alpha_bar_t) at integer or real t."""
         return self.angle_at(t).cos() if _is_real(t) else self._look_up("signal", t)
 
     def noise_at(self, t: Timestep) -> Tensor:
-        """Return sqrt(1 - alpha_bar_t) at integer or real t."""
         return self.angle_at(t).sin() if _is_real(t) else self._look_up("noise", t)
 
     def alpha_bar_at(self, t: Timestep) -> Tensor:
-        """Return alpha_bar_t at integer or real t."""
         return self.angle_at(t).cos() ** 2 if _is_real(t) else self._look_up("alpha_bar", t)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # The tables follow the module to its device, but a cast must not change their precision.
         device = fn(torch.empty(0, device=self.beta.device)).device
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        dtype = choose_precision(device)
         return super()._apply(lambda table: table.to(device, dtype), recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def extra_repr(self) -> str:
@@ -258,6 +256,20 @@ class ZeroTerminalSNR(NoiseSchedule):
         first, last = self.values[1], self.values[-1]
         rescaled = (torch.tensor(self.values[1:], dtype=torch.float64) - last) * (first / (first - last))
         return _betas_from_alpha_bar(torch.cat([torch.ones(1, dtype=torch.float64), rescaled**2]))
+
+
+def require_chain(path: GaussianPath, what: str) -> NoiseSchedule:
+    """Return the path, after checking that it is a discrete chain, which ``what`` needs.
+
+    Raises:
+        UserError: it is continuous.
+    """
+    if isinstance(path, NoiseSchedule):
+        return path
+    raise UserError(
+        f"{what} belongs to a chain of discrete steps, and {type(path).__name__} is continuous; take a NoiseSchedule, "
+        "such as Cosine"
+    )
 
 
 def _check_steps(steps: int) -> None:

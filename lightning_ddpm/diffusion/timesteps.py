@@ -7,6 +7,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from lightning_ddpm.diffusion.gaussian_path import GaussianPath
+from lightning_ddpm.diffusion.schedule import require_chain
 from lightning_ddpm.utils.errors import UserError
 
 Gather = Callable[[Tensor], Tensor]
@@ -17,14 +19,19 @@ class TimestepSampler(nn.Module, ABC):
     """Samples t in 1..T and the importance weights; its history of losses is part of the checkpoint."""
 
     @abstractmethod
-    def setup(self, T: int) -> None:
-        """Prepare for a schedule of T timesteps; called once, when the model is built."""
+    def setup(self, path: GaussianPath) -> None:
+        """Prepare for the model's noise schedule, or other path; called once, when the model is built.
+
+        Raises:
+            UserError: times cannot be sampled in this way on this path.
+        """
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Sample n timesteps, (n,) int64 in 1..T, and their weights, (n,) float32, on the generator's device.
+        """Sample n timesteps in [1, T] and their weights, (n,) float32, on the generator's device.
 
-        The mean of the weighted losses is an unbiased estimate of the mean loss under uniform t.
+        On a noise schedule timesteps are (n,) int64, on a continuous path real, (n,) float32. Weights other than 1 make
+        the mean of the weighted losses an unbiased estimate of the mean loss under uniform t.
         """
 
     @abstractmethod
@@ -42,12 +49,11 @@ class TimestepSampler(nn.Module, ABC):
 class UniformTimesteps(TimestepSampler):
     """Samples every t with equal probability; Ho et al. 2020 (arXiv:2006.11239), Algorithm 1."""
 
-    def setup(self, T: int) -> None:
-        self.T = T
+    def setup(self, path: GaussianPath) -> None:
+        self._path = [path]  # in a list, or the path would be a submodule twice
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        t = torch.randint(1, self.T + 1, (n,), device=generator.device, generator=generator)
-        return t, torch.ones(n, device=generator.device)
+        return self._path[0].sample_times(n, generator), torch.ones(n, device=generator.device)
 
     def update(self, t: Tensor, losses: Tensor, gather: Gather) -> None:
         pass
@@ -75,7 +81,8 @@ class LossAwareTimesteps(TimestepSampler):
             )
         self.history, self.uniform_share = history, uniform_share
 
-    def setup(self, T: int) -> None:
+    def setup(self, path: GaussianPath) -> None:
+        T = require_chain(path, "LossAwareTimesteps' history of losses for each t").T
         self.register_buffer("losses", torch.zeros(T, self.history))
         self.register_buffer("counts", torch.zeros(T, dtype=torch.long))
 
@@ -111,6 +118,6 @@ def sample_stratified(n: int, T: int, generator: torch.Generator) -> Tensor:
 
 def sum_by_quarter(values: Tensor, t: Tensor, T: int) -> tuple[Tensor, Tensor]:
     """Return the sum and the number of the values (b,) with t in each quarter of 1..T, (4,) each."""
-    quarter = (t - 1) * QUARTERS // T
+    quarter = (t.ceil().long() - 1) * QUARTERS // T
     zeros = values.new_zeros(QUARTERS)
     return zeros.index_add(0, quarter, values), zeros.index_add(0, quarter, torch.ones_like(values))

@@ -9,9 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lightning_ddpm.diffusion.gaussian_path import GaussianPath, Timestep
 from lightning_ddpm.diffusion.parameterization import Denoised
 from lightning_ddpm.diffusion.process import broadcast, posterior_variance, transition_variance
-from lightning_ddpm.diffusion.schedule import NoiseSchedule, Timestep
+from lightning_ddpm.diffusion.schedule import NoiseSchedule
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -19,7 +20,7 @@ class ReverseVariance(ABC):
     """The variance Sigma_t = sigma_t^2 I of p(x_s | x_t)."""
 
     @abstractmethod
-    def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
+    def variance(self, schedule: GaussianPath, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
         """Return sigma^2 of the step from t to s: a scalar in the schedule's precision, or (b, c, h, w) if learned.
 
         Args:
@@ -54,7 +55,7 @@ class FixedLarge(ReverseVariance):
     beta~_2, as in Ho et al.'s code, because beta_1 is far too wide for a decoder.
     """
 
-    def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
+    def variance(self, schedule: GaussianPath, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
         return transition_variance(schedule, s, t)
 
     def log_variance(self, schedule: NoiseSchedule, t: Timestep, denoised: Denoised | None = None) -> Tensor:
@@ -66,7 +67,7 @@ class FixedLarge(ReverseVariance):
 class FixedSmall(ReverseVariance):
     """beta~_t: optimal for a known x_0, and the better choice with few steps; Ho et al. 2020, section 3.2."""
 
-    def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
+    def variance(self, schedule: GaussianPath, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
         return posterior_variance(schedule, s, t)
 
     def log_variance(self, schedule: NoiseSchedule, t: Timestep, denoised: Denoised | None = None) -> Tensor:
@@ -80,7 +81,7 @@ class LearnedRange(ReverseVariance):
     The network outputs twice the images' channels, and an objective that includes L_vlb trains the second half.
     """
 
-    def variance(self, schedule: NoiseSchedule, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
+    def variance(self, schedule: GaussianPath, s: int, t: int, denoised: Denoised | None = None) -> Tensor:
         large, small = transition_variance(schedule, s, t), posterior_variance(schedule, s, t)
         return _interpolate_log_variance(small.log(), large.log(), denoised).exp()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.data.sharding import split_evenly, spread_indices
-from lightning_ddpm.diffusion import Denoiser, ELBOTerms, ReverseVariance, elbos
+from lightning_ddpm.diffusion import Denoiser, ELBOTerms, ReverseVariance, elbos, require_chain
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.utils.distributed import Ranks
@@ -123,11 +123,12 @@ def measure_bits_per_dim(
         The estimates under :data:`NAMES`.
     """
     device, chosen = model.device, spread_indices(n, len(images))
-    sums = [ELBOSums(model.schedule.T, device) for _ in NAMES]
+    schedule = require_chain(model.schedule, "the variational bound")
+    sums = [ELBOSums(schedule.T, device) for _ in NAMES]
 
     def compute_batch(start: int, stop: int) -> list[ELBOTerms]:
         pixels, labels = images.__getitems__(chosen[start:stop])
-        x_0 = to_float(pixels.to(device)).to(model.schedule.beta.dtype)
+        x_0 = to_float(pixels.to(device)).to(schedule.beta.dtype)
         denoisers = build_denoisers(model, context, labels.to(device))
         return elbos(denoisers, variance, x_0, ImageNoise(seed, start, stop, "likelihood"))
 

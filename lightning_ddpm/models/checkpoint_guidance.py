@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion import Denoiser, GuidableModel, Guidance, extrapolate, guide_by_classifier
+from lightning_ddpm.diffusion.gaussian_path import GaussianPath, Timestep
 from lightning_ddpm.diffusion.guidance import is_any_other
-from lightning_ddpm.diffusion.schedule import Timestep
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
@@ -122,12 +122,23 @@ def _check_compatible(ckpt: str, other: DDPM | NoisyClassifier, model: GuidableM
     if other.image_shape != model.image_shape:
         theirs, ours = ("x".join(map(str, each.image_shape)) for each in (other, model))
         raise UserError(f"{ckpt} is for images of {theirs} and the model for {ours}; use one for the same shape")
-    alpha_bar, expected = other.schedule.alpha_bar.cpu(), model.schedule.alpha_bar.cpu()
-    if alpha_bar.shape != expected.shape or not torch.allclose(alpha_bar, expected, rtol=1e-6, atol=1e-12):
+    if not _is_same_path(other.schedule, model.schedule):
         raise UserError(
             f"{ckpt} was trained on another noise schedule, {other.schedule}, than the model, {model.schedule}; "
             "train it on the model's schedule"
         )
+
+
+def _is_same_path(first: GaussianPath, second: GaussianPath) -> bool:
+    """Return whether two paths have the same signal at every timestep, for networks that get x_t on the same scale."""
+    if first.T != second.T:
+        return False
+    shares, other_shares = (each.alpha_bar_at(torch.arange(first.T + 1)).cpu() for each in (first, second))
+    scales, other_scales = (each.scale_at(torch.arange(1, first.T)) for each in (first, second))
+    if (scales is None) != (other_scales is None):
+        return False
+    same_scale = scales is None or other_scales is None or torch.allclose(scales, other_scales)
+    return same_scale and torch.allclose(shares, other_shares, rtol=1e-6, atol=1e-12)
 
 
 def _check_classes(ckpt: str, names: Sequence[str], model: GuidableModel) -> None:

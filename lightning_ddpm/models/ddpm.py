@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LinearLR
 
 from lightning_ddpm import diffusion
 from lightning_ddpm.data import ImageDataModule, class_labels, image_io, sharding
-from lightning_ddpm.diffusion import Denoiser, NoiseSchedule, Sampler
+from lightning_ddpm.diffusion import Denoiser, GaussianPath, Sampler
 from lightning_ddpm.models import steps
 from lightning_ddpm.models.network import check_network, get_image_shape, name_classes
 from lightning_ddpm.models.optimizer import build_optimizer, clip_gradients, get_gradient_norm, spread_nonfinite
@@ -51,7 +51,7 @@ class DDPM(LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        schedule: NoiseSchedule,
+        schedule: GaussianPath,
         sampler: Sampler,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=2e-4, fused=True),
         lr_scheduler: LRSchedulerCallable = lambda optimizer: LinearLR(optimizer, start_factor=2e-4, total_iters=5000),
@@ -69,7 +69,7 @@ class DDPM(LightningModule):
         self.timesteps = timesteps or diffusion.UniformTimesteps()
         self.parameterization.check_schedule(schedule)
         self.sampler.nfe(schedule.T)  # raises if it has more steps than the schedule
-        self.timesteps.setup(schedule.T)
+        self.timesteps.setup(schedule)
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout must lie in [0, 1], got {label_dropout}; Ho & Salimans use 0.1")
         self.label_dropout, self._step_mean = label_dropout, StepMean()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.diffusion import NoiseSchedule, q_sample, sample_stratified
+from lightning_ddpm.diffusion import GaussianPath, q_sample, sample_stratified
 from lightning_ddpm.models import steps
 from lightning_ddpm.models.network import get_image_shape, name_classes
 from lightning_ddpm.models.optimizer import build_optimizer, clip_gradients
@@ -38,7 +38,7 @@ class NoisyClassifier(LightningModule):
     def __init__(
         self,
         network: UNetEncoder,
-        schedule: NoiseSchedule,
+        schedule: GaussianPath,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, fused=True),
         lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1),
         class_names: Sequence[str] | None = None,
@@ -74,7 +74,7 @@ class NoisyClassifier(LightningModule):
         x_0, label = batch
         this = steps.StepBatch(self, len(x_0), batch_idx)
         random = this.generate("classify noisy")
-        t = random(lambda n, each: torch.randint(1, self.schedule.T + 1, (n,), device=each.device, generator=each))
+        t = random(self.schedule.sample_times)
         x_t = q_sample(self.schedule, x_0, t, random.randn_like(x_0))
         with this.seed_globally():
             logits = self.network(x_t, t).float()

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion import (
+    Linear,
     LossAwareTimesteps,
     UniformTimesteps,
 )
@@ -17,7 +18,7 @@ def gather_one_rank(values: Tensor) -> Tensor:
 
 def test_uniform_timesteps_have_equal_probability_and_weight_1() -> None:
     timesteps = UniformTimesteps()
-    timesteps.setup(7)
+    timesteps.setup(Linear(7))
     t, weights = timesteps.sample(7000, torch.Generator().manual_seed(0))
     counts = torch.bincount(t, minlength=8)
     assert counts[0] == 0
@@ -28,7 +29,7 @@ def test_uniform_timesteps_have_equal_probability_and_weight_1() -> None:
 
 def make_full_history(T: int = 5) -> LossAwareTimesteps:
     timesteps = LossAwareTimesteps(history=2)
-    timesteps.setup(T)
+    timesteps.setup(Linear(T))
     t = torch.arange(1, T + 1).repeat(2)
     timesteps.update(t, t.float(), gather_one_rank)
     return timesteps
@@ -36,7 +37,7 @@ def make_full_history(T: int = 5) -> LossAwareTimesteps:
 
 def test_loss_aware_timesteps_are_uniform_until_the_history_is_full_then_follow_the_rms() -> None:
     timesteps = LossAwareTimesteps(history=2, uniform_share=0.1)
-    timesteps.setup(3)
+    timesteps.setup(Linear(3))
     for t, loss in [(1, 3.0), (1, 4.0), (2, 0.0), (2, 5.0), (3, 1.0)]:
         timesteps.update(torch.tensor([t]), torch.tensor([loss]), gather_one_rank)
         assert timesteps.probabilities().tolist() == pytest.approx([1 / 3] * 3)
@@ -66,7 +67,7 @@ def test_loss_aware_timesteps_reduce_the_variance_of_the_estimate() -> None:
 
 def test_a_batch_may_contain_a_t_several_times() -> None:
     timesteps = LossAwareTimesteps(history=3)
-    timesteps.setup(2)
+    timesteps.setup(Linear(2))
     timesteps.update(torch.tensor([1, 2, 1, 1]), torch.tensor([1.0, 2.0, 3.0, 4.0]), gather_one_rank)
     assert timesteps.losses.tolist() == [[1, 3, 4], [2, 0, 0]]
     assert timesteps.counts.tolist() == [3, 1]
@@ -77,7 +78,7 @@ def test_all_ranks_share_their_losses() -> None:
     states = []
     for t, losses in ranks:
         timesteps = LossAwareTimesteps(history=2)
-        timesteps.setup(3)
+        timesteps.setup(Linear(3))
         gathered = {torch.long: torch.stack([r[0] for r in ranks]), torch.float32: torch.stack([r[1] for r in ranks])}
         timesteps.update(t, losses, lambda mine, gathered=gathered: gathered[mine.dtype])
         states.append(timesteps.state_dict())

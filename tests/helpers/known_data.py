@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion import Denoiser, NoiseSchedule
+from lightning_ddpm.diffusion import EDM, Denoiser, GaussianPath, Parameterization
 
 
 class Mixture:
@@ -33,14 +33,36 @@ class Mixture:
         """Compute log q(x_t) (b,) of x_t = signal x_0 + noise eps."""
         return torch.logsumexp(self._components(x, signal, noise)[0], dim=1)
 
-    def eps(self, schedule: NoiseSchedule, x: Tensor, t: Tensor) -> Tensor:
+    def eps(self, schedule: GaussianPath, x: Tensor, t: Tensor) -> Tensor:
         """Compute E[eps | x_t] = -noise_t grad log q(x_t); t (b,) holds one timestep, an integer or real."""
         signal, noise = schedule.signal_at(t[0]), schedule.noise_at(t[0])
         logs, gradients = self._components(x, signal, noise)
         return (noise * torch.einsum("bk,bki->bi", logs.softmax(1), gradients)).reshape(x.shape)
 
-    def denoiser(self, schedule: NoiseSchedule) -> Denoiser:
+    def denoiser(self, schedule: GaussianPath) -> Denoiser:
         return Denoiser(lambda x, t: self.eps(schedule, x, t), schedule, clip=None)
+
+    def x_0(self, schedule: GaussianPath, x: Tensor, t: Tensor) -> Tensor:
+        """Compute E[x_0 | x_t], also where no signal is left; t (b,) holds one time, an integer or real."""
+        signal, noise = schedule.signal_at(t[0]), schedule.noise_at(t[0])
+        logs, gradients = self._components(x, signal, noise)
+        of_each = self.means + signal * torch.einsum("kij,bkj->bki", self.covariances, gradients)
+        return torch.einsum("bk,bki->bi", logs.softmax(1), of_each).reshape(x.shape)
+
+    def denoiser_for(self, path: GaussianPath, parameterization: Parameterization) -> Denoiser:
+        """Return the optimal denoiser as a network of any parameterization, with its inputs and its output."""
+
+        def network(x: Tensor, time: Tensor) -> Tensor:
+            if isinstance(parameterization, EDM):  # x / c_in for sigma = e^(4 c_noise); Karras et al. 2022, table 1
+                sigma = (4 * time[0]).exp()
+                t = path.time_at(sigma.atan()).expand(len(x))
+                x = x * (sigma**2 + parameterization.sigma_data**2).sqrt() * path.signal_at(t[0])
+            else:
+                t, factor = time, path.scale_at(time[0])
+                x = x if factor is None else x / factor
+            return parameterization.target(path, self.x_0(path, x, t), self.eps(path, x, t), t)
+
+        return Denoiser(network, path, None, parameterization)
 
     def _components(self, x: Tensor, signal: Tensor | float, noise: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return the log density of each weighted Gaussian (b, k), and covariance^-1 (x - mean) (b, k, 2)."""

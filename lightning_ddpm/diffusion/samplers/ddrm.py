@@ -173,17 +173,19 @@ class DDRM(Sampler):
 
     def trajectory(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Iterator[Tensor]:
         schedule, H = denoise.schedule, self.degradation
-        signal, level = (each.tolist() for each in (schedule.signal, schedule.noise))
+        T, steps = schedule.T, list_steps(schedule.T, self.spacing, self.steps)
+        times = [T, *(s for _, s in steps)]
+        signal, level = ({t: float(at(t)) for t in times} for at in (schedule.signal_at, schedule.noise_at))
         z = H.to_spectral(x_T)
         values, observed = H.observe(self.y.to(x_T), z)
         unobserved = values == 0
         # sigma_y / S, the noise of y in spectral coordinates; unused where S is 0
         sigma = torch.where(unobserved, 0.0, self.sigma / torch.where(unobserved, 1.0, values))
-        if bool((signal[-1] * sigma > level[-1]).any()):
+        if bool((signal[T] * sigma > level[T]).any()):
             raise UserError(f"the noise sigma={self.sigma:g} is larger than that of the schedule's x_T; lower it")
-        start = signal[-1] * observed + (level[-1] ** 2 - (signal[-1] * sigma) ** 2).sqrt() * z
-        x = H.from_spectral(torch.where(unobserved, level[-1] * z, start))
-        for t, s in list_steps(schedule.T, self.spacing, self.steps):
+        start = signal[T] * observed + (level[T] ** 2 - (signal[T] * sigma) ** 2).sqrt() * z
+        x = H.from_spectral(torch.where(unobserved, level[T] * z, start))
+        for t, s in steps:
             denoised = denoise(x, t)
             x_0 = H.to_spectral(denoised.x_0)
             z = H.to_spectral(noise(x)) if s else torch.zeros_like(z)

@@ -51,13 +51,14 @@ class AdaptiveODE(Sampler):
         def derivative(phi: Tensor, state: State) -> State:
             return (probability_flow(denoise, state[0], phi),)
 
-        (x_1,) = solve_ode(derivative, (x_T,), schedule.angle[[-1, 1]], self.tolerance)
+        ends = schedule.angle_at(torch.tensor([schedule.T, 1], device=x_T.device))
+        (x_1,) = solve_ode(derivative, (x_T,), ends, self.tolerance)
         yield x_1
         yield denoise(x_1, 1).x_0
 
 
 def probability_flow(denoise: Denoiser, x: Tensor, phi: Tensor) -> Tensor:
-    """Return dx/dphi (b, c, h, w) at the angle phi, a scalar between the schedule's phi_1 and phi_T."""
+    """Return dx/dphi (b, c, h, w) at the angle phi, a scalar between the path's phi_1 and phi_T."""
     t = denoise.schedule.time_at(phi).clamp(1, denoise.schedule.T)
     x_0, eps = denoise(x, t)
     return compute_velocity(denoise.schedule, x_0, eps, t)
@@ -84,7 +85,8 @@ def flow_log_likelihood(denoise: Denoiser, x: Tensor, divergence: Divergence, to
         return v, div / x[0].numel()
 
     start = x, x.new_zeros(len(x))
-    x_T, change = solve_ode(derivative, start, schedule.angle[[1, -1]], tolerance)
+    ends = schedule.angle_at(torch.tensor([1, schedule.T], device=x.device))
+    x_T, change = solve_ode(derivative, start, ends, tolerance)
     prior = -0.5 * (x_T.square() + math.log(2 * math.pi)).flatten(1).sum(1)
     return prior + x[0].numel() * change
 

@@ -38,13 +38,14 @@ SCHEDULER_READ = {
 
 
 def make_scheduler_config(
-    schedule: diffusion.NoiseSchedule, parameterization: diffusion.Parameterization, variance: diffusion.ReverseVariance
+    path: diffusion.GaussianPath, parameterization: diffusion.Parameterization, variance: diffusion.ReverseVariance
 ) -> dict[str, Any]:
     """Return the scheduler_config.json of the DDPMScheduler that samples like ``Ancestral(variance)`` over all T steps.
 
     Raises:
-        UserError: diffusers has no such parameterization or variance.
+        UserError: diffusers has no such schedule, parameterization or variance.
     """
+    schedule = diffusion.require_chain(path, "diffusers' DDPMScheduler")
     return {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": VERSION,
