@@ -16,7 +16,7 @@ network of images that are not square has ``size = (height, width)``, and ``size
 :mod:`lightning_ddpm.utils.image_size`) in its ``__init__``; one that takes ``size: int`` is for square images alone.
 
 - Input: ``x_t`` (b, c, h, w), the noisy images, and ``t`` (b,), timesteps in 1..T: int64, or real-valued from solvers
-  that stop between timesteps.
+  that stop between timesteps and on continuous paths. With the parameterization EDM it is ln(sigma) / 4 instead.
 - Output: (b, c, h, w), the prediction of the noise, or of what ``model.parameterization`` names. With (b, 2c, h, w) the
   second half is the learned variance of the reverse steps (Nichol & Dhariwal 2021, arXiv:2102.09672).
 - Classes: without an attribute ``classes``, or with ``None`` or 0 in it, a network is unconditional, whatever labels
