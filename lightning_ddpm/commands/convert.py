@@ -1,20 +1,22 @@
 """``export`` and ``import``: convert checkpoints to and from formats of other programs, such as diffusers."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from safetensors.torch import save
 
 from lightning_ddpm.commands import import_sources
 from lightning_ddpm.commands.import_sources import WEIGHTS
 from lightning_ddpm.commands.parsing import parse
+from lightning_ddpm.commands.release import write_release
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.interop.diffusers import scheduler, unet
 from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX
 from lightning_ddpm.models.checkpoint import (
     MAX_LENGTH,
+    build_checkpoint,
     build_hyper_parameters,
     build_module,
     load,
@@ -25,24 +27,38 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.files import check_output_file, check_writable, write_atomically, write_json
+from lightning_ddpm.utils.files import check_output_file, fill_folder, write_atomically, write_json
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser, dump_yaml
 
-UNFINISHED = ".unfinished-export"
-"""File in a folder that export has begun to write, and may therefore write again."""
-
 
 def run_export(arguments: Sequence[str]) -> None:
-    """Parse the options and write a checkpoint as a diffusers pipeline."""
+    """Parse the options and write a checkpoint in another format."""
     description = "Write a checkpoint in another format."
     parser = build_parser("export", description)
     add = parser.add_argument
     add("--ckpt", type=locate_checkpoint, required=True, help="the checkpoint; its averaged weights are exported")
     add("--out", type=resolve_path, required=True, help="folder to write; must be new or empty")
-    add("--format", choices=["diffusers"], required=True, help="format, for diffusers.DDPMPipeline.from_pretrained")
-    add("--variance", choices=sorted(scheduler.VARIANCES), help="of the reverse steps; default: the checkpoint's own")
+    add(
+        "--format",
+        choices=["diffusers", "release"],
+        required=True,
+        help="a pipeline of diffusers, or a folder to publish",
+    )
+    add("--variance", choices=sorted(scheduler.VARIANCES), help="diffusers: of the reverse steps; default: its own")
+    add("--license", type=str, metavar="ID", help="release: licence of the weights, such as apache-2.0, for the card")
+    add("--metrics", type=resolve_path, nargs="+", metavar="FILE.json", help="release: results of `evaluate --out`")
+    add("--samples", type=int, metavar="N", help="release: images to generate for the card; default: 16, 0 for none")
     options = parse(parser, arguments, "export")
+    others = ("license", "metrics", "samples") if options.format == "diffusers" else ("variance",)
+    if given := [name for name in others if options[name] is not None]:
+        raise UserError(f"--{given[0]} is no option of --format {options.format}; leave it out")
+    write = _write_pipeline if options.format == "diffusers" else write_release
+    write(options)
+
+
+def _write_pipeline(options: Namespace) -> None:
+    """Write a checkpoint as a pipeline of diffusers."""
     model = load(options.ckpt, DDPM)
     unet_config = unet.make_unet_config(model.network)
     assert isinstance(model.network, UNet)
@@ -62,16 +78,11 @@ def run_export(arguments: Sequence[str]) -> None:
     scheduler.check_outputs(variance_type, outputs)
 
     weights = save(unet.export_weights(model.network), metadata={"format": "pt"})
-    check_writable(options.out)
-    unfinished = options.out / UNFINISHED
-    if any(options.out.iterdir()) and not unfinished.is_file():
-        raise UserError(f"{options.out} is not empty; choose another folder")
-    unfinished.touch()
-    write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
-    write_json(options.out / "unet" / "config.json", unet_config)
-    write_json(options.out / "scheduler" / "scheduler_config.json", scheduler_config)
-    write_json(options.out / "model_index.json", MODEL_INDEX)
-    unfinished.unlink()
+    with fill_folder(options.out):
+        write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
+        write_json(options.out / "unet" / "config.json", unet_config)
+        write_json(options.out / "scheduler" / "scheduler_config.json", scheduler_config)
+        write_json(options.out / "model_index.json", MODEL_INDEX)
     report(f"wrote {options.out}: a DDPMPipeline of diffusers, EMA weights, variance {variance_type}")
     if options.variance is None:
         _report_skipped(model)
@@ -114,20 +125,7 @@ def run_import(arguments: Sequence[str]) -> None:
     assert isinstance(model.network, UNet)
     source.load_weights(model.network, weights)
 
-    state = model.state_dict()
-    checkpoint = {
-        "state_dict": state,
-        # Both sets of weights and no other state: training starts at step 0 with the optimizer of its config.
-        "current_model_state": state,
-        "averaging_state": {"n_averaged": torch.tensor(0)},
-        "callbacks": {},
-        "optimizer_states": [],
-        "lr_schedulers": [],
-        "epoch": 0,
-        "global_step": 0,
-        "pytorch-lightning_version": version("pytorch-lightning"),
-        "hyper_parameters": parameters,
-    }
+    checkpoint = build_checkpoint(model.state_dict(), parameters)
     write_atomically(config_file, lambda file: file.write(text.encode()))
     write_atomically(options.out, lambda file: torch.save(checkpoint, file))
     report(f"wrote {options.out}; `sample --ckpt {options.out}` generates images from it")

@@ -23,7 +23,8 @@ USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightni
   validate    compute the validation metrics: validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   test        compute the test metrics:       test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   predict     sample images by the Trainer:   predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
-  export      write a diffusers pipeline:     export --ckpt RUN/best.ckpt --format diffusers --out DIR
+  export      convert or release a model:     export --ckpt RUN/best.ckpt --format release --out DIR
+  push        upload a release to the Hub:    push DIR USER/MODEL
   import      read another program's model:   import --folder DIR --out FILE.ckpt
 
 COMMAND --help lists the options of a command. Every value of a config is an option as well, for example
@@ -39,6 +40,7 @@ COMMANDS = TRAINER | {
     "check-data": "check_data.run",
     "export": "convert.run_export",
     "import": "convert.run_import",
+    "push": "push.run",
 }
 """The module and the function of each command, in this package."""
 MAX_MESSAGE = 8000

@@ -4,9 +4,11 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
@@ -143,6 +145,28 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{path} is damaged, or was changed without removing {DIGEST_KEY!r}: its content is not what was written"
         )
     return checkpoint
+
+
+def build_checkpoint(state: dict[str, Tensor], parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint of weights alone, for ``sample`` and for ``fit --ckpt_path``, which fine-tunes them.
+
+    Args:
+        state: the model's ``state_dict``.
+        parameters: what :func:`build_hyper_parameters` returned.
+    """
+    return {
+        "state_dict": state,
+        # Both sets of weights and no other state: training starts at step 0 with the optimizer of its config.
+        "current_model_state": state,
+        "averaging_state": {"n_averaged": torch.tensor(0)},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": version("pytorch-lightning"),
+        "hyper_parameters": parameters,
+    }
 
 
 MAX_LENGTH = 5000

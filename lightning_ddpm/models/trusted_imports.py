@@ -38,8 +38,22 @@ def list_modules_to_trust(parameters: Mapping[str, Any]) -> list[str]:
     Args:
         parameters: the checkpoint's hyper-parameters.
     """
+    return _list_others(parameters, _list_allowed())
+
+
+def list_foreign_modules(parameters: Mapping[str, Any]) -> list[str]:
+    """Return the modules of other packages, trusted here or not, that a checkpoint's model is built from.
+
+    Args:
+        parameters: the checkpoint's hyper-parameters.
+    """
+    return _list_others(parameters, TRUSTED_MODULES)
+
+
+def _list_others(parameters: Mapping[str, Any], allowed: tuple[str, ...]) -> list[str]:
+    """Return the modules, besides the allowed ones, that building a model imports."""
     built = {name: each for name, each in parameters.items() if name not in (*NOT_BUILT, "class_names")}
-    names = [name for name in _find_names(built) if not _is_within(name, _list_allowed())]
+    names = [name for name in _find_names(built) if not _is_within(name, allowed)]
     return list(dict.fromkeys(name.split(".")[0] for name in names))
 
 

@@ -9,8 +9,8 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -187,6 +187,24 @@ def check_writable(folder: Path) -> None:
             trial.write(b"trial")
     except OSError as error:
         raise UserError(f"cannot write in {folder} ({error.strerror or error}); choose another folder") from error
+
+
+@contextmanager
+def fill_folder(folder: Path) -> Iterator[None]:
+    """Let the files of one command be written into a new or empty folder inside the context, all or none of them.
+
+    A folder that a killed process has begun to fill may be filled again.
+
+    Raises:
+        UserError: it holds something else, or cannot be written.
+    """
+    check_writable(folder)
+    unfinished = folder / ".unfinished-export"
+    if any(folder.iterdir()) and not unfinished.is_file():
+        raise UserError(f"{folder} is not empty; choose another folder")
+    unfinished.touch()
+    yield
+    unfinished.unlink()
 
 
 def check_output_file(path: Path, option: str, suffixes: Sequence[str], inputs: Iterable[Path | None] = ()) -> None:
