@@ -97,7 +97,7 @@ def test_all_documented_configs_exist():
     documented = {"digits", "mnist", "fashion_mnist", "cifar10", "cifar10_fast", "image_folder"}
     documented |= {"digits_edm", "digits_flow"}
     documented |= {f"{name}_conditional" for name in ("digits", "mnist", "fashion_mnist", "cifar10")}
-    documented |= {*FEATURES, *GUIDES, *(name for name, _ in LARGE), "adm_64"}
+    documented |= {*FEATURES, *GUIDES, *(name for name, _ in LARGE), "adm_64", "cifar10_dit"}
     assert documented == set(NAMES)
 
 
@@ -245,8 +245,8 @@ def read_float32_options(name):
     return shlex.split(line[line.index("--") :])
 
 
-def test_eight_configs_are_for_gpus():
-    assert len(GPU) == 8, GPU
+def test_nine_configs_are_for_gpus():
+    assert len(GPU) == 9, GPU
 
 
 @pytest.mark.parametrize("name", GPU)

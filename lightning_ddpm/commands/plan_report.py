@@ -150,19 +150,27 @@ def _check_card(run: RunPlan, card: Card, rows: Sequence[Row]) -> None:
         return
     if _needs_bfloat16(run) and not card.bf16:
         raise UserError(f"{card.name} has no bfloat16, which trainer.precision asks for; give 16-mixed")
-    need, sizes = f"{run.peak(1) / 1e9:.1f} GB", _get_resolutions(run)
-    fix = f"add --model.network.init_args.recompute '[{sizes[0]}, {sizes[1]}]', which keeps fewer activations"
-    if run.options.model.init_args.network.init_args.get("recompute"):
-        fix = "recompute more sizes, lower the network's width, or take a larger card"
+    need, option = f"{run.peak(1) / 1e9:.1f} GB", _write_recompute(run, 2)
+    fix = f"add {option}, which keeps fewer activations" if option else "take a larger card or a narrower network"
     raise UserError(
         f"a step of one image takes {need}, and {card.name} has {USABLE * card.memory:.1f} GB for it; {fix}"
     )
 
 
-def _get_resolutions(run: RunPlan) -> tuple[int, int]:
-    """Return the resolutions of the first two levels of a U-Net, as ``recompute`` takes them."""
+def _write_recompute(run: RunPlan, levels: int) -> str | None:
+    """Return the option by which the network keeps fewer activations; ``None`` if it has none, or it is set.
+
+    Args:
+        run: the plan.
+        levels: number of a U-Net's levels, from the first, to name by their resolutions.
+    """
+    arguments = run.options.model.init_args.network.init_args
+    if "recompute" not in arguments or arguments.recompute:
+        return None
     padded = pad_size(run.model.image_shape[1:], getattr(run.model.network, "pad_to_multiple", 1))
-    return min(padded), min(padded) // 2
+    sizes = ", ".join(str(min(padded) // 2**level) for level in range(levels))
+    value = "true" if isinstance(arguments.recompute, bool) else f"'[{sizes}]'"
+    return f"--model.network.init_args.recompute {value}"
 
 
 def _print_memory(run: RunPlan) -> None:
@@ -217,10 +225,8 @@ def _print_options(run: RunPlan, row: Row) -> None:
         report(
             f"\n{run.batch} images at a time do not fit; the same step in parts: --data.batch_size {row.batch}{more}"
         )
-        report(
-            "or compute activations again in the backward pass, as in --model.network.init_args.recompute "
-            f"'[{_get_resolutions(run)[0]}]', and plan again"
-        )
+        if option := _write_recompute(run, 1):
+            report(f"or compute activations again in the backward pass by {option}, and plan again")
 
 
 def _print_generations(run: RunPlan, row: Row) -> None:

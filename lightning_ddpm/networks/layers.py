@@ -48,6 +48,14 @@ class GroupNorm(nn.GroupNorm):
             return functional.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in the precision of its input, for the reason of :class:`GroupNorm`; kernels add up in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        return functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def make_group_norm(channels: int, groups: int, eps: float = 1e-6) -> nn.GroupNorm:
     """Build a GroupNorm; Ho et al.'s eps is 1e-6.
 

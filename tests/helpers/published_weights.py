@@ -86,3 +86,13 @@ DDPMPP = [
 ]
 """Every 97th number of SongUNet(16, 3, 3, model_channels=128, channel_mult=[1, 1], num_blocks=1, attn_resolutions=[8],
 dropout=0) of NVlabs/edm, commit 008a4e5, for noise labels t - 1."""
+
+DIT = [2.74808, -0.53531, -1.89593, -2.07195, 1.47605, -3.88442, -0.35727, -2.4277]
+DIT += [1.4881, -0.65559, -1.96124, -1.65364, 1.05244, -2.3568, -0.62279, -1.90635]
+"""Every 193rd number of DiT(input_size=16, patch_size=4, in_channels=3, hidden_size=32, depth=2, num_heads=4,
+num_classes=4) of facebookresearch/DiT at t - 1."""
+
+JIT = [5.42965, 3.97883, -0.4178, -0.58211, 3.43368, -1.81398, -3.95215, 0.49155]
+JIT += [0.78412, 1.96918, -0.84249, -1.76185, 2.04196, -1.9787, -2.61502, 0.77322]
+"""Every 97th number of JiT(input_size=16, patch_size=4, in_channels=3, hidden_size=32, depth=3, num_heads=4,
+num_classes=4, bottleneck_dim=8, in_context_len=5, in_context_start=1) of LTH14/JiT at t - 1."""
