@@ -146,7 +146,7 @@ def show_work(trainer: Trainer, what: str) -> Callable[[Iterable[tuple[int, Item
 
 def check_request(model: DDPM, request: SampleRequest) -> None:
     """Refuse a sampler or guidance that does not fit the model."""
-    (request.sampler or model.sampler).nfe(model.schedule.T)  # refuses more steps than the schedule has
+    (request.sampler or model.sampler).check_path(model.schedule)
     if request.guidance:
         request.guidance.check_model(model)
 

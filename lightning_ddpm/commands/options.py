@@ -122,7 +122,7 @@ def load_model(parser: ArgumentParser, options: Namespace) -> DDPM:
         model.sampler = instantiate(parser, Namespace(sampler=options.sampler)).sampler  # type: ignore[no-untyped-call]
     elif options.steps is not None and options.steps != model.sampler.nfe(T):
         model.sampler = DDIM(options.steps)
-    model.sampler.nfe(T)  # raises an error if T is smaller
+    model.sampler.check_path(model.schedule)
     return model
 
 

@@ -68,7 +68,7 @@ class DDPM(LightningModule):
         self.parameterization, self.objective = parameterization or diffusion.Epsilon(), objective or diffusion.Simple()
         self.timesteps = timesteps or diffusion.UniformTimesteps()
         self.parameterization.check_schedule(schedule)
-        self.sampler.nfe(schedule.T)  # raises if it has more steps than the schedule
+        self.sampler.check_path(schedule)
         self.timesteps.setup(schedule)
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout must lie in [0, 1], got {label_dropout}; Ho & Salimans use 0.1")

@@ -11,7 +11,18 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_ddpm.data import Digits, ImageDataModule
-from lightning_ddpm.diffusion import DDIM, Cosine, Linear, sum_by_quarter
+from lightning_ddpm.diffusion import (
+    DDIM,
+    Cosine,
+    EDMHeun,
+    EulerMaruyama,
+    FlowVelocity,
+    Linear,
+    PredictorCorrector,
+    RectifiedFlow,
+    Sampler,
+    sum_by_quarter,
+)
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.steps import format_quarters
 from lightning_ddpm.utils.errors import UserError
@@ -88,6 +99,12 @@ def held_out() -> Tensor:
 
 
 # the loss
+
+
+@pytest.mark.parametrize("sampler", [EDMHeun(), PredictorCorrector(EulerMaruyama(10))], ids=repr)
+def test_a_sampler_that_needs_signal_at_the_end_is_refused_for_a_flow_before_training(sampler: Sampler) -> None:
+    with pytest.raises(UserError, match=r"ends without signal|reverse SDE cannot start"):
+        DDPM(tiny_model().network, RectifiedFlow(), sampler, parameterization=FlowVelocity())
 
 
 def test_the_loss_is_the_squared_error_of_the_noise() -> None:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from lightning_ddpm.diffusion.denoiser import Denoiser as Denoiser
 from lightning_ddpm.diffusion.formatting import format_settings
+from lightning_ddpm.diffusion.gaussian_path import GaussianPath
 from lightning_ddpm.diffusion.process import Noise as Noise
 from lightning_ddpm.diffusion.samplers.spacing import Spacing as Spacing
 from lightning_ddpm.diffusion.samplers.spacing import uniform_spacing as uniform_spacing
@@ -61,6 +62,10 @@ class Sampler(ABC):
         Raises:
             UserError: the sampler cannot be used with such a schedule.
         """
+
+    def check_path(self, path: GaussianPath) -> None:
+        """Raise a UserError if the sampler cannot be used on the path, or has more steps than it; before any work."""
+        self.nfe(path.T)
 
     @final
     def sample(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Tensor:

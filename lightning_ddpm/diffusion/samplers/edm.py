@@ -56,17 +56,16 @@ class EDMHeun(Sampler):
     def nfe(self, T: int) -> int:
         return 2 * self.steps - 1
 
-    def list_sigmas(self, path: GaussianPath) -> list[float]:
-        """Return the noise levels of the steps, from that of T down to 0; eq. 5.
-
-        Raises:
-            UserError: the path ends without signal, where the noise level is infinite.
-        """
+    def check_path(self, path: GaussianPath) -> None:
         if path.alpha_bar_T < torch.finfo(torch.float32).tiny:
             raise UserError(
                 f"EDMHeun's noise level is infinite where {type(path).__name__} ends without signal "
                 f"(alpha_bar_T={path.alpha_bar_T:.3g}); sample with Heun, DPMSolverPP or DDIM"
             )
+
+    def list_sigmas(self, path: GaussianPath) -> list[float]:
+        """Return the noise levels of the steps, from that of T down to 0; eq. 5."""
+        self.check_path(path)
         first, last = (float(path.noise_at(t) / path.signal_at(t)) ** (1 / self.rho) for t in (path.T, 1))
         return [(first + i / (self.steps - 1) * (last - first)) ** self.rho for i in range(self.steps)] + [0.0]
 

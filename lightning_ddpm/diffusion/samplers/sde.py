@@ -12,6 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lightning_ddpm.diffusion.gaussian_path import GaussianPath
 from lightning_ddpm.diffusion.process import scale, score
 from lightning_ddpm.diffusion.samplers.base import Denoiser, MarkovSampler, Noise, Spacing, uniform_spacing
 from lightning_ddpm.utils.errors import UserError
@@ -32,14 +33,19 @@ class EulerMaruyama(MarkovSampler):
     def __init__(self, steps: int | None = None, spacing: Spacing = uniform_spacing) -> None:
         self.steps, self.spacing = steps, spacing
 
+    def check_path(self, path: GaussianPath) -> None:
+        self.nfe(path.T)
+        if path.alpha_bar_T < torch.finfo(torch.float32).tiny:
+            raise UserError(
+                "the reverse SDE cannot start where alpha_bar_T is 0 or nearly 0, got "
+                f"{path.alpha_bar_T:.3g} at T={path.T}; sample with DDIM or Ancestral"
+            )
+
     def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
         """Return x_s = x_t + beta (x_t / 2 + score) + sqrt(beta) z, where beta is its integral over the step."""
         schedule = denoise.schedule
-        if t == schedule.T and schedule.alpha_bar_T < torch.finfo(torch.float32).tiny:
-            raise UserError(
-                "the reverse SDE cannot start where alpha_bar_T is 0 or nearly 0, got "
-                f"{schedule.alpha_bar_T:.3g} at T={t}; sample with DDIM or Ancestral"
-            )
+        if t == schedule.T:
+            self.check_path(schedule)
         beta = (schedule.alpha_bar_at(s) / schedule.alpha_bar_at(t)).log()
         drift = x_t / 2 + score(schedule, denoise(x_t, t).eps, t)
         x_s = x_t + scale(beta, drift)
@@ -67,6 +73,9 @@ class PredictorCorrector(MarkovSampler):
             raise UserError(f"{predictor} already corrects its steps; give PredictorCorrector another predictor")
         self.predictor, self.snr = predictor, snr
         self.steps, self.spacing, self.extra_nfe = predictor.steps, predictor.spacing, corrections
+
+    def check_path(self, path: GaussianPath) -> None:
+        self.predictor.check_path(path)
 
     def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
         """Return x_s of the predictor after the Langevin steps x + size * score + sqrt(2 size) z."""
