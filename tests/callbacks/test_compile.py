@@ -103,6 +103,7 @@ def test_evaluate_records_compilation_and_computes_the_same_metric(tmp_path: Pat
     assert compiled == pytest.approx(plain, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_missing_compiler_is_reported(tmp_path: Path) -> None:
     options = ("--n", 1, "--steps", 1, "--out", tmp_path / "samples", "--compile", "--accelerator", "cpu")
     ended = ddpm("sample", "--ckpt", CKPT, *options, CXX=tmp_path / "g++", TORCHINDUCTOR_CACHE_DIR=tmp_path / "cache")

@@ -11,7 +11,8 @@ from helpers.tiny import quiet_trainer, tiny_model
 from lightning_ddpm.callbacks import StopAllRanks
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_an_exception_on_one_rank_ends_both_with_its_traceback(tmp_path: Path, rank: int) -> None:
     config = tiny_digits(tmp_path / "run")
     config["trainer"]["max_steps"] = 100_000

@@ -33,13 +33,14 @@ def fit(
     return ddpm("fit", "--config", file, *options, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "when", "rank", "options"),
     [
         ("Evaluation", {"every_n_steps": 2}, 0, ()),
-        pytest.param("Memorisation", {"every_n_steps": 2}, 0, (), marks=pytest.mark.slow),
-        pytest.param("Evaluation", {"every_n_epochs": 1}, 0, (), marks=pytest.mark.slow),
-        pytest.param("Evaluation", {"every_n_steps": 2}, 1, (*TWO, "--data.batch_size", 8), marks=pytest.mark.slow),
+        ("Memorisation", {"every_n_steps": 2}, 0, ()),
+        ("Evaluation", {"every_n_epochs": 1}, 0, ()),
+        ("Evaluation", {"every_n_steps": 2}, 1, (*TWO, "--data.batch_size", 8)),
     ],
 )
 def test_the_run_stops_at_once_and_evaluates_the_same_weights_when_it_is_resumed(

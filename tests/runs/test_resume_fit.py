@@ -86,6 +86,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on two ranks without interruption; return the folder."""
+    folder = tmp_path_factory.mktemp("whole-of-two")
+    ended = fit(folder, two=True)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
 def test_an_uninterrupted_run_sees_every_image_once_per_epoch_and_logs_every_step(whole: Path) -> None:
     batches = [value for happened in steps(whole).values() for what, value in happened if what == "batch"]
     for epoch in (0, 1):
@@ -105,6 +114,7 @@ def test_a_killed_run_resumes_to_the_same_end(whole: Path, tmp_path: Path, kill_
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_at_its_end_repeats_the_last_evaluation_and_logs_it_once(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole / "run", tmp_path / "run")
     resumed = fit(tmp_path, "--ckpt_path", "last")
@@ -130,9 +140,9 @@ def test_a_run_with_accumulated_gradients_and_workers_resumes_to_the_same_end(tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "every"), [(0, 3), (1, 1)])
-def test_a_signal_to_one_of_two_ranks_stops_both_and_they_resume(tmp_path: Path, rank: int, every: int) -> None:
-    whole = fit(tmp_path / "whole", two=True)
-    assert whole.returncode == 0, whole.stderr
+def test_a_signal_to_one_of_two_ranks_stops_both_and_they_resume(
+    whole_of_two: Path, tmp_path: Path, rank: int, every: int
+) -> None:
     name = ("SIGUSR1", "SIGTERM")[rank]
     stopped = fit(tmp_path / "stopped", two=True, spy={"kill_at": 7, "signal_name": name, "rank": rank}, every=every)
     assert stopped.returncode == 0, stopped.stderr
@@ -141,7 +151,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_and_they_resume(tmp_path: Path,
     resumed = fit(tmp_path / "stopped", "--ckpt_path", "last", two=True)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step 8 " in resumed.stdout
-    assert_same_run(tmp_path / "whole", tmp_path / "stopped", ranks=2)
+    assert_same_run(whole_of_two, tmp_path / "stopped", ranks=2)
     assert first_epoch(*(steps(tmp_path / "stopped", rank) for rank in (0, 1))) == list(range(40))
 
 
@@ -159,23 +169,21 @@ def test_another_number_of_ranks_resumes_at_the_next_image_of_the_order(tmp_path
 
 
 @pytest.mark.slow
-def test_two_ranks_resume_after_one_was_killed(tmp_path: Path) -> None:
-    whole = fit(tmp_path / "whole", two=True)
-    assert whole.returncode == 0, whole.stderr
+def test_two_ranks_resume_after_one_was_killed(whole_of_two: Path, tmp_path: Path) -> None:
     killed = fit(tmp_path / "killed", two=True, spy={"kill_at": 8, "rank": 1})
     assert killed.returncode != 0
     resumed = fit(tmp_path / "killed", "--ckpt_path", "last", two=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert_same_run(tmp_path / "whole", tmp_path / "killed", ranks=2)
+    assert_same_run(whole_of_two, tmp_path / "killed", ranks=2)
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_twenty_random_moments_resumes_to_the_same_end(whole: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_ten_random_moments_resumes_to_the_same_end(whole: Path, tmp_path: Path) -> None:
     moments = random.Random(0)
     file = write_yaml(tmp_path / "config.yaml", config(tmp_path))
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
     environment.pop("PL_GLOBAL_SEED", None)
-    for _ in range(20):
+    for _ in range(10):
         resume = ["--ckpt_path", "last"] if (tmp_path / "run" / "last.ckpt").exists() else []
         words = [sys.executable, "-m", "lightning_ddpm", "fit", "--config", str(file), *resume]
         process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)

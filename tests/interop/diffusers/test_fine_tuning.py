@@ -8,6 +8,7 @@ from helpers.diffusers_models import DIGITS, import_pipeline, make_pipeline
 from helpers.tiny import weights
 
 
+@pytest.mark.slow
 def test_an_imported_model_is_sampled_from_and_fine_tuned_by_the_command_line(tmp_path, command):
     make_pipeline(DIGITS).save_pretrained(tmp_path / "in")
     start = weights(import_pipeline(tmp_path / "in", command))
