@@ -12,7 +12,8 @@ import yaml
 from benchmarks.report import device
 from lightning_ddpm.commands.main import main
 from lightning_ddpm.diffusion import DDIM, Linear
-from lightning_ddpm.interop.diffusers.unet import export_weights, make_unet_config
+from lightning_ddpm.interop.diffusers.unet import make_unet_config
+from lightning_ddpm.interop.diffusers.weights import export_weights
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet

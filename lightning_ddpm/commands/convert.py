@@ -14,6 +14,7 @@ from lightning_ddpm.commands.release import write_release
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.interop.diffusers import scheduler, unet
 from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX
+from lightning_ddpm.interop.diffusers.weights import export_weights
 from lightning_ddpm.models.checkpoint import (
     MAX_LENGTH,
     build_checkpoint,
@@ -77,13 +78,19 @@ def _write_pipeline(options: Namespace) -> None:
     variance_type = scheduler_config["variance_type"]
     scheduler.check_outputs(variance_type, outputs)
 
-    weights = save(unet.export_weights(model.network), metadata={"format": "pt"})
+    weights = save(export_weights(model.network), metadata={"format": "pt"})
     with fill_folder(options.out):
         write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
         write_json(options.out / "unet" / "config.json", unet_config)
         write_json(options.out / "scheduler" / "scheduler_config.json", scheduler_config)
         write_json(options.out / "model_index.json", MODEL_INDEX)
     report(f"wrote {options.out}: a DDPMPipeline of diffusers, EMA weights, variance {variance_type}")
+    if model.class_names:
+        report(
+            f"its {len(model.class_names)} classes need a loop of your own: DDPMPipeline passes none. Load "
+            'UNet2DModel.from_pretrained(folder, subfolder="unet") and call it with class_labels=0..'
+            f"{len(model.class_names) - 1}, or {len(model.class_names)} for no class"
+        )
     if options.variance is None:
         _report_skipped(model)
 

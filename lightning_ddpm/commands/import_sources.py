@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_ddpm.interop import guided_diffusion
 from lightning_ddpm.interop.diffusers import scheduler, unet
 from lightning_ddpm.interop.diffusers.settings import Config
+from lightning_ddpm.interop.diffusers.weights import load_weights
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.paths import resolve_path
@@ -49,9 +50,7 @@ def read_diffusers(folder: Path) -> Source:
     Raises:
         UserError: a file is missing, or a setting is not supported.
     """
-    return Source(
-        _read_config(folder), folder, partial(_read_diffusers_weights, _part(folder, "unet")), unet.load_weights
-    )
+    return Source(_read_config(folder), folder, partial(_read_diffusers_weights, _part(folder, "unet")), load_weights)
 
 
 def read_guided_diffusion(path: Path, config: str, legacy_attention: bool) -> Source:

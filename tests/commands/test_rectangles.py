@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from lightning_ddpm.data.image_io import arrange_grid, read_image
-from lightning_ddpm.interop.diffusers.unet import export_weights, make_unet_config, parse_unet_config
+from lightning_ddpm.interop.diffusers.unet import make_unet_config, parse_unet_config
+from lightning_ddpm.interop.diffusers.weights import export_weights
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.networks import UNet

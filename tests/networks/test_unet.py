@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from lightning_ddpm.interop.diffusers.unet import export_weights
+from lightning_ddpm.interop.diffusers.weights import export_weights
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.networks.blocks import (
     AttentionBlock,
