@@ -11,7 +11,7 @@ class PseudoHuber(Objective):
         c: the error at which the loss turns from quadratic to linear.
     """
 
-    def __init__(self, c: float = 0.1) -> None:
+    def __init__(self, c: float = 1.0) -> None:
         self.c = c
 
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:

@@ -1,0 +1,58 @@
+"""The sweep of its page: a trial that is killed is resumed by the next call, with its settings."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from helpers.command_line import REPOSITORY, run
+
+PAGE = REPOSITORY / "docs" / "how-to" / "sweeps.md"
+TINY = {
+    "max_steps": 8,
+    "val_check_interval": 4,
+    "log_every_n_steps": 4,
+    "accelerator": "cpu",
+    "callbacks.Evaluation.n": 65,
+    "callbacks.Evaluation.every_n_steps": 4,
+    "callbacks.Evaluation.sampler.init_args.steps": 2,
+    "callbacks.Memorisation.sampler.init_args.steps": 2,
+    "callbacks.Memorisation.n": 20,
+    "callbacks.Checkpoints.every_n_steps": 1,
+}
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_killed_is_resumed_by_the_next_call(tmp_path: Path) -> None:
+    (script,) = re.findall(r":caption: sweep\.py\n\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    beat = '"heartbeat_interval": 15, "grace_period": 30'
+    assert beat in script
+    (tmp_path / "sweep.py").write_text(script.replace(beat, '"heartbeat_interval": 1, "grace_period": 2'))
+    options = [word for name, value in TINY.items() for word in (f"--trainer.{name}", str(value))]
+    command = ["import os, runpy, sys; os.chdir(sys.argv.pop(1)); runpy.run_path('sweep.py', run_name='__main__')"]
+    command = [sys.executable, "-c", *command, str(tmp_path), "1", *options]
+
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 200
+        while not list(tmp_path.glob("checkpoints/sweep/*/last.ckpt")):
+            assert process.poll() is None, "the sweep ended before its first checkpoint"
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    time.sleep(3)  # until the killed trial's heartbeat is late
+    ended = run(*command)
+    assert ended.returncode == 0, ended.stderr
+    assert "resuming after step" in ended.stdout
+    assert "best of 2 trials" in ended.stdout
+    study = optuna.load_study(study_name="digits", storage=f"sqlite:///{tmp_path}/checkpoints/sweep/study.db")
+    killed, resumed = study.trials
+    assert [killed.state.name, resumed.state.name] == ["FAIL", "COMPLETE"]
+    assert killed.params == resumed.params
+    assert len(list(tmp_path.glob("checkpoints/sweep/*/best.ckpt"))) == 1
