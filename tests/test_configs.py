@@ -23,7 +23,15 @@ from lightning_ddpm.utils.random import make_generator
 
 NAMES = [path.stem for path in CONFIGS]
 FEATURES = ("digits_features", "mnist_features")
-DIGITS = ("digits", "digits_features", "digits_conditional", "digits_classifier", "digits_edm", "digits_flow")
+DIGITS = (
+    "digits",
+    "digits_features",
+    "digits_conditional",
+    "digits_classifier",
+    "digits_edm",
+    "digits_flow",
+    "digits_dit",
+)
 GUIDES = ("digits_classifier", "mnist_classifier", "cifar10_classifier")
 GPU = [path.stem for path in CONFIGS if "GPU" in path.read_text().split("# hardware:")[1].splitlines()[0]]
 LARGE = {  # name and category: where the data are, flips, training steps
@@ -97,7 +105,7 @@ def test_all_documented_configs_exist():
     documented = {"digits", "mnist", "fashion_mnist", "cifar10", "cifar10_fast", "image_folder"}
     documented |= {"digits_edm", "digits_flow"}
     documented |= {f"{name}_conditional" for name in ("digits", "mnist", "fashion_mnist", "cifar10")}
-    documented |= {*FEATURES, *GUIDES, *(name for name, _ in LARGE), "adm_64", "cifar10_dit"}
+    documented |= {*FEATURES, *GUIDES, *(name for name, _ in LARGE), "adm_64", "digits_dit", "cifar10_dit"}
     assert documented == set(NAMES)
 
 
