@@ -64,6 +64,8 @@ def read_guided_diffusion(path: Path, config: str, legacy_attention: bool) -> So
     Raises:
         UserError: a file is missing or not what it should be.
     """
+    if not path.is_file():
+        raise UserError(f"there is no file of weights {path}")
     weights = _check_weights(read_torch_file(path, "a file of weights"), path)
     file = CONFIGS.find(config) or resolve_path(config)
     if not file.is_file():

@@ -107,6 +107,7 @@ def change_weights(path: Path, name: str, value: Tensor | None) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
+    "no_file": (lambda w, c: w.unlink(), "there is no file of weights "),
     "missing": (lambda w, c: change_weights(w, "out.2.bias", None), "the file has no out.2.bias; it is of another"),
     "unknown": (lambda w, c: change_weights(w, "more", torch.ones(1)), "the file has more, which the config's network"),
     "shape": (
