@@ -15,6 +15,7 @@ from lightning_ddpm.callbacks.run_logger import log_image
 from lightning_ddpm.data import ImageDataset
 from lightning_ddpm.data.sharding import split_evenly
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, elbo_term, require_chain
+from lightning_ddpm.diffusion.elbo import get_half_bin
 from lightning_ddpm.metrics import BitsPerDimEstimate
 from lightning_ddpm.metrics.bits_per_dim import build_denoisers, measure_bits_per_dim
 from lightning_ddpm.models.ddpm import DDPM
@@ -81,7 +82,7 @@ class BitsPerDim(Measurement):
         x = torch.zeros(size, *model.image_shape, dtype=schedule.beta.dtype, device=model.device)
 
         def compute_term() -> Tensor:
-            return elbo_term(schedule, self.variance, x, 1, denoise(x, 1))
+            return elbo_term(schedule, self.variance, x, 1, denoise(x, 1), denoise.levels)
 
         with evaluation_mode(model):
             seconds = schedule.T * trainer_access.estimate_seconds(trainer, compute_term, n, size)
@@ -92,6 +93,7 @@ class BitsPerDim(Measurement):
     def _get_inputs(self, trainer: Trainer, module: LightningModule) -> tuple[DDPM, ImageDataset, int]:
         """Return the model, the held-out images and how many of them to measure."""
         model = trainer_access.require_ddpm(module, "bits/dim")
+        get_half_bin(model.values.levels)  # raises for continuous data
         purpose = "BitsPerDim measures an ImageDataModule's held-out images"
         images = trainer_access.require_image_data(trainer, purpose).held_out
         n = min(self.n or len(images), len(images))

@@ -15,7 +15,15 @@ from lightning_ddpm.utils.lightning_internals import set_batches_done
 from lightning_ddpm.utils.signals import hold_signals, release_signals
 
 COMPARED = ("seed_everything", "trainer", "model", "data")
-FIXED = ("class_path", "network", "schedule", "parameterization", "optimizer.class_path", "lr_scheduler.class_path")
+FIXED = (
+    "class_path",
+    "network",
+    "schedule",
+    "parameterization",
+    "values",
+    "optimizer.class_path",
+    "lr_scheduler.class_path",
+)
 """Parts of the config that weights, optimizer state and random numbers depend on; dropout is an exception."""
 
 

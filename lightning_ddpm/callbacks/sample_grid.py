@@ -55,5 +55,5 @@ class SampleGrid(PeriodicCallback):
             classes = model.list_class_names(self.request.guidance) or None
             request = replace(self.request, labels=range(len(classes)) if classes else None)
             images = torch.cat([pixels.cpu() for _, pixels in generate_batches(model, request, context=context)])
-        grid = arrange_grid(images, len(classes) if classes else None, classes)
+        grid = arrange_grid(model.values.preview(images), len(classes) if classes else None, classes)
         log_image(trainer, grid, f"samples/step-{trainer.global_step:07d}.png", "samples")

@@ -156,6 +156,7 @@ def prepare_evaluation(
 ) -> None:
     """Load the extractor's weights, on the first rank first, and refuse before any work what cannot be evaluated."""
     model = require_ddpm(module)
+    model.require_uint8(type(extractor).__name__)
     channels, *sides = model.image_shape
     extractor.check_images(channels, shorten_size(sides))
     check_request(model, request)

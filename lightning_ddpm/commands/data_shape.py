@@ -1,6 +1,7 @@
 """Give a network the shape and the classes of the data."""
 
 import inspect
+from dataclasses import asdict
 from pkgutil import resolve_name
 from typing import Any
 
@@ -8,6 +9,7 @@ from jsonargparse import Namespace
 
 from lightning_ddpm.commands.parsing import instantiate
 from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.data.value_range import UINT8
 from lightning_ddpm.utils.contracts import describe_class
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import format_size, write_size
@@ -33,6 +35,14 @@ def fill_shape(model: Namespace, data: Namespace) -> list[str] | None:
         shape["classes"] = len(names)
         if names and "class_names" in model and model.class_names is None:
             class_names = names
+    if "values" in model and module.values != UINT8:
+        given, found = asdict(module.values), model["values"]
+        if found is not None and dict(found.as_dict()) != given:
+            raise UserError(
+                f"the data's values are {module.values.dtype} {module.values.describe()}, and model.values are others; "
+                "set them to null to take the data's"
+            )
+        model["values"] = Namespace(given)  # type: ignore[no-untyped-call]
     for name, given in shape.items():
         if arguments.get(name, given) is None:
             if name == "size":

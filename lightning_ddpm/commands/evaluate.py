@@ -17,6 +17,7 @@ from lightning_ddpm.commands.batch_size import DEFAULT, choose_batch_size
 from lightning_ddpm.commands.class_names import list_classes
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, require_chain
+from lightning_ddpm.diffusion.elbo import get_half_bin
 from lightning_ddpm.metrics import METRICS, FeatureExtractor, Inception, MetricSuite, RequestedClasses, Resize
 from lightning_ddpm.metrics.bits_per_dim import measure_bits_per_dim
 from lightning_ddpm.metrics.frechet import write_statistics
@@ -51,6 +52,8 @@ def run(arguments: Sequence[str]) -> None:
     evaluated = inputs.load_evaluated_images(options, model)
     if of_features := metrics - {BITS_PER_DIM}:
         check_metrics(of_features, evaluated.n)
+        if model:
+            model.require_uint8(f"evaluate --metrics {','.join(sorted(of_features))}")
     conditions = model_options.read_conditions(options, model) if model else model_options.Conditions(None, None, ())
     reference = inputs.load_reference(options, evaluated.shape) if metrics - {"is", "accuracy"} else None
     data = reference.data if reference else None
@@ -185,6 +188,8 @@ def _check_bits_per_dim(model: DDPM | None, data: ImageDataModule | None) -> Non
         raise UserError("bpd needs held-out images; give a run's config.yaml or a dataset's name as --reference")
     if (n := len(data.held_out)) < 2:
         raise UserError(f"the standard error of bpd needs at least 2 held-out images, got {n}; hold out more")
+    if model:
+        get_half_bin(model.values.levels)  # raises for continuous data
     if model and require_chain(model.schedule, "bpd").T < 2:
         raise UserError("bpd needs a schedule of at least 2 steps: the decoder takes its variance from t = 2, got T=1")
 

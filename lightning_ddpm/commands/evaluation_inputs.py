@@ -133,6 +133,7 @@ def _load_data(name: str, root: str | None) -> ImageDataModule:
         parser.add_class_arguments(ImageDataModule, "data")
         try:
             config = load_yaml(read_utf8(path), str(path))["data"]
+            config |= {"root": root} if root else {}  # some sources look into it at once
             with restrict_imports(name, config):
                 data: ImageDataModule = parser.instantiate(parser.parse_object({"data": config})).data
         except UserError:

@@ -43,6 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     options = model_options.parse_options(parser, arguments, "restore", ["passes"])
     _check_task_options(options)
     model = model_options.load_model(parser, options)
+    model.require_uint8("restore")
     task, conditions = TASKS[options.task](options, model), model_options.read_conditions(options, model)
     images = _open_images(options.images, task)
     check_folder(options.out, SIDE_BY_SIDE, METRICS_FILE)

@@ -5,17 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands import sample_folder
 from lightning_ddpm.commands.batch_size import choose_batch_size
-from lightning_ddpm.data.image_io import arrange_grid, save_image, to_uint8
-from lightning_ddpm.data.numbered_images import get_image_path, write_images
+from lightning_ddpm.data.image_io import arrange_grid, save_image
+from lightning_ddpm.data.numbered_images import read_first, write_images
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
@@ -58,7 +56,7 @@ def run(arguments: Sequence[str]) -> None:
     } | conditions.describe()
     manifest |= {"network": "compiled"} if options.compile else {}
     sample_folder.check_same_set(out, manifest)
-    done, damaged = sample_folder.find_complete_batches(out, n, options.batch_size, model.image_shape)
+    done, damaged = sample_folder.find_complete_batches(out, n, options.batch_size, model.image_shape, model.values)
     todo = n - sum(min(options.batch_size, n - start) for start in done)
     fabric.barrier()  # no rank writes before every rank has listed the existing images
     if ranks.is_first:
@@ -74,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
     generated = 0
     for start, pixels in show_progress(batches, ranks.share(todo), "sampling", ranks.is_first):
         generated += len(pixels)
-        write_images(out, start, pixels)
+        write_images(out, start, pixels, model.values)
     flush_files()
     fabric.barrier()
     if not ranks.is_first:
@@ -82,8 +80,7 @@ def run(arguments: Sequence[str]) -> None:
     shown, labels = min(n, SHOWN), conditions.labels or []
     titles = [conditions.names[label] for label in labels[:shown]] if len(labels) > 1 else None
     columns = len(titles) if titles else None
-    files = (get_image_path(out, index) for index in range(shown))
-    pixels = torch.stack([pil_to_tensor(Image.open(file)) for file in files])
+    pixels = model.values.preview(read_first(out, shown, model.image_shape[0], model.values))
     write_atomically(out / GRID, partial(save_image, arrange_grid(pixels, columns, titles)))
     cost = f": {sum(batch_sizes) / generated:g} network evaluations each" if generated else ""
     report(f"wrote {f'{todo} images and ' if todo else ''}{GRID} in {out}{cost}")
@@ -97,7 +94,12 @@ def _build_parser() -> ArgumentParser:
     description = "Generate images from a checkpoint."
     parser = build_parser("sample", description)
     add = parser.add_argument
-    add("--out", type=resolve_path, required=True, help="folder for 000000.png, 000001.png, ... and grid.png")
+    add(
+        "--out",
+        type=resolve_path,
+        required=True,
+        help="folder for 000000.png, 000001.png, ... (.npy for values that a PNG does not hold) and grid.png",
+    )
     add("--n", type=int, default=64, help="number of images")
     model_options.add_model_options(parser, required=True)
     add(
@@ -115,7 +117,7 @@ def _animate(model: DDPM, request: SampleRequest, path: Path, columns: int | Non
     denoise, x_T, noise = model.prepare_sampling(request, 0, request.n)
     chain: list[Tensor] = [x_T, *model.sampler.trajectory(denoise, x_T, noise)]
     chain = [*chain[:: max(1, len(chain) // 60)], chain[-1]]
-    grids = (arrange_grid(to_uint8(x).cpu(), columns) for x in chain)
+    grids = (arrange_grid(model.values.preview(model.values.to_data(x)).cpu(), columns) for x in chain)
     first, *others = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in grids]
     durations = [60] * len(others) + [3000]
     settings: dict[str, Any] = {"append_images": others, "duration": durations, "loop": 0, "comment": TRAJECTORY}

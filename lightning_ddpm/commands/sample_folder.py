@@ -6,9 +6,9 @@ from typing import Any
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lightning_ddpm.data.image_io import open_image
-from lightning_ddpm.data.numbered_images import NUMBERED
+from lightning_ddpm.data.numbered_images import NUMBERED, is_whole
 from lightning_ddpm.data.sharding import split_ranges
+from lightning_ddpm.data.value_range import UINT8, ValueRange
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_output_file, check_writable, remove_leftovers, write_json
@@ -30,7 +30,9 @@ def check_folder(folder: Path, *files: str) -> None:
     others = [
         path.name
         for path in folder.iterdir()
-        if path.suffix.lower() in IMG_EXTENSIONS and not fnmatch(path.name, NUMBERED) and path.name not in OVERVIEWS
+        if path.suffix.lower() in (*IMG_EXTENSIONS, ".npy")
+        and not fnmatch(path.name, NUMBERED)
+        and path.name not in OVERVIEWS
     ]
     if others and not (folder / MANIFEST).exists():
         raise UserError(f"{folder} holds images already, such as {min(others)}; empty it or choose another folder")
@@ -73,7 +75,9 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
-def find_complete_batches(folder: Path, n: int, batch_size: int, shape: tuple[int, int, int]) -> tuple[set[int], int]:
+def find_complete_batches(
+    folder: Path, n: int, batch_size: int, shape: tuple[int, int, int], values: ValueRange = UINT8
+) -> tuple[set[int], int]:
     """Return the first index of each batch whose images all exist, and how many of the images are damaged.
 
     A failure of the machine damages images that were not yet on the disk.
@@ -83,23 +87,12 @@ def find_complete_batches(folder: Path, n: int, batch_size: int, shape: tuple[in
         n: number of images of the set.
         batch_size: number of images in a batch.
         shape: (channels, height, width) of the images.
+        values: type of their values.
     """
-    found = {int(path.stem): _is_whole(path, shape) for path in folder.glob(NUMBERED)}
+    found = {int(path.stem): is_whole(path, shape, values) for path in folder.glob(NUMBERED)}
     whole = {index for index, is_whole in found.items() if is_whole}
     batches = split_ranges(n, 0, batch_size, Ranks())
     return {start for _, start, stop in batches if whole.issuperset(range(start, stop))}, len(found) - len(whole)
-
-
-def _is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
-    """Return whether a file holds an image of this shape whose every byte can be decoded."""
-    try:
-        with open_image(path) as image:
-            image.verify()  # the checksums, which decoding does not compare
-        with open_image(path) as image:
-            image.load()
-            return not path.is_symlink() and (len(image.getbands()), image.height, image.width) == shape
-    except UserError:
-        return False
 
 
 def is_unfinished(folder: Path) -> bool:

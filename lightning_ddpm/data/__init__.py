@@ -3,6 +3,8 @@
 Each line exports one name that a config or another folder uses, and shows the file that documents it.
 """
 
+from lightning_ddpm.data.array_sources import ArrayFile as ArrayFile
+from lightning_ddpm.data.array_sources import ArrayFolder as ArrayFolder
 from lightning_ddpm.data.datamodule import ImageDataModule as ImageDataModule
 from lightning_ddpm.data.datasets import ImageDataset as ImageDataset
 from lightning_ddpm.data.datasets import MemoryDataset as MemoryDataset
@@ -14,3 +16,4 @@ from lightning_ddpm.data.sources import CelebA as CelebA
 from lightning_ddpm.data.sources import Digits as Digits
 from lightning_ddpm.data.sources import FashionMNIST as FashionMNIST
 from lightning_ddpm.data.sources import ImageSource as ImageSource
+from lightning_ddpm.data.value_range import ValueRange as ValueRange

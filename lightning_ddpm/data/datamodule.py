@@ -10,11 +10,10 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from lightning_ddpm.data import sharding
-from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, check_dataset, check_source, hash_images
+from lightning_ddpm.data import checks, sharding
+from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, hash_images
 from lightning_ddpm.data.decode_cache import decode_once, decode_to_file, fits_in_memory
 from lightning_ddpm.data.global_batch import GlobalBatch, check_fits
-from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.data.resident import IndexDataset, ResidentImages, keep_on_device
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.utils.console import report
@@ -30,7 +29,7 @@ from lightning_ddpm.utils.signals import protect_worker
 class ImageDataModule(LightningDataModule):
     """Batches of images (b, c, h, w) in [-1, 1] and labels (b,) int64, where -1 means no label.
 
-    Images are transferred to the device as uint8; only :meth:`on_after_batch_transfer` converts them to floats.
+    Images are transferred to the device as they are; only :meth:`on_after_batch_transfer` converts them to floats.
 
     Args:
         source: the dataset.
@@ -67,14 +66,15 @@ class ImageDataModule(LightningDataModule):
         for option, (number, minimum) in (least | {"global_batch_size": (global_batch_size, 1)}).items():
             if number is not None and number < minimum:
                 raise UserError(f"data.{option} must be at least {minimum}, got {number}")
-        check_source(source)
         self.source, self.root, self.batch_size = source, resolve_path(root), batch_size
+        source.inspect(self.root)
+        checks.check_source(source)
         self.flip, self.num_workers, self.predict_images = flip, num_workers, predict_images
         self.on_device = on_device
         self._resident: ResidentImages | None = None
         self.drop_last, self._global_batch, self._begins = drop_last, GlobalBatch(batch_size, global_batch_size), (0, 0)
         self.decode_cache = None if decode_cache is None else resolve_path(decode_cache)
-        self.channels, self.size = source.channels, shorten_size(source.size)
+        self.channels, self.size, self.values = source.channels, shorten_size(source.size), source.values
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -86,26 +86,8 @@ class ImageDataModule(LightningDataModule):
         return self.source.class_names(self.root)
 
     def check_model(self, image_shape: tuple[int, int, int], class_names: Sequence[str]) -> None:
-        """Check that a model fits the data.
-
-        Args:
-            image_shape: (channels, height, width) of the model's images.
-            class_names: names of the model's labels; empty if it has none.
-
-        Raises:
-            UserError: the shape of the images or the classes differ.
-        """
-        if self.image_shape != image_shape:
-            found, expected = ("x".join(map(str, each)) for each in (self.image_shape, image_shape))
-            raise UserError(
-                f"the data has images of {found} and the network is made for {expected} (channels x height x width); "
-                "make them equal"
-            )
-        if class_names and self.class_names() != list(class_names):
-            raise UserError(
-                f"the model has the classes {', '.join(class_names)} and the data has "
-                f"{', '.join(self.class_names()) or 'no labels'}; make them equal, or use a model without classes"
-            )
+        """Check that a model fits the data; see :func:`~lightning_ddpm.data.checks.check_model`."""
+        checks.check_model(self.image_shape, image_shape, self.class_names() if class_names else (), class_names)
 
     def prepare_data(self) -> None:
         """Download, check and, with ``decode_cache``, decode the data, in one process of each machine."""
@@ -141,7 +123,7 @@ class ImageDataModule(LightningDataModule):
         """Open a part of the source, and check a source of the user's."""
         data = self.source.open(self.root, split)
         classes = None if is_ours(type(self.source)) else len(self.class_names())
-        check_dataset(data, self.source, self.image_shape, classes)
+        checks.check_dataset(data, self.source, self.image_shape, classes, self.values)
         return data
 
     @property
@@ -272,7 +254,7 @@ class ImageDataModule(LightningDataModule):
         if training := self.trainer is not None and self.trainer.training:
             self._is_resumed = False
         pixels, labels = self._resident.gather(batch) if training and self._resident else batch
-        x_0 = to_float(pixels)
+        x_0 = self.values.to_float(pixels)
         return (self._flip(x_0) if self.flip and training else x_0), labels
 
     def _flip(self, x_0: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_ddpm.data.image_io import DecodedImage, read_image
-from lightning_ddpm.utils.contracts import check_image_attributes, describe_class
+from lightning_ddpm.data.value_range import DTYPES, UINT8, ValueRange
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
-from lightning_ddpm.utils.image_size import ImageSize, format_size, get_sides, shorten_size
+from lightning_ddpm.utils.image_size import ImageSize, format_size, shorten_size
 
 Batch = tuple[Tensor, Tensor]
 """Images (b, c, h, w) and labels (b,) int64; a label of -1 means none."""
@@ -27,7 +27,7 @@ MAX_HASHED = 256
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
-    """A dataset of uint8 images of one shape, with a class label each.
+    """A dataset of images of one shape, with a class label each; uint8 unless their source declares other values.
 
     Most sources need no subclass: :class:`MemoryDataset` holds an array and :class:`FileDataset` decodes files. Write
     one to read another storage::
@@ -67,13 +67,14 @@ class MemoryDataset(ImageDataset):
     """A dataset of decoded images in memory.
 
     Args:
-        images: (n, c, h, w) uint8 in any memory layout. They are stored contiguously, because a network's activations
-            would inherit the layout of a batch.
+        images: (n, c, h, w) in any memory layout, uint8 unless ``values`` states another type. They are stored
+            contiguously, because a network's activations would inherit the layout of a batch.
         labels: (n,) int64, -1 for an image without a label.
+        values: type and range of the values; the source declares the same.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        check_pixels(images, "MemoryDataset's images")
+    def __init__(self, images: Tensor, labels: Tensor, values: ValueRange = UINT8) -> None:
+        check_pixels(images, "MemoryDataset's images", values)
         if not isinstance(labels, Tensor) or labels.shape != (len(images),):
             got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
             raise UserError(f"MemoryDataset needs one label for each of its {len(images)} images, got {got}; use -1s")
@@ -85,70 +86,25 @@ class MemoryDataset(ImageDataset):
         return self.images[chosen], self.labels[chosen]
 
 
-def check_pixels(images: object, what: str) -> None:
-    """Check that images are what the package works with: uint8 (n, c, h, w).
+def check_pixels(images: object, what: str, values: ValueRange = UINT8) -> None:
+    """Check that images (n, c, h, w) have the type that is declared, by default uint8.
 
-    Floats are refused because their range is not known: they would be taken for 0..255.
+    Floats are refused unless their range is declared: they would be taken for 0..255.
 
     Raises:
         UserError: they are not.
     """
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
-        got = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}" if isinstance(images, Tensor) else ""
+    if not isinstance(images, Tensor) or images.dtype != DTYPES[values.dtype] or images.ndim != 4:
+        got = f"{_name(images.dtype)} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise UserError(
-            f"{what} must be a uint8 tensor (n, channels, height, width) with values 0..255, got "
-            f"{got or type(images).__name__}; for floats in [0, 1], use (255 * images).round().to(torch.uint8)"
+            f"{what} must be a {_name(DTYPES[values.dtype])} tensor (n, channels, height, width) with values "
+            f"{values.describe()}, got {got}; for floats in [0, 1], use (255 * images).round().to(torch.uint8), or "
+            "declare their range by a ValueRange"
         )
 
 
-def check_source(source: object) -> None:
-    """Check that a source has the shape of its images, ``channels`` and ``size``.
-
-    Raises:
-        UserError: one of them is missing.
-    """
-    check_image_attributes(source, describe_class(type(source)), "set it in the class or in its __init__")
-
-
-def check_dataset(data: object, owner: object, shape: tuple[int, int, int], classes: int | None) -> None:
-    """Check what a source opened: its first and last image, and all of its labels.
-
-    Args:
-        data: what ``open`` returned.
-        owner: the source.
-        shape: (channels, height, width) that the source declares.
-        classes: number of its class names; ``None`` if labels need no check.
-
-    Raises:
-        UserError: it is no dataset of this package, or has floats, images of another shape or other labels.
-    """
-    name = describe_class(type(owner))
-    if not isinstance(data, ImageDataset):
-        raise UserError(
-            f"{name}.open must return an ImageDataset, got {type(data).__name__}; return "
-            "MemoryDataset(images, labels), with uint8 images (n, channels, height, width)"
-        )
-    if not len(data):  # nothing is held out; without training images no batch can be made, which is reported
-        return
-    if isinstance(data, FileDataset):  # it decodes into this shape, and an image takes time
-        opened: tuple[int, ...] = (data.channels, *get_sides(data.size))
-    else:
-        batch = data.__getitems__([0, len(data) - 1])
-        if not isinstance(batch, tuple) or len(batch) != 2:
-            raise UserError(f"{describe_class(type(data))}.__getitems__ must return a tuple (images, labels)")
-        check_pixels(batch[0], f"the images of {name}")
-        opened = tuple(batch[0].shape[1:])
-    if opened != shape:
-        found, declared = ("x".join(map(str, each)) for each in (opened, shape))
-        raise UserError(f"{name} declares images of {declared} (channels x height x width) and has {found}; correct it")
-    least, greatest = int(data.labels.min()), int(data.labels.max())
-    if classes is not None and not -1 <= least <= greatest < classes:
-        wrong = least if least < -1 else greatest
-        raise UserError(
-            f"{name} has the label {wrong} and {classes} class names: labels lie in 0..{classes - 1}, and -1 is none"
-            if classes
-            else f"{name} has the label {wrong} and no class names; return them in class_names, or give -1 as labels"
-        )
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class FileDataset(ImageDataset):

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.utils import make_grid
 
+from lightning_ddpm.data.value_range import UINT8
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.image_size import ImageSize, get_sides
 
@@ -23,15 +24,12 @@ def to_float(pixels: Tensor) -> Tensor:
     Raises:
         UserError: the pixels are not uint8: their range is not known.
     """
-    if pixels.dtype != torch.uint8:
-        kind = str(pixels.dtype).removeprefix("torch.")
-        raise UserError(f"images must be uint8 with values 0..255, got {kind}; convert them where they are opened")
-    return pixels.float() / 127.5 - 1
+    return UINT8.to_float(pixels)
 
 
 def to_uint8(x: Tensor) -> Tensor:
     """Map floats to uint8 0..255: clamp to [-1, 1], scale and round."""
-    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return UINT8.to_data(x)
 
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")

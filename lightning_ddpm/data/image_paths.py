@@ -14,7 +14,12 @@ EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
 NOT_READ = "the folders of a run and of samples below it are output, which is read only if it is named itself"
 
 
-def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collection[str] = ()) -> list[Path]:
+def list_images(
+    folder: Path,
+    skipped: list[Path] | None = None,
+    ignored: Collection[str] = (),
+    extensions: tuple[str, ...] = EXTENSIONS,
+) -> list[Path]:
     """Return the sorted paths of all images in a folder and its subfolders, without hidden files and folders.
 
     What commands write is output and never input: the images of a run, a subfolder that ``sample``, ``restore`` or a
@@ -25,6 +30,7 @@ def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collec
     Args:
         skipped: subfolders that are output are appended to it.
         ignored: names of subfolders to leave out.
+        extensions: of the files that are listed.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -47,7 +53,7 @@ def list_images(folder: Path, skipped: list[Path] | None = None, ignored: Collec
                     continue
                 if is_folder and not entry.is_symlink():
                     waiting.append(entry.path)
-                elif is_folder or entry.name.lower().endswith(EXTENSIONS):
+                elif is_folder or entry.name.lower().endswith(extensions):
                     found.append(entry.path)
     except OSError as error:
         raise UserError(f"cannot list the folder {here}: {error.strerror}") from error

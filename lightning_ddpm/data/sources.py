@@ -15,6 +15,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDataset, build_path_dataset, describe_file
 from lightning_ddpm.data.lmdb_files import open_lmdb, read_lmdb
 from lightning_ddpm.data.preparation import prepare_aside
+from lightning_ddpm.data.value_range import UINT8, ValueRange
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import ImageSize, get_sides
 
@@ -54,10 +55,15 @@ class ImageSource(ABC):
     Attributes:
         channels: 1 for grayscale, 3 for RGB.
         size: height and width of the images; one number for squares.
+        values: type and range of their values.
     """
 
     channels: int
     size: ImageSize
+    values: ValueRange = UINT8
+
+    def inspect(self, root: Path) -> None:  # noqa: B027
+        """Set the attributes above if they depend on the data in ``root``; it runs first, in all processes."""
 
     @abstractmethod
     def prepare(self, root: Path) -> None:

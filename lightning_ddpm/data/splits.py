@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
-from lightning_ddpm.data.image_paths import list_images
+from lightning_ddpm.data.image_paths import EXTENSIONS, list_images
 from lightning_ddpm.utils.errors import UserError
 
 SPLIT_NAMES = {"train": "train", "training": "train"}
@@ -38,7 +38,7 @@ def list_split_folders(root: Path) -> dict[str, list[Path]]:
     return {split: found[split] for split in ("train", "val", "test") if split in found}
 
 
-def find_splits(root: Path) -> dict[str, Path]:
+def find_splits(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> dict[str, Path]:
     """Return the folder of each split (``train``, ``test``, ``val``) in a folder; empty if it has no such folders.
 
     Raises:
@@ -53,7 +53,7 @@ def find_splits(root: Path) -> dict[str, Path]:
             raise UserError(f"{root} holds {names}, which name the same split; merge them, or rename one")
     splits = {split: folder for split, (folder,) in found.items()}
     names = ", ".join(each.name for each in splits.values())
-    if others := list_images(root, ignored={each.name for each in splits.values()}):
+    if others := list_images(root, ignored={each.name for each in splits.values()}, extensions=extensions):
         raise UserError(
             f"{root} holds the splits {names} and images outside them, in {others[0].relative_to(root).parts[0]}; move "
             "these into a split, or rename the folders if they are no splits but classes"

@@ -29,6 +29,8 @@ class Denoiser:
         clip: half-width of the range of the data. x^_0 is clipped to [-clip, clip] before any mean is computed from it,
             and eps^ is recomputed from the clipped x^_0, so that the two still give x_t. ``None`` for unbounded data.
         parameterization: what the network's output means; ``None`` for the noise.
+        levels: number of equally spaced values in [-1, 1] that the data have; ``None`` for continuous data, which have
+            no discretised decoder.
 
     Raises:
         UserError: the parameterization cannot be used with the schedule.
@@ -40,15 +42,16 @@ class Denoiser:
         schedule: GaussianPath,
         clip: float | None = 1.0,
         parameterization: Parameterization | None = None,
+        levels: int | None = 256,
     ) -> None:
-        self.network, self.schedule, self.clip = network, schedule, clip
+        self.network, self.schedule, self.clip, self.levels = network, schedule, clip, levels
         self.parameterization = parameterization or Epsilon()
         self.parameterization.check_schedule(schedule)
         self.guided: GuidedFunction | None = None
 
     def with_network(self, network: NetworkFunction) -> "Denoiser":
         """Return a denoiser with the same settings and another network."""
-        return Denoiser(network, self.schedule, self.clip, self.parameterization)
+        return Denoiser(network, self.schedule, self.clip, self.parameterization, self.levels)
 
     def with_guidance(self, guided: GuidedFunction) -> "Denoiser":
         """Return a denoiser with the same settings, and with a prediction that may depend on t being a number."""
@@ -62,7 +65,7 @@ class Denoiser:
 
     def without_clipping(self) -> "Denoiser":
         """Return a denoiser with the same network that does not clip x^_0."""
-        denoise = Denoiser(self.network, self.schedule, None, self.parameterization)
+        denoise = Denoiser(self.network, self.schedule, None, self.parameterization, self.levels)
         denoise.guided = self.guided
         return denoise
 

@@ -163,7 +163,7 @@ class VLB(Objective):
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         schedule = require_chain(denoise.schedule, "the variational bound (VLB)")
         denoised = denoise(q_sample(schedule, x_0, t, eps), t)
-        return schedule.T * elbo_term(schedule, self.variance, x_0, t, denoised).float()
+        return schedule.T * elbo_term(schedule, self.variance, x_0, t, denoised, denoise.levels).float()
 
 
 @final
@@ -186,5 +186,5 @@ class Hybrid(Objective):
         output, nu = denoise.network_output(x_t, t)
         simple = simple_loss(denoise.parameterization.target(schedule, x_0, eps, t), output)
         mean_detached = denoise.interpret(x_t, output.detach(), nu, t)
-        vlb = schedule.T * elbo_term(schedule, LearnedRange(), x_0, t, mean_detached)
+        vlb = schedule.T * elbo_term(schedule, LearnedRange(), x_0, t, mean_detached, denoise.levels)
         return simple + self.weight * vlb.float()

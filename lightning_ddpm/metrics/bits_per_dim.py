@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.data.datasets import ImageDataset
-from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.data.sharding import split_evenly, spread_indices
 from lightning_ddpm.diffusion import Denoiser, ELBOTerms, ReverseVariance, elbos, require_chain
 from lightning_ddpm.models.ddpm import DDPM
@@ -128,7 +127,7 @@ def measure_bits_per_dim(
 
     def compute_batch(start: int, stop: int) -> list[ELBOTerms]:
         pixels, labels = images.__getitems__(chosen[start:stop])
-        x_0 = to_float(pixels.to(device)).to(schedule.beta.dtype)
+        x_0 = model.values.to_float(pixels.to(device)).to(schedule.beta.dtype)
         denoisers = build_denoisers(model, context, labels.to(device))
         return elbos(denoisers, variance, x_0, ImageNoise(seed, start, stop, "likelihood"))
 

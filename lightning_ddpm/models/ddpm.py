@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
 from lightning_ddpm import diffusion
-from lightning_ddpm.data import ImageDataModule, class_labels, image_io, sharding
+from lightning_ddpm.data import ImageDataModule, class_labels, sharding
+from lightning_ddpm.data.value_range import UINT8, ValueRange
 from lightning_ddpm.diffusion import Denoiser, GaussianPath, Sampler
 from lightning_ddpm.models import steps
 from lightning_ddpm.models.network import check_network, get_image_shape, name_classes
@@ -41,6 +42,7 @@ class DDPM(LightningModule):
         label_dropout: the share of training images whose label is hidden from a network with classes, so that it can
             be guided without a classifier (Ho & Salimans 2022, arXiv:2207.12598).
         class_names: the name of each label; ``null`` on the command line for the names in the data.
+        values: type and range of the images' values; ``null`` on the command line for those of the data.
 
     Raises:
         UserError: the network lacks an attribute, or the arguments do not fit together.
@@ -60,6 +62,7 @@ class DDPM(LightningModule):
         timesteps: diffusion.TimestepSampler | None = None,
         label_dropout: float = 0.1,
         class_names: Sequence[str] | None = None,
+        values: ValueRange | None = None,
     ) -> None:
         super().__init__()
         check_network(network)
@@ -74,6 +77,7 @@ class DDPM(LightningModule):
             raise UserError(f"label_dropout must lie in [0, 1], got {label_dropout}; Ho & Salimans use 0.1")
         self.label_dropout, self._step_mean = label_dropout, StepMean()
         self._batches: list[tuple[Tensor, Tensor]] = []
+        self.values = values or UINT8
         self.class_names: Sequence[str] = name_classes(class_names, network)
         if self.class_names:  # training images of each class, so that generated images can have the same frequencies
             self.register_buffer("class_counts", torch.zeros(len(self.class_names), dtype=torch.long))
@@ -160,8 +164,22 @@ class DDPM(LightningModule):
         return self.generate(SampleRequest(n=stop, seed=seed), start, stop)
 
     def generate(self, request: SampleRequest, start: int, stop: int) -> Tensor:
-        """Return images ``start``..``stop`` of the request, (stop - start, c, h, w) uint8."""
-        return image_io.to_uint8((request.sampler or self.sampler).sample(*self.prepare_sampling(request, start, stop)))
+        """Return images ``start``..``stop`` of the request, (stop - start, c, h, w) in the data's own values."""
+        return self.values.to_data(
+            (request.sampler or self.sampler).sample(*self.prepare_sampling(request, start, stop))
+        )
+
+    def require_uint8(self, what: str) -> None:
+        """Refuse a model whose images do not have 256 levels, of which feature networks and restoration are made.
+
+        Raises:
+            UserError: the model has other values.
+        """
+        if self.values != UINT8:
+            raise UserError(
+                f"{what} needs images of uint8 with values 0..255, and the model's are {self.values.dtype} "
+                f"{self.values.describe()}; leave it out, and look at val/loss, sample grids and samples"
+            )
 
     def prepare_sampling(self, request: SampleRequest, start: int, stop: int) -> tuple[Denoiser, Tensor, ImageNoise]:
         """Return what a sampler generates images ``start``..``stop`` from: the denoiser, x_T and the noise."""
@@ -192,7 +210,8 @@ class DDPM(LightningModule):
     @property
     def denoiser(self) -> Denoiser:
         """The network as samplers use it, without classes."""
-        return Denoiser(self.network, self.schedule, parameterization=self.parameterization)
+        values = self.values
+        return Denoiser(self.network, self.schedule, values.clip, self.parameterization, values.levels)
 
     def denoiser_for(self, label: Tensor | None) -> Denoiser:
         """Return the network conditioned on the classes (b,), if it has classes."""

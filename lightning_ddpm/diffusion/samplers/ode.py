@@ -91,17 +91,17 @@ def flow_log_likelihood(denoise: Denoiser, x: Tensor, divergence: Divergence, to
     return prior + x[0].numel() * change
 
 
-def dequantise(x_0: Tensor, u: Tensor) -> Tensor:
-    """Spread each intensity level over its bin of 2/255 with ``u``, uniform on [0, 1): integers have no density."""
-    return x_0 + (2 * u - 1) / 255
+def dequantise(x_0: Tensor, u: Tensor, levels: int = 256) -> Tensor:
+    """Spread each level over its bin of 2/(levels - 1) with ``u``, uniform on [0, 1): integers have no density."""
+    return x_0 + (2 * u - 1) / (levels - 1)
 
 
-def flow_bits_per_dim(log_likelihood: Tensor, dimensions: int) -> Tensor:
+def flow_bits_per_dim(log_likelihood: Tensor, dimensions: int, levels: int = 256) -> Tensor:
     """Convert log p of dequantised images in nats to bits/dim of the discrete images, an upper bound (Jensen).
 
-    A level's probability is the integral of the density over its bin of width 2/255.
+    A level's probability is the integral of the density over its bin of width 2/(levels - 1).
     """
-    return -log_likelihood / (dimensions * math.log(2)) - math.log2(2 / 255)
+    return -log_likelihood / (dimensions * math.log(2)) - math.log2(2 / (levels - 1))
 
 
 def exact_divergence(field: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

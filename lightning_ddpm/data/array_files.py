@@ -1,0 +1,232 @@
+"""Read images from .npy and .npz files, and measure their values."""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_ddpm.data.datasets import Batch, ImageDataset, MemoryDataset, describe_file
+from lightning_ddpm.data.decode_cache import MAX_BYTES_IN_MEMORY
+from lightning_ddpm.data.validation import format_faults
+from lightning_ddpm.data.value_range import DTYPES, ValueRange, check_finite, to_tensor
+from lightning_ddpm.utils.cache import find_cached, read_cached, write_cached
+from lightning_ddpm.utils.console import show_progress
+from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.hashing import make_cache_key
+from lightning_ddpm.utils.npz import list_npz, read_npz
+
+
+class ArrayImages(ABC):
+    """Images in files of arrays, of one shape and type.
+
+    Attributes:
+        shape: (c, h, w) of each image.
+        dtype: type of the values, in the machine's byte order whatever the files' is.
+        labels: (n,) int64, -1 for an image without a label.
+        state: text that changes when a file does.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: str
+    labels: Tensor
+    state: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """Return an image, (c, h, w); UserError if it cannot be read."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Return an image's name in messages."""
+
+
+class ArrayFolderImages(ArrayImages):
+    """A file for each image; shape and type are those of the first.
+
+    Args:
+        paths: the files.
+        labels: (n,) int64.
+    """
+
+    def __init__(self, paths: Sequence[Path], labels: Tensor) -> None:
+        self.paths, self.labels = paths, labels
+        self.state = "\n".join(describe_file(path) for path in paths)
+        try:
+            first = _read_array(paths[0])
+        except UserError as error:
+            raise UserError(f"{paths[0]}: {error}") from error
+        self.shape, self.dtype = _get_shape(first.shape, str(paths[0])), _get_type(first.dtype, str(paths[0]))
+
+    def read(self, index: int) -> np.ndarray:
+        array = _read_array(self.paths[index])
+        array = array[None] if array.ndim == 2 else array
+        if array.shape != self.shape:
+            found, expected = ("x".join(map(str, each)) for each in (array.shape, self.shape))
+            raise UserError(f"it is {found} and {self.paths[0].name} is {expected}; arrays are not resized")
+        return array
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+class ArrayFileImages(ArrayImages):
+    """The images (n, c, h, w) or (n, h, w) of a .npy file, which is mapped into memory.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._map()
+        self.labels, self.state = torch.full((len(self.images),), -1), describe_file(path)
+        self.shape, self.dtype = _get_shape(self.images.shape[1:], str(path)), _get_type(self.images.dtype, str(path))
+
+    def _map(self) -> None:
+        try:
+            self.images = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise UserError(f"there is no file {self.path}; check data.root and data.source.file") from error
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{self.path} is not a whole .npy file of numbers: {first_line(error)}") from error
+        if not isinstance(self.images, np.ndarray) or not self.images.size:
+            raise UserError(f"{self.path} is not a .npy file of images")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: each for name, each in vars(self).items() if name != "images"}  # workers map the file, too
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._map()
+
+    def read(self, index: int) -> np.ndarray:
+        array: np.ndarray = self.images[index]
+        return array[None] if array.ndim == 2 else array
+
+    def name(self, index: int) -> str:
+        return f"image {index} of {self.path}"
+
+
+class ArrayDataset(ImageDataset):
+    """Some of the images in files of arrays, read at every access.
+
+    Args:
+        images: the images.
+        chosen: indices of those that belong to the dataset.
+    """
+
+    def __init__(self, images: ArrayImages, chosen: Sequence[int]) -> None:
+        self.images, self.chosen, self.labels = images, chosen, images.labels[list(chosen)]
+        self.fingerprint = make_cache_key(f"{images.state}\n{list(chosen)}")
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        arrays = []
+        for index in indices:
+            place = self.chosen[index]
+            try:
+                arrays.append(to_tensor(self.images.read(place)))
+            except UserError as error:
+                raise UserError(f"{self.images.name(place)} cannot be used: {error}") from error
+        return torch.stack(arrays), self.labels[torch.as_tensor(indices)]
+
+    def in_memory(self, values: ValueRange) -> ImageDataset:
+        """Return the dataset in memory if it takes up to 1 GiB there, else itself."""
+        if len(self) * math.prod(self.images.shape) * DTYPES[self.images.dtype].itemsize > MAX_BYTES_IN_MEMORY:
+            return self
+        return MemoryDataset(*self.__getitems__(range(len(self))), values)
+
+
+def scan_values(images: ArrayImages, training: Sequence[int], values: ValueRange | None, what: str) -> ValueRange:
+    """Read all images once, until a file changes: check their values, and measure their range if none is given.
+
+    Args:
+        images: the images.
+        training: indices of the training images, of which mean and standard deviation are measured.
+        values: the range; ``None`` for the mean and standard deviation of each channel.
+        what: name of the dataset, for messages.
+
+    Returns:
+        the range of the values.
+
+    Raises:
+        UserError: images cannot be read, or have other shapes or types, or values that are not finite or not in the
+            range; or all values of a channel are equal.
+    """
+    key = make_cache_key(f"{images.state}\n{list(training)}\n{values}")
+    path = find_cached(f"values/{key}.json")
+    if (cached := read_cached(path)) is not None:
+        mean, std = json.loads(cached)
+    else:
+        mean, std = _scan(images, training, values, what)
+        write_cached(path, json.dumps([mean, std]).encode())
+    if values is not None:
+        return values
+    if flat := [channel for channel, each in enumerate(std) if each == 0]:
+        raise UserError(
+            f"all values of channel {flat[0]} (counted from 0) in {what} are {mean[flat[0]]:g}, so that their standard "
+            "deviation is 0; leave the channel out, or give data.source.low and high"
+        )
+    low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
+    return ValueRange(images.dtype, low, high, bounded=False)
+
+
+def _scan(
+    images: ArrayImages, training: Sequence[int], values: ValueRange | None, what: str
+) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel; UserError with all faults."""
+    measured, faults, among = [], [], set(training)
+    indices = ((1, index) for index in range(len(images)))
+    for index in show_progress(indices, len(images), f"checking {what}", len(images) > 5000):
+        try:
+            array = images.read(index)
+            if array.dtype.name != images.dtype:
+                raise UserError(f"its values are {array.dtype.name}, and those of the first image {images.dtype}")
+            check_finite(array)
+            if values:
+                values.check(array)
+        except UserError as error:
+            faults.append(f"{images.name(index)}: {error}")
+            continue
+        if index in among:
+            exact = array.astype(np.float64)
+            measured.append((exact.mean((1, 2)), exact.var((1, 2))))
+    if faults:
+        raise UserError(f"{len(faults)} of the {len(images)} images in {what} cannot be used:\n{format_faults(faults)}")
+    means, variances = (np.stack(each) for each in zip(*measured, strict=True))
+    std = np.sqrt(variances.mean(0) + means.var(0))  # the law of total variance
+    return means.mean(0).tolist(), std.tolist()
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """Return the array of a .npy file, or the only one of a .npz file."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix.lower() == ".npy":
+                return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
+            names = list_npz(file, "it")
+            if len(names) != 1:
+                raise UserError(f"it has the arrays {', '.join(names)}; an image's file has one")
+            return read_npz(file, "it", names)[names[0]]
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"it is not a whole file of numbers: {first_line(error)}") from error
+
+
+def _get_shape(shape: Sequence[int], what: str) -> tuple[int, int, int]:
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise UserError(f"{what} has an image of shape {tuple(shape)}; expected (channels, height, width)")
+    channels, height, width = (1, *shape) if len(shape) == 2 else shape
+    return channels, height, width
+
+
+def _get_type(dtype: np.dtype, what: str) -> str:
+    if dtype.name not in DTYPES:
+        raise UserError(f"{what} holds {dtype.name}; values have one of the types {', '.join(DTYPES)}")
+    return dtype.name

@@ -1,0 +1,79 @@
+"""A folder of arrays by the command line: samples in the data's own type and units, and what such a model refuses."""
+
+import numpy as np
+import pytest
+from helpers.command_line import REPOSITORY, read_yaml, write_yaml
+from PIL import Image
+
+N, SHAPE = 40, (5, 6, 10)
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    """Return a folder of 40 fields of 5 channels around 280, float32."""
+    folder, random = tmp_path_factory.mktemp("fields"), np.random.default_rng(0)
+    for index in range(N):
+        np.save(folder / f"{index:02d}.npy", (280 + 5 * random.standard_normal(SHAPE)).astype(np.float32))
+    return folder
+
+
+def small_arrays(folder):
+    """Return configs/arrays.yaml with a small network, two steps and a grid."""
+    config = read_yaml(REPOSITORY / "configs" / "arrays.yaml")
+    config["trainer"].update(default_root_dir=str(folder), accelerator="cpu", precision="32-true", max_steps=2)
+    config["trainer"].update(log_every_n_steps=1, val_check_interval=2)
+    keep = [each for each in config["trainer"]["callbacks"] if each["class_path"].endswith(("Grid", "Checkpoints"))]
+    keep[0]["init_args"].update(n=4, every_n_steps=2, sampler={"class_path": "DDIM", "init_args": {"steps": 2}})
+    config["trainer"]["callbacks"] = keep
+    model = config["model"]["init_args"]
+    model["network"]["init_args"].update(width=8, groups=4, blocks=1)
+    model["schedule"]["init_args"].update(steps=10)
+    config["data"].update(batch_size=8, num_workers=0)
+    config["data"]["source"]["init_args"] = {"holdout": 0.1}
+    return config
+
+
+@pytest.mark.slow  # six commands
+def test_a_model_of_fields_samples_fields_and_refuses_what_is_for_bytes(command, fields, tmp_path) -> None:
+    run = tmp_path / "run"
+    config = write_yaml(tmp_path / "config.yaml", small_arrays(run))
+    status, out, err = command("fit", "--config", config, "--data.root", fields)
+    assert status == 0, err
+    assert "of 5x6x10" in out
+    with Image.open(run / "samples" / "step-0000002.png") as grid:
+        assert grid.width > 5 * 2 * SHAPE[2]  # five strips in each of two columns
+    ckpt, samples = run / "last.ckpt", tmp_path / "samples"
+    words = ("sample", "--ckpt", ckpt, "--n", 3, "--out", samples, "--steps", 2, "--accelerator", "cpu")
+    status, out, err = command(*words)
+    assert status == 0, err
+    images = np.stack([np.load(samples / f"{index:06d}.npy") for index in range(3)])
+    assert (images.dtype, images.shape) == (np.float32, (3, *SHAPE))
+    assert 230 < images.mean() < 330
+    (samples / "000001.npy").write_bytes(b"cut off")
+    status, out, err = command(*words)
+    assert status == 0, err
+    assert "1 damaged images" in out
+    assert np.array_equal(np.load(samples / "000001.npy"), images[1])
+
+    status, _, err = command("evaluate", "--ckpt", ckpt, "--metrics", "bpd", "--accelerator", "cpu")
+    assert status == 2
+    assert "continuous values, which have a density" in err
+    status, _, err = command("evaluate", "--ckpt", ckpt, "--n", 4, "--metrics", "fid", "--accelerator", "cpu")
+    assert status == 2
+    assert "needs images of uint8 with values 0..255, and the model's are float32" in err
+    restore = ("--task", "sdedit", "--strength", 0.5, "--images", fields, "--out", tmp_path / "restored")
+    status, _, err = command("restore", "--ckpt", ckpt, *restore, "--accelerator", "cpu")
+    assert status == 2
+    assert "restore needs images of uint8" in err
+
+
+def test_the_range_of_a_resumed_run_must_not_change(command, fields, tmp_path) -> None:
+    run = tmp_path / "run"
+    config = write_yaml(tmp_path / "config.yaml", small_arrays(run))
+    fit = ("fit", "--config", config, "--data.root", fields)
+    status, _, err = command(*fit)
+    assert status == 0, err
+    other = ("--ckpt_path", "last", "--data.source.low", 200, "--data.source.high", 400, "--trainer.max_steps", 3)
+    status, _, err = command(*fit, *other)
+    assert status == 2
+    assert "cannot be resumed with another value" in err

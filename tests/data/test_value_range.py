@@ -1,0 +1,131 @@
+"""The range of values: exact round trips of every type, levels, and what is shown."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_ddpm.data.image_io import to_float, to_uint8
+from lightning_ddpm.data.numbered_images import get_image_path, is_whole, read_numbered, write_images
+from lightning_ddpm.data.value_range import UINT8, ValueRange, to_array, to_tensor
+from lightning_ddpm.diffusion import Denoiser, Linear
+from lightning_ddpm.diffusion.elbo import decoder_log_likelihood
+from lightning_ddpm.utils.errors import UserError
+
+RANGES = [
+    UINT8,
+    ValueRange("uint16", 0.0, 65535.0),
+    ValueRange("uint16", 100.0, 4195.0),
+    ValueRange("int16", -32768.0, 32767.0),
+    ValueRange("int8", -128.0, 127.0),
+]
+
+
+@pytest.mark.parametrize("values", RANGES, ids=str)
+def test_every_level_of_integers_comes_back(values: ValueRange) -> None:
+    levels = np.arange(values.low, values.high + 1).astype(values.dtype)
+    assert values.levels == len(levels)
+    x = values.to_float(to_tensor(levels[None, None]))
+    assert (x.min(), x.max()) == (-1, 1)
+    assert np.array_equal(to_array(values.to_data(x), values)[0, 0], levels)
+    assert to_array(values.to_data(torch.tensor([[[-9.0, 9.0]]])), values).tolist() == [[[levels[0], levels[-1]]]]
+
+
+def test_uint8_is_converted_bit_for_bit_as_it_always_was() -> None:
+    pixels, x = torch.arange(256, dtype=torch.uint8), torch.randn(10_000)
+    assert torch.equal(to_float(pixels), pixels.float() / 127.5 - 1)
+    assert torch.equal(to_uint8(x), ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+    assert UINT8.levels == 256
+
+
+def test_unbounded_values_have_mean_0_and_deviation_1_in_each_channel_and_are_not_clipped() -> None:
+    values = ValueRange("float32", [-1.0, 270.0], [1.0, 290.0], bounded=False)  # 0 +- 1 and 280 +- 10
+    data = torch.tensor([0.5, 300.0])[None, :, None, None]
+    x = values.to_float(data)
+    torch.testing.assert_close(x.flatten(), torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(values.to_data(x), data)
+    assert values.levels is values.clip is None
+
+
+def test_bytes_of_another_order_are_read_as_the_numbers_that_they_are() -> None:
+    numbers = np.array([[1, 65535, 256]], ">u2")
+    assert to_tensor(numbers).tolist() == [[1, 65535, 256]]
+
+
+@pytest.mark.parametrize("levels", [2, 17, 65536])
+def test_the_decoder_gives_all_levels_together_the_probability_1(levels: int) -> None:
+    x_0 = torch.linspace(-1, 1, levels, dtype=torch.float64)
+    for mean, log_variance in ((0.3, -1.0), (-0.99, -5.0)):
+        means, logs = torch.full_like(x_0, mean), torch.full_like(x_0, log_variance)
+        total = decoder_log_likelihood(x_0, means, logs, levels).exp().sum()
+        assert abs(total - 1) < 1e-6
+
+
+def test_continuous_values_have_no_discretised_decoder() -> None:
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(UserError, match="continuous values, which have a density"):
+        decoder_log_likelihood(x, x, x, None)
+
+
+def test_x_0_is_clipped_to_the_range_or_not_at_all() -> None:
+    def network(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x_t)
+
+    x, schedule = torch.full((1, 1, 2, 2), 5.0), Linear(10)
+    clipped, free = (
+        Denoiser(network, schedule, values.clip) for values in (UINT8, ValueRange("float32", -1.0, 1.0, False))
+    )
+    assert clipped(x, 1).x_0.max() == 1
+    assert free(x, 1).x_0.max() > 4.9
+
+
+def test_previews_show_one_or_three_channels_as_they_are_and_others_side_by_side() -> None:
+    values = ValueRange("float32", 0.0, 10.0)
+    for channels in (1, 3):
+        shown = values.preview(torch.full((2, channels, 4, 6), 10.0))
+        assert (shown.shape, shown.dtype, int(shown.min())) == ((2, channels, 4, 6), torch.uint8, 255)
+    strips = values.preview(torch.arange(5.0).mul(2.5)[None, :, None, None].expand(2, 5, 4, 6))
+    assert strips.shape == (2, 1, 4, 30)
+    assert strips[0, 0, 0, ::6].tolist() == [0, 64, 128, 191, 255]
+    unbounded = ValueRange("float32", -1.0, 1.0, bounded=False)
+    assert unbounded.preview(torch.tensor([-3.0, 0.0, 4.0]).reshape(3, 1, 1, 1)).flatten().tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "channels", "suffix"),
+    [
+        (UINT8, 3, ".png"),
+        (UINT8, 5, ".npy"),
+        (ValueRange("uint16", 0.0, 65535.0), 1, ".png"),
+        (ValueRange("uint16", 0.0, 65535.0), 2, ".npy"),
+        (ValueRange("float16", 0.0, 1.0), 1, ".npy"),
+        (ValueRange("float64", 0.0, 1.0), 1, ".npy"),
+    ],
+)
+def test_samples_are_written_in_their_own_type_to_the_bit(tmp_path, values, channels, suffix) -> None:
+    data = values.to_data(torch.rand(2, channels, 4, 6) * 2 - 1)
+    write_images(tmp_path, 7, data, values)
+    path = get_image_path(tmp_path, 8, suffix)
+    read = read_numbered(path, values)
+    assert (read.dtype, torch.equal(read, data[1])) == (data.dtype, True)
+    array = np.load(path) if suffix == ".npy" else read_png(path, channels)
+    assert array.dtype == values.dtype
+    assert np.array_equal(array, to_array(data[1], values))
+    assert is_whole(path, (channels, 4, 6), values)
+    assert not is_whole(path, (channels, 6, 4), values)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert not is_whole(path, (channels, 4, 6), values)
+
+
+def read_png(path, channels):
+    with Image.open(path) as image:
+        array = np.asarray(image)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def test_an_impossible_range_is_refused() -> None:
+    for low, high in ((1.0, 1.0), ([0.0, 0.0], [1.0]), (0.0, float("inf"))):
+        with pytest.raises(UserError, match="low must lie below their high in every channel"):
+            ValueRange("float32", low, high)
+    with pytest.raises(UserError, match="values have one of the types uint8, uint16"):
+        ValueRange("complex64")
