@@ -7,6 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.command_line import CONFIGS, REPOSITORY, read_yaml, write_yaml
@@ -65,6 +66,8 @@ def build(monkeypatch, tmp_path):
     def call(name, *options):
         if name == "adm_64":
             options = (*options, "--data.root", str(make_imagenet(tmp_path / "imagenet")))
+        if name == "arrays":
+            options = (*options, "--data.root", str(make_arrays(tmp_path / "arrays")))
         overrides = ("--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path))
         fit.run(["fit", "--config", str(config(name)), *options, *overrides])
         return built[-1]
@@ -80,6 +83,14 @@ def make_imagenet(root):
         for label in range(1000):
             (root / f"n{label:08}").mkdir(parents=True)
             (root / f"n{label:08}" / "image.png").write_bytes(content.getvalue())
+    return root
+
+
+def make_arrays(root):
+    """Return a folder of two arrays of five channels."""
+    root.mkdir(exist_ok=True)
+    for index in range(2):
+        np.save(root / f"{index}.npy", np.random.default_rng(index).normal(size=(5, 24, 20)).astype(np.float32))
     return root
 
 
@@ -102,7 +113,7 @@ def count_parameters(module):
 
 
 def test_all_documented_configs_exist():
-    documented = {"digits", "mnist", "fashion_mnist", "cifar10", "cifar10_fast", "image_folder"}
+    documented = {"digits", "mnist", "fashion_mnist", "cifar10", "cifar10_fast", "image_folder", "arrays"}
     documented |= {"digits_edm", "digits_flow"}
     documented |= {f"{name}_conditional" for name in ("digits", "mnist", "fashion_mnist", "cifar10")}
     documented |= {*FEATURES, *GUIDES, *(name for name, _ in LARGE), "adm_64", "digits_dit", "cifar10_dit"}
@@ -253,8 +264,8 @@ def read_float32_options(name):
     return shlex.split(line[line.index("--") :])
 
 
-def test_nine_configs_are_for_gpus():
-    assert len(GPU) == 9, GPU
+def test_ten_configs_are_for_gpus():
+    assert len(GPU) == 10, GPU
 
 
 @pytest.mark.parametrize("name", GPU)
