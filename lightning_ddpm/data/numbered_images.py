@@ -16,7 +16,7 @@ from lightning_ddpm.data.value_range import UINT8, ValueRange, to_array, to_tens
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import write_atomically
 
-NUMBERED = "[0-9]" * 6 + ".*"
+NUMBERED = "[0-9]" * 6 + ".[np][np][gy]"  # .png and .npy
 THREADS = 8
 """Images that are compressed at a time: one thread would let a GPU wait for large ones."""
 
