@@ -85,7 +85,7 @@ def _describe_training(config: Mapping[str, Any]) -> str:
     rows = {
         "dataset": _describe_class(source),
         "steps": trainer.get("max_steps"),
-        "batch size": f"{data.get('batch_size')} on each of {trainer.get('devices')} devices",
+        "batch size": f"{data.get('batch_size')} on each device, devices: {trainer.get('devices')}",
         "flips": data.get("flip"),
         "optimizer": _describe_class(arguments.get("optimizer")),
         "learning rate schedule": _describe_class(arguments.get("lr_scheduler")),
