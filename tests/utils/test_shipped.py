@@ -59,7 +59,7 @@ def test_a_checkpoint_by_name_is_loaded_and_compared_with_its_digest(monkeypatch
 def test_a_wrong_name_leads_to_the_right_ones(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for arguments, expected in [
-        (("fit", "--config", "digit"), "there is no file digit; those that ship are celebahq256, "),
+        (("fit", "--config", "digit"), f"there is no file digit; those that ship are {CONFIGS.list_names()[0]}, "),
         (("fit", "--config", "configs/digits.yaml"), "; digits, without folder and suffix, is the one that ships"),
         (("sample", "--ckpt", "digit", "--n", "1", "--out", "x"), "; those that ship are digits, digits_classifier, "),
         (("fit", "--config", "digits", "--ckpt_path", "a/digits.ckpt"), "digits, without folder and suffix"),
