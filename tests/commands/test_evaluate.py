@@ -217,7 +217,7 @@ def test_adms_statistics_take_precedence_over_the_samples_in_the_same_file(evalu
     ("content", "message"),
     [
         ({"arr_0": np.zeros((4, 8, 8, 3))}, r"arr_0 is float64 of shape \(4, 8, 8, 3\); expected uint8"),
-        ({"arr_0": np.zeros((4, 8, 9, 3), np.uint8)}, r"of shape \(4, 8, 9, 3\); expected"),
+        ({"arr_0": np.zeros((4, 8, 9, 2), np.uint8)}, r"of shape \(4, 8, 9, 2\); expected"),
         ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, "expected uint8"),
         ({"arr_0": np.array([{}], dtype=object)}, "is not an npz file, or damaged"),
     ],

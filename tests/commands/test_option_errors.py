@@ -10,7 +10,7 @@ from lightning_ddpm.utils.errors import UserError
 
 DIGITS = ("fit", "--config", REPOSITORY / "configs" / "digits.yaml")
 SAMPLE = ("sample", "--ckpt", "none.ckpt", "--out", "none")
-SAMPLERS = "There are AdaptiveODE, Ancestral, DDIM, DPMSolverPP, EulerMaruyama, Heun, PredictorCorrector"
+SAMPLERS = "There are AdaptiveODE, Ancestral, DDIM, DPMSolverPP, EDMHeun, EulerMaruyama, Heun, PredictorCorrector"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ SAMPLERS = "There are AdaptiveODE, Ancestral, DDIM, DPMSolverPP, EulerMaruyama, 
             ("check-data", "--data.rot", "x"),
             "there is no option --data.rot; did you mean --data.root? check-data --help",
         ),
-        (("export", "--format", "diffuser"), "--format expects diffusers, got 'diffuser'"),
+        (("export", "--format", "diffuser"), "--format expects diffusers or release, got 'diffuser'"),
         (("import", "--foldr", "x"), "there is no option --foldr; did you mean --folder? import --help lists the opt"),
     ],
     ids=lambda value: " ".join(map(str, value[-2:])) if isinstance(value, tuple) else "",

@@ -30,7 +30,7 @@ class EDMHeun(Sampler):
         rho: how much shorter the steps are at low noise levels.
         churn: S_churn: new noise that is added in all steps together, which raises sigma by churn / steps in each, at
             most by sqrt(2) - 1; 0 is deterministic given x_T.
-        churn_min, churn_max: S_min and S_max, the noise levels between which it is added.
+        churn_min, churn_max: S_min and S_max, the noise levels between which it is added; ``None`` for no highest one.
         churn_noise: S_noise, the standard deviation of the new noise.
     """
 
@@ -40,12 +40,13 @@ class EDMHeun(Sampler):
         rho: float = 7.0,
         churn: float = 0.0,
         churn_min: float = 0.0,
-        churn_max: float = math.inf,
+        churn_max: float | None = None,
         churn_noise: float = 1.0,
     ) -> None:
         if steps < 2 or not 0 < rho < math.inf:
             raise UserError(f"EDMHeun needs at least 2 steps and 0 < rho < inf, got steps={steps} and rho={rho}")
-        if not (0 <= churn < math.inf and 0 <= churn_min <= churn_max and 0 < churn_noise < math.inf):
+        highest = math.inf if churn_max is None else churn_max
+        if not (0 <= churn < math.inf and 0 <= churn_min <= highest and 0 < churn_noise < math.inf):
             raise UserError(
                 "EDMHeun needs churn >= 0, 0 <= churn_min <= churn_max and churn_noise > 0, got "
                 f"{churn}, {churn_min}, {churn_max} and {churn_noise}"
@@ -74,7 +75,8 @@ class EDMHeun(Sampler):
         largest = sigmas[0]
         x = x_T * math.hypot(1, largest)  # x = x_t / signal from here on
         for sigma, next_sigma in pairwise(sigmas):
-            gamma = min(self.churn / self.steps, math.sqrt(2) - 1) if self.churn_min <= sigma <= self.churn_max else 0
+            is_churned = self.churn_min <= sigma and (self.churn_max is None or sigma <= self.churn_max)
+            gamma = min(self.churn / self.steps, math.sqrt(2) - 1) if is_churned else 0
             raised = min(sigma * (1 + gamma), largest)
             if raised > sigma:
                 x = x + math.sqrt(raised**2 - sigma**2) * self.churn_noise * noise(x)
