@@ -48,6 +48,7 @@ def test_one_graph_serves_all_batch_sizes_and_weights_keep_values_and_names(tmp_
         torch.testing.assert_close(compiled[name], value)
 
 
+@pytest.mark.slow
 def test_counting_network_evaluations_compiles_no_further_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     counters.clear()

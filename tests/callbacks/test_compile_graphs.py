@@ -185,6 +185,7 @@ def is_last(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return shape[2] == shape[3] == 1 or (stride[1], stride[3]) == (1, shape[1])
 
 
+@pytest.mark.slow
 def test_all_convolutions_are_compiled_with_channels_last(recorded: dict[bool, list[tuple[Any, ...]]]) -> None:
     assert len(recorded[True]) > 10
     for _, weight, result in recorded[True]:

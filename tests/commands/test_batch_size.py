@@ -33,6 +33,7 @@ def read_set(folder: Path) -> int:
     return int(json.loads((folder / "set.json").read_text())["batch_size"])
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_one_more_image_does_not() -> None:
     settings = Settings(torch.bfloat16)
     model = DDPM(UNet(**NETWORK), Linear(1000), DDIM(50))

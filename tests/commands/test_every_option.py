@@ -55,9 +55,8 @@ def change(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, list):
-        return value[::-1] + (
-            [] if any(isinstance(each, float) for each in value) else value[:1]
-        )  # of betas there are two
+        is_pair = any(isinstance(each, float) for each in value)  # Adam's betas
+        return value[::-1] + ([] if is_pair else value[:1])
     return value / 2 if isinstance(value, float) else value + 1 if isinstance(value, int) else value
 
 

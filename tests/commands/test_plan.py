@@ -37,6 +37,7 @@ def test_the_plan_of_the_quickstart(command) -> None:
     assert "checkpoints of 0.01 GB" in out
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_split_into_parts_that_do(command) -> None:
     status, out, err = command(
         "plan", *SMALL, *CARD, "--data.batch_size", 2**17, "--trainer.accumulate_grad_batches", 2
@@ -62,6 +63,7 @@ def test_a_global_batch_is_divided_among_devices_and_accumulated_batches(command
     assert err.startswith("error: a step of 256 images cannot be divided equally among 6 devices")
 
 
+@pytest.mark.slow
 def test_recomputed_activations_take_less_memory_and_more_work(command) -> None:
     outs = [command("plan", *SMALL, *CARD, *more)[1] for more in ((), ("--model.network.recompute", "[8]"))]
     assert read_peak(outs[1]) < read_peak(outs[0])
@@ -69,6 +71,7 @@ def test_recomputed_activations_take_less_memory_and_more_work(command) -> None:
     assert flops[1] > flops[0]
 
 
+@pytest.mark.slow
 def test_a_step_of_one_image_that_does_not_fit_is_refused_with_a_fix(command) -> None:
     large = (
         "--config",
@@ -128,6 +131,7 @@ def test_wrong_options_are_refused_in_a_sentence(options, error, command) -> Non
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_without_a_gpu_all_cards_are_listed_and_with_one_it_is_taken(command, monkeypatch, tmp_path) -> None:
     config = ("--config", write_yaml(tmp_path / "tiny.yaml", tiny_digits(tmp_path / "run")))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

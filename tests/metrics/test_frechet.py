@@ -196,6 +196,7 @@ for index in range(rounds):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_fill_the_same_cache_at_once_both_get_the_right_reference(tmp_path: Path) -> None:
     rounds = 5
     arguments = ([sys.executable, "-c", FILL_CACHES, str(tmp_path), *who, str(rounds)] for who in ("ab", "ba"))

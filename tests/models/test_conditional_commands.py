@@ -99,6 +99,7 @@ def nearly_equal(one: Tensor, other: Tensor) -> bool:
     return bool((one.int() - other.int()).abs().max() <= 1)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_when_every_label_is_hidden(tmp_path) -> None:
     """DDP raises an error if a step does not use a parameter."""
     config = tiny_conditional(tmp_path / "run")

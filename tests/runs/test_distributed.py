@@ -51,6 +51,7 @@ def test_weights_and_average_are_equal_on_both_ranks_and_in_the_checkpoint(train
     assert weights(trained / "run" / "last.ckpt") == {"raw": first["raw"], "ema": first["ema"]}
 
 
+@pytest.mark.slow
 def test_a_step_exchanges_gradients_and_requests_to_stop_and_nothing_else(tmp_path):
     config = watched(tmp_path)
     config["trainer"].update(max_steps=8, log_every_n_steps=100, val_check_interval=100, callbacks=[])
@@ -94,6 +95,7 @@ def test_the_summary_is_printed_once_with_the_global_batch_size(trained):
     assert seen(trained, 0)["metrics"]["val/fd_digits"] == seen(trained, 1)["metrics"]["val/fd_digits"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_two_ranks_equals_that_of_one_process(trained, command, tmp_path, monkeypatch):
     values = {}
     for world_size in (1, 2):
