@@ -15,6 +15,8 @@ from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_
 from helpers.run_results import assert_equal, curves, trained
 from helpers.run_spies import diary
 
+from lightning_ddpm.utils.run_files import UNSAVED
+
 STEPS = 12
 TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 KILLED = -signal.SIGKILL
@@ -183,9 +185,13 @@ def test_a_run_killed_at_ten_random_moments_resumes_to_the_same_end(whole: Path,
     file = write_yaml(tmp_path / "config.yaml", config(tmp_path))
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
     environment.pop("PL_GLOBAL_SEED", None)
+
+    def resume() -> tuple[str, ...]:
+        begun = any((tmp_path / "run" / name).exists() for name in (UNSAVED, "last.ckpt"))
+        return ("--ckpt_path", "last") if begun else ()
+
     for _ in range(10):
-        resume = ["--ckpt_path", "last"] if (tmp_path / "run" / "last.ckpt").exists() else []
-        words = [sys.executable, "-m", "lightning_ddpm", "fit", "--config", str(file), *resume]
+        words = [sys.executable, "-m", "lightning_ddpm", "fit", "--config", str(file), *resume()]
         process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
         begun = len(diary(tmp_path)) if (tmp_path / "rank-0.jsonl").exists() else 0
         while process.poll() is None and not ((tmp_path / "rank-0.jsonl").exists() and len(diary(tmp_path)) > begun):
@@ -193,8 +199,7 @@ def test_a_run_killed_at_ten_random_moments_resumes_to_the_same_end(whole: Path,
         time.sleep(moments.uniform(0, 1))
         process.kill()
         process.wait()
-    saved = (tmp_path / "run" / "last.ckpt").exists()
-    resumed = fit(tmp_path, *(("--ckpt_path", "last") if saved else ()))
+    resumed = fit(tmp_path, *resume())
     assert resumed.returncode == 0, resumed.stderr
     # A run that is killed between the last checkpoint and the end does not reach the end of its last epoch again.
     assert_same_run(whole, tmp_path, but=STEPS)
