@@ -29,11 +29,11 @@ class BitsPerDim(Measurement):
     """Computes the variational bound on -log2 p of the held-out images, on all ranks, with EMA weights.
 
     It is logged as ``val/bits_per_dim`` at the end of fit and as ``test/bits_per_dim`` in test, with every x^_0 clipped
-    to [-1, 1], as Ho et al. 2020 (arXiv:2006.11239) report it; ``..._unclipped`` comes from the same network
-    evaluations, T per image, and each has its ``..._standard_error``. The mean of each of the T terms is plotted as a
-    TensorBoard image and as ``val_bits_per_dim.png`` or ``test_bits_per_dim.png`` in the run's folder. The noise of
-    image i at t is a function of (seed, i, t): the values are, up to rounding, the same for any number of ranks and
-    any batch size.
+    as in sampling, to [-1, 1] by default, as Ho et al. 2020 (arXiv:2006.11239) report it; ``..._unclipped`` comes from
+    the same network evaluations, T per image, and each has its ``..._standard_error``. The mean of each of the T terms
+    is plotted as a TensorBoard image and as ``val_bits_per_dim.png`` or ``test_bits_per_dim.png`` in the run's folder.
+    The noise of image i at t is a function of (seed, i, t): the values are, up to rounding, the same for any number of
+    ranks and any batch size.
 
     Attributes:
         likelihoods: the last estimates, under ``bits_per_dim`` and ``bits_per_dim_unclipped``.

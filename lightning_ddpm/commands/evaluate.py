@@ -167,7 +167,7 @@ def _read_metrics(options: Namespace) -> set[str]:
     if unknown:
         raise UserError(f"there is no metric {min(unknown)!r}; there are {', '.join([*METRICS, BITS_PER_DIM])}")
     if options.images:
-        of_generation = "steps", "sampler", "raw", "compile", *model_options.CONDITIONS
+        of_generation = "steps", "sampler", "threshold", "raw", "compile", *model_options.CONDITIONS
         given = [name for name in of_generation if options[name] is not None and options[name] is not False]
         if given:
             raise UserError(f"--{given[0]} is an option of generating images, and --images exist already; leave it out")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jsonargparse import Namespace
 
 from lightning_ddpm import data as datasets
+from lightning_ddpm.commands.options import describe_clipping
 from lightning_ddpm.data import ImageDataModule, ImageDataset
 from lightning_ddpm.data.sample_images import open_npz_samples, open_sample_folder
 from lightning_ddpm.metrics import Statistics, read_statistics
@@ -68,7 +69,7 @@ def load_evaluated_images(options: Namespace, model: DDPM | None) -> EvaluatedIm
             "weights": "raw" if options.raw else "EMA",
             "sampler": str(model.sampler),
             "seed": options.seed,
-        }
+        } | describe_clipping(model)
         evaluated = EvaluatedImages(options.n or PUBLISHED, model.image_shape, None, origin)
     else:
         images = _open_images(options.images)

@@ -121,7 +121,7 @@ def _describe_results(results: Sequence[Mapping[str, Any]]) -> str:
             value = "not finite" if each["value"] is None else f"{each['value']:.5g}"
             rows.append((name, value, error, each.get("n", result["n"]), each["protocol"], number))
         images, reference = result["images"], result.get("reference") or {}
-        kept = ("weights", "sampler", "nfe", "seed", "classes", "guidance")
+        kept = ("weights", "sampler", "clipping", "nfe", "seed", "classes", "guidance")
         settings = ", ".join(f"{name} {images[name]}" for name in kept if name in images)
         compared = f"compared with {reference['n']} images" if reference.get("n") else "without a reference"
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_ddpm.commands.parsing import instantiate, parse
 from lightning_ddpm.commands.trainer_options import check_strategy, explain_options
 from lightning_ddpm.data.class_labels import parse_labels
-from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, Sampler
+from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, QuantileThreshold, Sampler
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.checkpoint_guidance import Autoguidance, ClassifierGuidance
 from lightning_ddpm.models.checkpoint_source import locate_checkpoint
@@ -70,6 +70,12 @@ def add_model_options(parser: ArgumentParser, required: bool) -> None:
     parser.add_subclass_arguments(
         Sampler, "sampler", required=False, help="DDIM, DPMSolverPP, Heun, ...; --sampler.help NAME lists its options"
     )
+    add(
+        "--threshold",
+        type=float,
+        metavar="Q",
+        help="scale predictions down to the data's range by this quantile, such as 0.995, instead of clipping them",
+    )
     add("--batch_size", type=int, help="images at a time on each device; default: 64, on a GPU what its memory holds")
     add("--raw", action="store_true", help="use the raw weights instead of their moving average")
     add("--labels", "--label", metavar="N,N,...", help="classes by number from 0, in turn; default: as in the data")
@@ -123,6 +129,8 @@ def load_model(parser: ArgumentParser, options: Namespace) -> DDPM:
     elif options.steps is not None and options.steps != model.sampler.nfe(T):
         model.sampler = DDIM(options.steps)
     model.sampler.check_path(model.schedule)
+    if options.threshold is not None:
+        model.set_clipping(QuantileThreshold(options.threshold))
     return model
 
 
@@ -163,6 +171,11 @@ def read_conditions(options: Namespace, model: DDPM) -> Conditions:
     return Conditions(guidance, requested, names)
 
 
+def describe_clipping(model: DDPM) -> dict[str, str]:
+    """Return how predictions are clipped, for a record of how images were generated; empty for the default."""
+    return {"clipping": str(model.clipping)} if model.clipping else {}
+
+
 def describe_generation(model: DDPM, n: int, raw: bool, conditions: Conditions) -> str:
     """Return a line on the images that are sampled and on their cost."""
     nfe, guidance = model.sampler.nfe(model.schedule.T), conditions.guidance
@@ -171,7 +184,7 @@ def describe_generation(model: DDPM, n: int, raw: bool, conditions: Conditions) 
     else:
         most = "up to " if guidance and guidance.interval else ""
         cost = f"{most}{nfe * (guidance.nfe if guidance else 1)} network evaluations each"
-    described = conditions.describe()
+    described = describe_clipping(model) | conditions.describe()
     if conditions.names and conditions.labels:
         described["classes"] = ", ".join(f"{conditions.names[label]} (label {label})" for label in conditions.labels)
     settings = "".join(f", {name} {value}" for name, value in described.items())

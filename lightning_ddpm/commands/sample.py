@@ -53,7 +53,8 @@ def run(arguments: Sequence[str]) -> None:
         "batch_size": options.batch_size,
         "device": name_device(fabric.device),  # its roundings, and of a CPU and a GPU the random numbers
         "precision": options.precision,
-    } | conditions.describe()
+    } | model_options.describe_clipping(model)
+    manifest |= conditions.describe()
     manifest |= {"network": "compiled"} if options.compile else {}
     sample_folder.check_same_set(out, manifest)
     done, damaged = sample_folder.find_complete_batches(out, n, options.batch_size, model.image_shape, model.values)

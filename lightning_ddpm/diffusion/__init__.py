@@ -4,6 +4,8 @@ Each line exports one name that a config, a tutorial or another folder uses, and
 single formulas, such as ``process.q_posterior``, are imported from their file.
 """
 
+from lightning_ddpm.diffusion.clipping import Clipping as Clipping
+from lightning_ddpm.diffusion.clipping import QuantileThreshold as QuantileThreshold
 from lightning_ddpm.diffusion.denoiser import Denoiser as Denoiser
 from lightning_ddpm.diffusion.elbo import ELBOTerms as ELBOTerms
 from lightning_ddpm.diffusion.elbo import elbo as elbo

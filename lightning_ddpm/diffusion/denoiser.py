@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from lightning_ddpm.diffusion.clipping import Clipping, ClipToRange
 from lightning_ddpm.diffusion.gaussian_path import GaussianPath, Timestep
 from lightning_ddpm.diffusion.parameterization import Denoised, Epsilon, Parameterization
 from lightning_ddpm.diffusion.process import x_0_to_eps
@@ -31,6 +32,7 @@ class Denoiser:
         parameterization: what the network's output means; ``None`` for the noise.
         levels: number of equally spaced values in [-1, 1] that the data have; ``None`` for continuous data, which have
             no discretised decoder.
+        clipping: how x^_0 is clipped; ``None`` for :class:`ClipToRange`.
 
     Raises:
         UserError: the parameterization cannot be used with the schedule.
@@ -43,15 +45,16 @@ class Denoiser:
         clip: float | None = 1.0,
         parameterization: Parameterization | None = None,
         levels: int | None = 256,
+        clipping: Clipping | None = None,
     ) -> None:
         self.network, self.schedule, self.clip, self.levels = network, schedule, clip, levels
-        self.parameterization = parameterization or Epsilon()
+        self.parameterization, self.clipping = parameterization or Epsilon(), clipping or ClipToRange()
         self.parameterization.check_schedule(schedule)
         self.guided: GuidedFunction | None = None
 
     def with_network(self, network: NetworkFunction) -> "Denoiser":
         """Return a denoiser with the same settings and another network."""
-        return Denoiser(network, self.schedule, self.clip, self.parameterization, self.levels)
+        return Denoiser(network, self.schedule, self.clip, self.parameterization, self.levels, self.clipping)
 
     def with_guidance(self, guided: GuidedFunction) -> "Denoiser":
         """Return a denoiser with the same settings, and with a prediction that may depend on t being a number."""
@@ -108,5 +111,5 @@ class Denoiser:
         x_0, eps = self.parameterization.to_denoised(self.schedule, x_t, output, t)
         if self.clip is None:
             return Denoised(x_0, eps, nu)
-        x_0 = x_0.clamp(-self.clip, self.clip)
+        x_0 = self.clipping(x_0, self.clip)
         return Denoised(x_0, x_0_to_eps(self.schedule, x_t, x_0, t), nu)

@@ -193,4 +193,5 @@ def guide_by_classifier(denoise: Denoiser, log_probability: LogProbability, weig
             eps = eps - scale(torch.as_tensor(w) * denoise.schedule.noise_at(t), gradient)
         return eps if denoised.nu is None else torch.cat([eps, 2 * denoised.nu - 1], dim=1)
 
-    return Denoiser(denoise.network, denoise.schedule, denoise.clip).with_guidance(guided)
+    clipped = Denoiser(denoise.network, denoise.schedule, denoise.clip, clipping=denoise.clipping)
+    return clipped.with_guidance(guided)

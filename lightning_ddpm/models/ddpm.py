@@ -43,6 +43,8 @@ class DDPM(LightningModule):
             be guided without a classifier (Ho & Salimans 2022, arXiv:2207.12598).
         class_names: the name of each label; ``null`` on the command line for the names in the data.
         values: type and range of the images' values; ``null`` on the command line for those of the data.
+        clipping: how a predicted x_0 that leaves the range of bounded values is moved into it while sampling; ``null``
+            to set its values to the nearer end, as in Ho et al.
 
     Raises:
         UserError: the network lacks an attribute, or the arguments do not fit together.
@@ -63,6 +65,7 @@ class DDPM(LightningModule):
         label_dropout: float = 0.1,
         class_names: Sequence[str] | None = None,
         values: ValueRange | None = None,
+        clipping: diffusion.Clipping | None = None,
     ) -> None:
         super().__init__()
         check_network(network)
@@ -78,6 +81,7 @@ class DDPM(LightningModule):
         self.label_dropout, self._step_mean = label_dropout, StepMean()
         self._batches: list[tuple[Tensor, Tensor]] = []
         self.values = values or UINT8
+        self.set_clipping(clipping)
         self.class_names: Sequence[str] = name_classes(class_names, network)
         if self.class_names:  # training images of each class, so that generated images can have the same frequencies
             self.register_buffer("class_counts", torch.zeros(len(self.class_names), dtype=torch.long))
@@ -169,6 +173,19 @@ class DDPM(LightningModule):
             (request.sampler or self.sampler).sample(*self.prepare_sampling(request, start, stop))
         )
 
+    def set_clipping(self, clipping: diffusion.Clipping | None) -> None:
+        """Clip predictions of x_0 so from now on; ``None`` for the default.
+
+        Raises:
+            UserError: the values have no bounds to clip to.
+        """
+        if clipping is not None and not self.values.bounded:
+            raise UserError(
+                f"{clipping} needs bounded values, and the model's are {self.values.describe()}, without bounds; leave "
+                "it out, or give the data's low and high"
+            )
+        self.clipping = clipping
+
     def require_uint8(self, what: str) -> None:
         """Refuse a model whose images do not have 256 levels, of which feature networks and restoration are made.
 
@@ -211,7 +228,8 @@ class DDPM(LightningModule):
     def denoiser(self) -> Denoiser:
         """The network as samplers use it, without classes."""
         values = self.values
-        return Denoiser(self.network, self.schedule, values.clip, self.parameterization, values.levels)
+        args = self.schedule, values.clip, self.parameterization, values.levels, self.clipping
+        return Denoiser(self.network, *args)
 
     def denoiser_for(self, label: Tensor | None) -> Denoiser:
         """Return the network conditioned on the classes (b,), if it has classes."""
