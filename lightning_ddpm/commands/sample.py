@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 from PIL import Image
@@ -13,7 +13,15 @@ from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands import sample_folder
 from lightning_ddpm.commands.batch_size import choose_batch_size
 from lightning_ddpm.data.image_io import arrange_grid, save_image
-from lightning_ddpm.data.numbered_images import read_first, write_images
+from lightning_ddpm.data.numbered_images import (
+    choose_suffix,
+    get_image_path,
+    read_first,
+    read_numbered,
+    write_images,
+)
+from lightning_ddpm.data.sample_images import write_npz_samples
+from lightning_ddpm.data.value_range import to_array
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
@@ -40,6 +48,9 @@ def run(arguments: Sequence[str]) -> None:
     sample_folder.check_no_larger_set(out, options.n)
     if options.trajectory:
         check_output_file(options.trajectory, "--trajectory", [".gif"])
+    if options.npz:
+        check_output_file(options.npz, "--npz", [".npz"])
+    suffix = choose_suffix(model.image_shape[0], model.values, options.format)
 
     fabric = model_options.launch_fabric(options)
     options.batch_size = options.batch_size or sample_folder.read_batch_size(out)
@@ -56,6 +67,7 @@ def run(arguments: Sequence[str]) -> None:
     } | model_options.describe_clipping(model)
     manifest |= conditions.describe()
     manifest |= {"network": "compiled"} if options.compile else {}
+    manifest |= {"format": suffix} if suffix != choose_suffix(model.image_shape[0], model.values) else {}
     sample_folder.check_same_set(out, manifest)
     done, damaged = sample_folder.find_complete_batches(out, n, options.batch_size, model.image_shape, model.values)
     todo = n - sum(min(options.batch_size, n - start) for start in done)
@@ -73,7 +85,7 @@ def run(arguments: Sequence[str]) -> None:
     generated = 0
     for start, pixels in show_progress(batches, ranks.share(todo), "sampling", ranks.is_first):
         generated += len(pixels)
-        write_images(out, start, pixels, model.values)
+        write_images(out, start, pixels, model.values, suffix)
     flush_files()
     fabric.barrier()
     if not ranks.is_first:
@@ -81,10 +93,15 @@ def run(arguments: Sequence[str]) -> None:
     shown, labels = min(n, SHOWN), conditions.labels or []
     titles = [conditions.names[label] for label in labels[:shown]] if len(labels) > 1 else None
     columns = len(titles) if titles else None
-    pixels = model.values.preview(read_first(out, shown, model.image_shape[0], model.values))
+    pixels = model.values.preview(read_first(out, shown, suffix, model.values))
     write_atomically(out / GRID, partial(save_image, arrange_grid(pixels, columns, titles)))
     cost = f": {sum(batch_sizes) / generated:g} network evaluations each" if generated else ""
     report(f"wrote {f'{todo} images and ' if todo else ''}{GRID} in {out}{cost}")
+    if options.npz:
+        paths = (get_image_path(out, index, suffix) for index in range(n))
+        arrays = (to_array(read_numbered(path, model.values), model.values) for path in paths)
+        write_npz_samples(options.npz, arrays, n, model.image_shape)
+        report(f"wrote {options.npz}: arr_0 (n, height, width, channels)")
     if options.trajectory:
         with evaluation_mode(model), fabric.autocast():
             _animate(model, conditions.request(shown, options), options.trajectory, columns)
@@ -101,6 +118,12 @@ def _build_parser() -> ArgumentParser:
         required=True,
         help="folder for 000000.png, 000001.png, ... (.npy for values that a PNG does not hold) and grid.png",
     )
+    add(
+        "--format",
+        type=Literal["png", "npy", "tiff"],
+        help="format of the images, which keeps their type and units; default: png where it can hold them, else npy",
+    )
+    add("--npz", type=resolve_path, metavar="FILE.npz", help="write all images as one array, too, as ADM does")
     add("--n", type=int, default=64, help="number of images")
     model_options.add_model_options(parser, required=True)
     add(

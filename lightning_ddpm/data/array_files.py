@@ -12,7 +12,9 @@ from torch import Tensor
 
 from lightning_ddpm.data.datasets import Batch, ImageDataset, MemoryDataset, describe_file
 from lightning_ddpm.data.decode_cache import MAX_BYTES_IN_MEMORY
+from lightning_ddpm.data.tiff import TIFF, read_tiff
 from lightning_ddpm.data.validation import format_faults
+from lightning_ddpm.data.value_options import measure_channels, pool_channels, standardise
 from lightning_ddpm.data.value_range import DTYPES, ValueRange, check_finite, to_tensor
 from lightning_ddpm.utils.cache import find_cached, read_cached, write_cached
 from lightning_ddpm.utils.console import show_progress
@@ -169,13 +171,7 @@ def scan_values(images: ArrayImages, training: Sequence[int], values: ValueRange
         write_cached(path, json.dumps([mean, std]).encode())
     if values is not None:
         return values
-    if flat := [channel for channel, each in enumerate(std) if each == 0]:
-        raise UserError(
-            f"all values of channel {flat[0]} (counted from 0) in {what} are {mean[flat[0]]:g}, so that their standard "
-            "deviation is 0; leave the channel out, or give data.source.low and high"
-        )
-    low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
-    return ValueRange(images.dtype, low, high, bounded=False)
+    return standardise(images.dtype, mean, std, what)
 
 
 def _scan(
@@ -196,21 +192,20 @@ def _scan(
             faults.append(f"{images.name(index)}: {error}")
             continue
         if index in among:
-            exact = array.astype(np.float64)
-            measured.append((exact.mean((1, 2)), exact.var((1, 2))))
+            measured.append(measure_channels(array))
     if faults:
         raise UserError(f"{len(faults)} of the {len(images)} images in {what} cannot be used:\n{format_faults(faults)}")
-    means, variances = (np.stack(each) for each in zip(*measured, strict=True))
-    std = np.sqrt(variances.mean(0) + means.var(0))  # the law of total variance
-    return means.mean(0).tolist(), std.tolist()
+    return pool_channels(measured)
 
 
 def _read_array(path: Path) -> np.ndarray:
-    """Return the array of a .npy file, or the only one of a .npz file."""
+    """Return the array of a .npy file, the only one of a .npz file, or the image of a TIFF."""
     try:
         with path.open("rb") as file:
             if path.suffix.lower() == ".npy":
                 return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
+            if path.suffix.lower() in TIFF:
+                return read_tiff(file)
             names = list_npz(file, "it")
             if len(names) != 1:
                 raise UserError(f"it has the arrays {', '.join(names)}; an image's file has one")

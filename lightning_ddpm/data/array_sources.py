@@ -1,10 +1,8 @@
-"""Images in arrays of any type and number of channels: a folder of .npy and .npz files, or one .npy file of all."""
+"""Images in arrays of any type and number of channels: a folder of an array each, or one file of all."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
 
 from lightning_ddpm.data.array_files import ArrayDataset, ArrayFileImages, ArrayFolderImages, scan_values
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset
@@ -12,54 +10,15 @@ from lightning_ddpm.data.folder_listing import FolderListing
 from lightning_ddpm.data.image_paths import report_skipped
 from lightning_ddpm.data.sources import ImageSource, Split
 from lightning_ddpm.data.splits import hold_out
-from lightning_ddpm.data.value_range import ValueRange
+from lightning_ddpm.data.tiff import TIFF
+from lightning_ddpm.data.value_options import Numbers, choose_values
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import shorten_size
 
-FULL_RANGE = ("uint8", "uint16", "int8", "int16")
-"""Types whose whole range is the values' unless another one is given."""
-Numbers = float | list[float]
-"""A number for all channels, or one for each."""
-
-
-def choose_values(
-    dtype: str, channels: int, low: Numbers | None, high: Numbers | None, mean: Numbers | None, std: Numbers | None
-) -> ValueRange | None:
-    """Return the range that is given for values of a type, or that the type implies; ``None`` if it is to be measured.
-
-    Raises:
-        UserError: a part of a range is missing, or two ranges are given.
-    """
-    numbers = {"low": low, "high": high, "mean": mean, "std": std}
-    given = {name: each for name, each in numbers.items() if each is not None}
-    for name, each in given.items():
-        if isinstance(each, list) and len(each) != channels:
-            raise UserError(f"data.source.{name} has {len(each)} numbers and the images have {channels} channels")
-    if not given:
-        if dtype not in FULL_RANGE:
-            return None
-        limits = np.iinfo(dtype)
-        return ValueRange(dtype, float(limits.min), float(limits.max))
-    if low is not None and high is not None and len(given) == 2:
-        return ValueRange(dtype, low, high)
-    if mean is None or std is None or len(given) != 2:
-        raise UserError(f"give low and high, or mean and std, or none of them; got {', '.join(given)}")
-    return make_unbounded(dtype, mean, std)
-
-
-def make_unbounded(dtype: str, mean: Numbers, std: Numbers) -> ValueRange:
-    """Return the range of unbounded values with this mean and standard deviation."""
-    if not isinstance(mean, list) and not isinstance(std, list):
-        return ValueRange(dtype, mean - std, mean + std, bounded=False)
-    if not isinstance(mean, list) or not isinstance(std, list) or len(mean) != len(std):
-        raise UserError(f"mean and std must both be numbers or lists of one number a channel, got {mean} and {std}")
-    pairs = list(zip(mean, std, strict=True))
-    return ValueRange(dtype, [m - s for m, s in pairs], [m + s for m, s in pairs], bounded=False)
-
 
 class ArrayFolder(ImageSource):
-    """All .npy and .npz files in a folder and its subfolders: an image (c, h, w) or (h, w) in each, all of one type.
+    """All .npy, .npz and TIFF files in a folder and its subfolders, an image (c, h, w) or (h, w) in each, of one type.
 
     Channels, size and type are those of the files; splits and classes are as in
     :class:`~lightning_ddpm.data.image_folder.ImageFolder`. Arrays are not resized. Unless a range is given, integers of
@@ -81,7 +40,7 @@ class ArrayFolder(ImageSource):
         holdout: float = 0.02,
     ) -> None:
         self.low, self.high, self.mean, self.std = low, high, mean, std
-        self._files = FolderListing(holdout, (".npy", ".npz"))
+        self._files = FolderListing(holdout, (".npy", ".npz", *TIFF))
 
     def inspect(self, root: Path) -> None:
         images, parts = self._open(root)

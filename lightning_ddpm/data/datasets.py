@@ -1,4 +1,4 @@
-"""Datasets of uint8 images, in memory or in files."""
+"""Datasets of images, in memory or in files."""
 
 import os
 from abc import ABC, abstractmethod
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_ddpm.data.image_io import DecodedImage, read_image
+from lightning_ddpm.data.rasters import read_raster
 from lightning_ddpm.data.value_range import DTYPES, UINT8, ValueRange
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
@@ -117,14 +118,25 @@ class FileDataset(ImageDataset):
         labels: (n,) int64, -1 for an image without a label.
         channels, size: shape that every image is converted to; see :func:`decode_image`.
         state: part of the fingerprint; it must change whenever a file does, see :func:`describe_file`.
+        values: type and range of the values. Images of other values than uint8's, or of other numbers of channels than
+            1 and 3, are not converted; see :func:`~lightning_ddpm.data.rasters.read_raster`.
     """
 
     def __init__(
-        self, names: Sequence[str], file: OpenFile, labels: Tensor, channels: int, size: ImageSize, state: str
+        self,
+        names: Sequence[str],
+        file: OpenFile,
+        labels: Tensor,
+        channels: int,
+        size: ImageSize,
+        state: str,
+        values: ValueRange = UINT8,
     ) -> None:
         self.names, self.file, self.labels = names, file, labels.long()
-        self.channels, self.size = channels, shorten_size(size)
+        self.channels, self.size, self.values = channels, shorten_size(size), values
+        self.is_converted = is_plain(channels, values)
         shape = f"{channels}x{self.size if isinstance(self.size, int) else format_size(self.size)}"
+        shape += "" if self.is_converted else f" {values.dtype} {values.describe() if values.bounded else ''}"
         self.fingerprint = make_cache_key("\n".join([shape, state, *names]))
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
@@ -142,13 +154,20 @@ class FileDataset(ImageDataset):
         Raises:
             UserError: it cannot be used; the message does not contain its name.
         """
-        return read_image(self.file(index), self.channels, self.size)
+        if self.is_converted:
+            return read_image(self.file(index), self.channels, self.size)
+        return read_raster(self.file(index), self.channels, self.size, self.values)
 
     def subset(self, indices: Sequence[int]) -> "FileDataset":
         """Return the dataset of the images at these indices."""
         names, labels = [self.names[index] for index in indices], self.labels[list(indices)]
         file = partial(_open_chosen, self.file, indices)
-        return FileDataset(names, file, labels, self.channels, self.size, self.fingerprint)
+        return FileDataset(names, file, labels, self.channels, self.size, self.fingerprint, self.values)
+
+
+def is_plain(channels: int, values: ValueRange) -> bool:
+    """Return whether images are gray or RGB ones of 8 bits, to which every file is converted."""
+    return values == UINT8 and channels in (1, 3)
 
 
 def hash_images(data: ImageDataset) -> str:
@@ -167,18 +186,23 @@ def hash_images(data: ImageDataset) -> str:
 
 
 def build_path_dataset(
-    paths: Sequence[Path], labels: Tensor, channels: int, size: ImageSize, file: Callable[[Path], Path] = Path
+    paths: Sequence[Path],
+    labels: Tensor,
+    channels: int,
+    size: ImageSize,
+    file: Callable[[Path], Path] = Path,
+    values: ValueRange = UINT8,
 ) -> FileDataset:
     """Build the dataset of the image files at these paths.
 
     Args:
         paths: the files.
-        labels, channels, size: see :class:`FileDataset`.
+        labels, channels, size, values: see :class:`FileDataset`.
         file: maps each path to the one that is opened, or raises UserError if it must not be.
     """
     names = [os.fsencode(path).decode(errors="backslashreplace") for path in paths]
     state = " ".join(describe_file(path) for path in paths)
-    return FileDataset(names, partial(_open_path, file, paths), labels, channels, size, state)
+    return FileDataset(names, partial(_open_path, file, paths), labels, channels, size, state, values)
 
 
 def _open_path(file: Callable[[Path], Path], paths: Sequence[Path], index: int) -> Path:

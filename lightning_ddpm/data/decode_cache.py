@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, MemoryDataset
 from lightning_ddpm.data.validation import make_decode_key, read_all
+from lightning_ddpm.data.value_range import DTYPES, to_array, wrap_array
 from lightning_ddpm.utils.cache import DIGEST_BYTES, report_unusable, seal
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
@@ -33,7 +34,7 @@ Shape = tuple[int, int, int, int]
 class MappedDataset(ImageDataset):
     """A dataset of decoded images in a memory-mapped file, whose pages the operating system shares among processes.
 
-    The file is an array (n, c, h, w) uint8 in NumPy's format, followed by the CRC-32 of each image and the SHA-256 of
+    The file is an array (n, c, h, w) in NumPy's format, followed by the CRC-32 of each image and the SHA-256 of
     these and of the header. Each image is compared with its CRC-32 when it is first used.
 
     Args:
@@ -41,14 +42,15 @@ class MappedDataset(ImageDataset):
         shape: (n, c, h, w).
         labels: (n,) int64, -1 for an image without a label.
         fingerprint: fingerprint of the files that were decoded.
+        dtype: type of the values.
 
     Raises:
         UserError: there is no such file, or it is damaged.
     """
 
-    def __init__(self, path: Path, shape: Shape, labels: Tensor, fingerprint: str) -> None:
+    def __init__(self, path: Path, shape: Shape, labels: Tensor, fingerprint: str, dtype: str = "uint8") -> None:
         self.path, self.labels, self.fingerprint = path, labels.long(), fingerprint
-        header, n, pixels = _make_header(shape), shape[0], math.prod(shape)
+        header, n, pixels = _make_header(shape, dtype), shape[0], math.prod(shape) * np.dtype(dtype).itemsize
         try:
             with path.open("rb") as file:  # all sizes are known, so that nothing in the file is believed
                 complete = os.fstat(file.fileno()).st_size == len(header) + pixels + 4 * n + DIGEST_BYTES
@@ -57,7 +59,7 @@ class MappedDataset(ImageDataset):
                 table, end = file.read(4 * n), file.read()
             if not complete or begin != header or end != seal(header + table):
                 raise UserError(f"{path} is damaged, or was written by an older version")
-            self.images = np.memmap(path, np.uint8, "r", len(header), shape)
+            self.images = np.memmap(path, dtype, "r", len(header), shape)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {first_line(error)}") from error
         self._sums, self._compared = np.frombuffer(table, "<u4"), np.zeros(n, bool)
@@ -73,7 +75,7 @@ class MappedDataset(ImageDataset):
                     "written again"
                 )
             self._compared[index] = True
-        return torch.from_numpy(images), self.labels[torch.as_tensor(indices)]
+        return wrap_array(images), self.labels[torch.as_tensor(indices)]
 
     def check_sample(self) -> None:
         """Compare images that are spread evenly over the dataset, up to :data:`MAX_BYTES_COMPARED`, with their sums.
@@ -82,12 +84,13 @@ class MappedDataset(ImageDataset):
             UserError: one of them is damaged.
         """
         n = len(self)
-        compared = max(1, min(n, MAX_BYTES_COMPARED // (self.images.size // n)))
+        compared = max(1, min(n, MAX_BYTES_COMPARED // (self.images.nbytes // n)))
         for i in range(compared):
             self.__getitems__([i * n // compared])
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return MappedDataset, (self.path, self.images.shape, self.labels, self.fingerprint)  # workers map it, too
+        content = self.path, self.images.shape, self.labels, self.fingerprint, self.images.dtype.name
+        return MappedDataset, content  # workers map it, too
 
 
 def decode_once(data: ImageDataset, folder: Path | None, what: str) -> ImageDataset:
@@ -101,7 +104,7 @@ def decode_once(data: ImageDataset, folder: Path | None, what: str) -> ImageData
 
 def fits_in_memory(data: FileDataset) -> bool:
     """Return whether the decoded dataset is small enough to be kept in memory."""
-    return math.prod(_get_shape(data)) <= MAX_BYTES_IN_MEMORY
+    return _count_bytes(data, DTYPES[data.values.dtype].itemsize) <= MAX_BYTES_IN_MEMORY
 
 
 def decode_to_memory(data: FileDataset, what: str) -> MemoryDataset:
@@ -114,10 +117,10 @@ def decode_to_memory(data: FileDataset, what: str) -> MemoryDataset:
     Raises:
         UserError: an image cannot be used (any more).
     """
-    images = torch.empty(_get_shape(data), dtype=torch.uint8)
+    images = torch.empty(_get_shape(data), dtype=DTYPES[data.values.dtype])
     for index, pixels in enumerate(_iterate_decoded(data, what)):
         images[index] = pixels
-    return MemoryDataset(images, data.labels)
+    return MemoryDataset(images, data.labels, data.values)
 
 
 def decode_to_file(data: FileDataset, folder: Path, what: str) -> ImageDataset:
@@ -143,20 +146,20 @@ def decode_to_file(data: FileDataset, folder: Path, what: str) -> ImageDataset:
             if found := _find_whole(data, folder):
                 return found
             remove_leftovers(folder)  # before the space is counted
-            _check_space(folder, math.prod(_get_shape(data)))
+            _check_space(folder, _count_bytes(data, np.dtype(data.values.dtype).itemsize))
             _decode(data, _find_file(data, folder), what)
     except OSError as error:
         where = "set data.decode_cache to a folder that can be"
         report_unusable(str(folder), error.strerror or str(error), where)
         return data
-    return MappedDataset(_find_file(data, folder), _get_shape(data), data.labels, data.fingerprint)
+    return _map(data, folder)
 
 
 def _find_whole(data: FileDataset, folder: Path) -> ImageDataset | None:
     """Return the decoded images if they are in the folder and whole, as far as a sample of them shows."""
     path = _find_file(data, folder)
     try:
-        mapped = MappedDataset(path, _get_shape(data), data.labels, data.fingerprint)
+        mapped = _map(data, folder)
         mapped.check_sample()
     except UserError as error:
         if os.path.lexists(path):
@@ -167,12 +170,12 @@ def _find_whole(data: FileDataset, folder: Path) -> ImageDataset | None:
 
 def _decode(data: FileDataset, path: Path, what: str) -> None:
     """Write the file of decoded images."""
-    header, sums = _make_header(_get_shape(data)), bytearray()
+    header, sums = _make_header(_get_shape(data), data.values.dtype), bytearray()
 
     def write(file: BinaryIO) -> None:
         file.write(header)
         for pixels in _iterate_decoded(data, what):
-            content = pixels.numpy().tobytes()
+            content = to_array(pixels, data.values).tobytes()
             file.write(content)
             sums.extend(zlib.crc32(content).to_bytes(4, "little"))
         file.write(bytes(sums) + seal(header + bytes(sums)))
@@ -183,9 +186,14 @@ def _decode(data: FileDataset, path: Path, what: str) -> None:
 def open_decoded(data: FileDataset, folder: Path) -> ImageDataset:
     """Return the dataset that :func:`decode_to_file` has written in the folder, or ``data`` where there is none."""
     try:
-        return MappedDataset(_find_file(data, folder), _get_shape(data), data.labels, data.fingerprint)
+        return _map(data, folder)
     except UserError:
         return data
+
+
+def _map(data: FileDataset, folder: Path) -> MappedDataset:
+    path = _find_file(data, folder)
+    return MappedDataset(path, _get_shape(data), data.labels, data.fingerprint, data.values.dtype)
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -200,9 +208,9 @@ def _find_file(data: FileDataset, folder: Path) -> Path:
     return folder / f"{make_decode_key(data)}.npy"
 
 
-def _make_header(shape: Shape) -> bytes:
+def _make_header(shape: Shape, dtype: str) -> bytes:
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(buffer, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
 
 
@@ -215,3 +223,8 @@ def _iterate_decoded(data: FileDataset, what: str) -> Iterator[Tensor]:
 
 def _get_shape(data: FileDataset) -> Shape:
     return len(data), data.channels, *get_sides(data.size)
+
+
+def _count_bytes(data: FileDataset, value: int) -> int:
+    """Return the size of all images whose values have this number of bytes."""
+    return math.prod(_get_shape(data)) * value

@@ -1,5 +1,6 @@
 """Folders of image files: their classes and splits, and what happens to unusable images."""
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,17 @@ from lightning_ddpm.data.datasets import FileDataset, ImageDataset, build_path_d
 from lightning_ddpm.data.folder_listing import FolderListing
 from lightning_ddpm.data.image_paths import report_skipped, resolve_inside
 from lightning_ddpm.data.sources import ImageSource, Split
-from lightning_ddpm.data.validation import find_faults, format_faults
+from lightning_ddpm.data.validation import find_faults, format_faults, make_decode_key, read_all
+from lightning_ddpm.data.value_options import (
+    Numbers,
+    choose_values,
+    make_unbounded,
+    measure_channels,
+    pool_channels,
+    standardise,
+)
+from lightning_ddpm.data.value_range import DTYPES, ValueRange
+from lightning_ddpm.utils.cache import find_cached, read_cached, write_cached
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import ImageSize
@@ -22,13 +33,22 @@ class ImageFolder(ImageSource):
     splits and not classes. Without one that is held out, a fraction of the images, evenly spaced over the sorted paths,
     is held out. Hidden files and folders are ignored.
 
+    Images of 8 bits are converted to gray or RGB. Values of another ``dtype``, and of another number of channels, are
+    kept as they are: of TIFF files (by tifffile), and PNG files of 16 bits.
+
     Args:
-        channels: 1 converts every image to grayscale, 3 to RGB.
+        channels: 1 converts every image to grayscale, 3 to RGB; with other values than those of 8 bits, and with any
+            other number, the images must have as many.
         size: height and width: one number for squares, or ``[height, width]``. An image is resized to the smallest that
             covers them, and its center is cropped. No image is enlarged.
         holdout: fraction of images held out if the folder has no split for that, to one image and at least one.
         on_error: ``refuse`` to start if an image cannot be used, or ``skip`` the image.
         max_skipped: largest fraction of all images that may be skipped.
+        dtype: type of the values in the files, such as ``uint16`` or ``float32``.
+        low, high: the range of the values, for all channels or for each; by default that of an integer type of 8 or 16
+            bits.
+        mean, std: or their mean and standard deviation; by default of other types, those of each channel over the
+            training images.
     """
 
     def __init__(
@@ -38,14 +58,44 @@ class ImageFolder(ImageSource):
         holdout: float = 0.02,
         on_error: Literal["refuse", "skip"] = "refuse",
         max_skipped: float = 0.01,
+        dtype: str = "uint8",
+        low: Numbers | None = None,
+        high: Numbers | None = None,
+        mean: Numbers | None = None,
+        std: Numbers | None = None,
     ) -> None:
-        if channels not in (1, 3):
-            raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {channels}")
+        if channels < 1:
+            raise UserError(f"channels must be at least 1, got {channels}")
+        if dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
         if not 0 <= max_skipped <= 1:
             raise UserError(f"max_skipped is a fraction of the images and must lie in [0, 1], got {max_skipped}")
         self.channels, self.size, self.holdout = channels, size, holdout
         self._files = FolderListing(holdout)
         self.on_error, self.max_skipped = on_error, max_skipped
+        self._declared = choose_values(dtype, channels, low, high, mean, std)
+        # any range of the type will do to read images whose statistics are yet to be measured
+        self.values = self._declared or make_unbounded(dtype, 0.0, 1.0)
+
+    def inspect(self, root: Path) -> None:
+        if self._declared is None:
+            self.values = self._measure(Path(root), make_unbounded(self.values.dtype, 0.0, 1.0))
+
+    def _measure(self, root: Path, unknown: ValueRange) -> ValueRange:
+        """Return mean and standard deviation of each channel over the training images that can be used."""
+        self.values = unknown
+        data, parts = self._list_split(root)
+        bad = self._find_unusable(data, root)
+        training = data.subset([index for index in parts["train"] if index not in bad])
+        path = find_cached(f"values/{make_decode_key(training)}.json")
+        if (cached := read_cached(path)) is not None:
+            mean, std = json.loads(cached)
+        else:
+            read = read_all(training, f"measuring {root}", len(training) > 5000)
+            images = (each.pixels.numpy() for each in read if not isinstance(each, str))
+            mean, std = pool_channels([*map(measure_channels, images)])
+            write_cached(path, json.dumps([mean, std]).encode())
+        return standardise(unknown.dtype, mean, std, str(root))
 
     def prepare(self, root: Path) -> None:
         """Read every image once, until a file changes, and report all images that cannot be used.
@@ -85,7 +135,8 @@ class ImageFolder(ImageSource):
     ) -> tuple[FileDataset, dict[str, Sequence[int]]]:
         """Return the dataset of all images, and the indices of each split in it."""
         paths, labels, parts = self._files.list_split(root, skipped)
-        data = build_path_dataset(paths, labels, self.channels, self.size, partial(resolve_inside, root.resolve()))
+        inside = partial(resolve_inside, root.resolve())
+        data = build_path_dataset(paths, labels, self.channels, self.size, inside, self.values)
         return data, parts
 
     def _find_unusable(self, data: FileDataset, root: Path) -> dict[int, str]:

@@ -143,18 +143,27 @@ def decode_image(image: Image.Image, channels: int, size: ImageSize) -> Tensor:
 
 def _fit(image: Image.Image, height: int, width: int) -> Image.Image:
     """Resize an image to the smallest that covers height and width, and crop its center."""
-    if image.height < height or image.width < width:
-        raise UserError(
-            f"the image is {image.width}x{image.height}, less than {width}x{height}"
-            f"{'' if height == width else ' (width x height)'}; lower data.source.size"
-        )
-    if image.height > height and image.width > width:
-        if image.width * height <= image.height * width:
-            covering = [image.height * width // image.width, width]
-        else:
-            covering = [height, image.width * height // image.height]
+    if covering := find_covering(image.height, image.width, height, width):
         image = transforms.resize(image, covering, interpolation=InterpolationMode.BICUBIC, antialias=True)
     return transforms.center_crop(image, [height, width])  # type: ignore[no-any-return]
+
+
+def find_covering(image_height: int, image_width: int, height: int, width: int) -> list[int] | None:
+    """Return height and width of the smallest image of the same ratio that covers others; ``None`` for its own.
+
+    Raises:
+        UserError: the image is smaller.
+    """
+    if image_height < height or image_width < width:
+        raise UserError(
+            f"the image is {image_width}x{image_height}, less than {width}x{height}"
+            f"{'' if height == width else ' (width x height)'}; lower data.source.size"
+        )
+    if image_height == height or image_width == width:
+        return None
+    if image_width * height <= image_height * width:
+        return [image_height * width // image_width, width]
+    return [height, image_width * height // image_height]
 
 
 def check_bits(image: Image.Image) -> None:

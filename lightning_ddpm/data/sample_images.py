@@ -1,8 +1,11 @@
-"""Open finished images for evaluation: folders of image files, and npz files as ADM writes samples."""
+"""Finished images: folders of image files, and npz files as ADM writes samples."""
 
 import io
+import zipfile
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from lightning_ddpm.data.splits import list_split_folders
 from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.files import write_atomically
 from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
 from lightning_ddpm.utils.npz import read_npz
 
@@ -93,3 +97,25 @@ def open_npz_samples(path: Path) -> ImageDataset | None:
             f"{path}: arr_0 is {images.dtype} of shape {shape}; expected uint8 of (n, height, width, 1 or 3), as ADM's"
         )
     return MemoryDataset(torch.from_numpy(images).permute(0, 3, 1, 2), torch.full((len(images),), -1))
+
+
+def write_npz_samples(path: Path, images: Iterable[np.ndarray], n: int, shape: tuple[int, int, int]) -> None:
+    """Write images as ADM does, ``arr_0`` (n, h, w, c) in their own type; one at a time is in memory.
+
+    Args:
+        path: the file.
+        images: n arrays (c, h, w) of one type.
+        n: number of images.
+        shape: (c, h, w).
+    """
+    channels, height, width = shape
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            for index, image in enumerate(images):
+                if not index:
+                    header = {"descr": image.dtype.str, "fortran_order": False, "shape": (n, height, width, channels)}
+                    np.lib.format.write_array_header_1_0(member, header)
+                member.write(np.ascontiguousarray(np.moveaxis(image, 0, 2)).tobytes())
+
+    write_atomically(path, write)

@@ -149,8 +149,12 @@ def check_finite(values: np.ndarray) -> None:
 
 def to_tensor(values: np.ndarray) -> Tensor:
     """Return an array of one of :data:`DTYPES` in the machine's byte order as a tensor of values."""
-    native = values.dtype.newbyteorder("=")
-    return torch.from_numpy(np.array(values, native if native.name != "uint16" else np.int32, order="C"))
+    return wrap_array(np.array(values, values.dtype.newbyteorder("="), order="C"))
+
+
+def wrap_array(values: np.ndarray) -> Tensor:
+    """Return a contiguous array of one of :data:`DTYPES` as a tensor of values, which shares its memory if it can."""
+    return torch.from_numpy(values if values.dtype != np.uint16 else values.astype(np.int32))
 
 
 def to_array(pixels: Tensor, values: ValueRange) -> np.ndarray:

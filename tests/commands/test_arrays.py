@@ -5,6 +5,8 @@ import pytest
 from helpers.command_line import REPOSITORY, read_yaml, write_yaml
 from PIL import Image
 
+from lightning_ddpm.data.tiff import read_tiff
+
 N, SHAPE = 40, (5, 6, 10)
 
 
@@ -54,6 +56,14 @@ def test_a_model_of_fields_samples_fields_and_refuses_what_is_for_bytes(command,
     assert status == 0, err
     assert "1 damaged images" in out
     assert np.array_equal(np.load(samples / "000001.npy"), images[1])
+    tiff = (*words[:5], "--out", tmp_path / "tiff", *words[7:], "--format", "tiff", "--npz", tmp_path / "all.npz")
+    status, out, err = command(*tiff)
+    assert status == 0, err
+    with np.load(tmp_path / "all.npz") as file:
+        assert np.array_equal(file["arr_0"], np.moveaxis(images, 1, 3))
+    assert np.array_equal(read_tiff(tmp_path / "tiff" / "000002.tif"), images[2])
+    status, _, err = command(*words, "--format", "tiff")
+    assert (status, "images of another set: their format is None, requested is .tif" in err) == (2, True), err
 
     status, _, err = command("evaluate", "--ckpt", ckpt, "--metrics", "bpd", "--accelerator", "cpu")
     assert status == 2

@@ -137,7 +137,7 @@ def with_value(value, dtype=np.float32, at=3):
         (np.ones((2, 4, 4, 4), np.complex64), {}, "0000.npy holds complex64; values have one of the types"),
         (np.ones((2, 1, 1, 4, 4)), {}, r"has an image of shape \(1, 1, 4, 4\); expected \(channels, height, width\)"),
         ([np.array([object()])], {}, "0000.npy: it is not a whole file of numbers"),
-        ([], {}, r"holds no images \(.npy, .npz\)"),
+        ([], {}, r"holds no images \(.npy, .npz, .tif, .tiff\)"),
     ],
 )
 def test_unusable_arrays_are_refused_before_training(tmp_path, arrays, settings, message) -> None:

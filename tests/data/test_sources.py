@@ -445,10 +445,12 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
         ImageFolder(size=8, holdout=0.5).open(tmp_path, "train")
 
 
-@pytest.mark.parametrize("channels", [0, 2, 4])
-def test_channels_other_than_1_and_3_are_refused(channels: int) -> None:
-    with pytest.raises(UserError, match=f"channels must be 1 .* got {channels}"):
-        ImageFolder(channels=channels)
+def test_channels_that_the_files_do_not_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="channels must be at least 1, got 0"):
+        ImageFolder(channels=0)
+    write_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a.png: it has 3 channels, expected 4; set data.source.channels"):
+        ImageFolder(channels=4, size=8).prepare(tmp_path)
 
 
 @pytest.mark.parametrize("holdout", [0.0, 1.0, -0.1, float("nan")])
