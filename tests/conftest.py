@@ -15,7 +15,7 @@ from lightning_ddpm.commands.main import main
 
 def pytest_collection_modifyitems(items):
     """The longest test first, lest one process be left alone with it at the end."""
-    items.sort(key=lambda item: "twenty_random_moments" not in item.name)
+    items.sort(key=lambda item: "killed_at_random_moments" not in item.name)
 
 
 @pytest.fixture(scope="session", autouse=True)

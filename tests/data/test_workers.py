@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.datasets import Together
 from PIL import Image
-from torch.utils.data import DataLoader, default_convert
+from torch.utils.data import DataLoader
 
 from lightning_ddpm.data import LSUN, Digits, ImageDataset, ImageFolder
 from lightning_ddpm.data.datasets import FileDataset
@@ -60,13 +61,14 @@ KINDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_workers_that_are_not_forked_read_the_same_images(method: str, folder: Path, tmp_path: Path) -> None:
-    """One pool of workers for each kind; each start of a worker imports torch."""
-    for name, build in KINDS.items():
+    for name in KINDS:
         (tmp_path / name).mkdir()
-        data = build(folder, tmp_path / name)
-        context = multiprocessing.get_context(method)
-        settings = {"num_workers": 1, "multiprocessing_context": context, "collate_fn": default_convert}
-        batches = list(DataLoader(data, batch_size=len(data), **settings))  # type: ignore[arg-type]
-        pixels, labels = data.__getitems__(range(len(data)))
-        assert torch.equal(batches[0][0], pixels), name
-        assert torch.equal(batches[0][1], labels), name
+    together = Together([build(folder, tmp_path / name) for name, build in KINDS.items()])
+    context = multiprocessing.get_context(method)
+    loader = DataLoader(
+        together, batch_size=None, sampler=range(len(KINDS)), num_workers=1, multiprocessing_context=context
+    )
+    for index, (name, (images, labels)) in enumerate(zip(KINDS, loader, strict=True)):
+        pixels, expected = together[index]
+        assert torch.equal(images, pixels), name
+        assert torch.equal(labels, expected), name

@@ -37,9 +37,7 @@ def fit(
 @pytest.mark.parametrize(
     ("who", "when", "rank", "options"),
     [
-        ("Evaluation", {"every_n_steps": 2}, 0, ()),
-        ("Memorisation", {"every_n_steps": 2}, 0, ()),
-        ("Evaluation", {"every_n_epochs": 1}, 0, ()),
+        ("Memorisation", {"every_n_epochs": 1}, 0, ()),
         ("Evaluation", {"every_n_steps": 2}, 1, (*TWO, "--data.batch_size", 8)),
     ],
 )
