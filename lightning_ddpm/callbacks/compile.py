@@ -6,6 +6,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lightning_ddpm.utils import compile as compilation
 from lightning_ddpm.utils.compile import Mode, check_backend
+from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import is_accumulating
 
 
@@ -27,6 +28,9 @@ class Compile(Callback):
         self.backend, self.mode = backend, mode
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compile the network; refuse a module without one."""
+        if not hasattr(pl_module, "network"):
+            raise UserError(f"Compile compiles model.network, and {type(pl_module).__name__} has none; remove it")
         compilation.compile_in_place(pl_module.get_submodule("network"), self.backend, self.mode)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

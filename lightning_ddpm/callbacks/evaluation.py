@@ -18,8 +18,9 @@ from lightning_ddpm.metrics.image_batches import BATCH
 from lightning_ddpm.metrics.suite import check_metrics, check_reference, list_metric_names
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
+from lightning_ddpm.models.image_generator import count_nfe, name_sampler, require_generator
 from lightning_ddpm.models.sample_request import SampleRequest
-from lightning_ddpm.utils.console import count, format_duration, report, show_progress
+from lightning_ddpm.utils.console import format_duration, report, show_progress
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
@@ -29,6 +30,7 @@ PURPOSE = "Evaluation compares with an ImageDataModule's training set"
 class Evaluation(PeriodicCallback):
     """Computes metrics of n generated images against the un-augmented training set, on all ranks, with EMA weights.
 
+    The model is a DDPM or any other :class:`~lightning_ddpm.models.image_generator.ImageGenerator`.
     The n images start from the same noise every time, and all metrics share one pass of the feature network. In fit the
     callback runs at an interval, and not in the sanity check, and logs ``val/<metric>``; the metric's name contains the
     feature network's. Every rank knows the values, and each metric can be the ``monitor`` of Checkpoints. Validate logs
@@ -104,7 +106,7 @@ class Evaluation(PeriodicCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began, self.seconds = time.monotonic(), []
         self._prepare(trainer, pl_module)
-        cost = self.estimate_cost(trainer, trainer_access.require_ddpm(pl_module))
+        cost = self.estimate_cost(trainer, pl_module)
         if trainer.is_global_zero:
             report(f"evaluation{'' if self.interval else ' at the end'}: {cost}")
 
@@ -156,30 +158,26 @@ class Evaluation(PeriodicCallback):
             report(f"step {trainer.global_step}: {text} ({self.request.n} images)")
         return {f"{stage}/{name}": each.value for name, each in values.items()}
 
-    def estimate_cost(self, trainer: Trainer, model: DDPM) -> str:
+    def estimate_cost(self, trainer: Trainer, module: LightningModule) -> str:
         """Describe the cost of one evaluation, estimated from one timed batch of images and one of features."""
-        nfe = (self.request.sampler or model.sampler).nfe(model.schedule.T)
-        guided = self.request.guidance.nfe if self.request.guidance else 1
-        n = self.request.n
+        model, n = require_generator(module), self.request.n
         _, _, size = split_evenly(n, 0, self.request.batch_size, Ranks(0, trainer.world_size))[0]
         measured = min(BATCH, n)
         estimate = partial(trainer_access.estimate_seconds, trainer, n=n)
         pixels = torch.zeros(measured, *model.image_shape, dtype=torch.uint8, device=model.device)
-        with evaluation_mode(model):
+        with evaluation_mode(module):
             with trainer.precision_plugin.forward_context():
-                if nfe is None:  # it depends on the images, so that a whole batch of them is generated
+                if isinstance(model, DDPM) and count_nfe(model, self.request):
+                    schedule, (denoise, x, _) = model.schedule, model.prepare_sampling(self.request, 0, size)
+                    nfe = (self.request.sampler or model.sampler).nfe(schedule.T) or 0  # that of guidance is timed
+                    sampling = nfe * estimate(lambda: denoise(x, schedule.T // 2 + 1).x_0, batch_size=size)
+                else:  # the number of network evaluations is not known, so that a whole batch of images is generated
                     sampling = estimate(lambda: model.generate(self.request, 0, size), batch_size=size)
-                else:
-                    denoise, x, _ = model.prepare_sampling(self.request, 0, size)
-                    sampling = nfe * estimate(lambda: denoise(x, model.schedule.T // 2 + 1).x_0, batch_size=size)
             extraction = estimate(lambda: self.extractor(pixels), batch_size=measured)
         self._estimate = sampling + extraction
-        if nfe is None:
-            work = f"{n} images with as many network evaluations as each needs"
-        else:
-            work = f"{n} images x {count(nfe * guided, 'network evaluation')}"
         return (
-            f"{work}, about {format_duration(self._estimate)}, {format_duration(extraction)} of it for features; "
+            f"{trainer_access.describe_work(model, self.request)}, about {format_duration(self._estimate)}, "
+            f"{format_duration(extraction)} of it for features; "
             f"{', '.join(self._list_logged_names())} by {self.extractor.protocol}; {self.reference}"
         )
 
@@ -189,15 +187,15 @@ class Evaluation(PeriodicCallback):
 
     def _prepare(self, trainer: Trainer, module: LightningModule) -> MetricSuite:
         if self.suite is None:
-            model, ranks = trainer_access.require_ddpm(module), trainer_access.get_ranks(trainer)
+            model, ranks = require_generator(module), trainer_access.get_ranks(trainer)
             data = trainer_access.require_image_data(trainer, PURPOSE)
-            n, sampler, guidance = self.request.n, self.request.sampler or model.sampler, self.request.guidance
-            labels = model.choose_labels(self.request, 0, n)
-            classes = None if labels is None else RequestedClasses(labels, model.list_class_names(guidance))
+            n, guidance, classes = self.request.n, self.request.guidance, None
+            if isinstance(model, DDPM) and (labels := model.choose_labels(self.request, 0, n)) is not None:
+                classes = RequestedClasses(labels, model.list_class_names(guidance))
             self.suite = MetricSuite(self.extractor, module.device, self.metrics, n, classes)
             show = partial(show_progress, what="reference", show=trainer.is_global_zero, bar=False)
             self.reference = self.suite.set_reference(data.train, None, ranks, show, data.num_workers)
-            protocol = f"n={n}, sampler {sampler}, seed={self.request.seed}"
+            protocol = f"n={n}, sampler {name_sampler(model, self.request)}, seed={self.request.seed}"
             protocol += f", guidance {guidance}" if guidance else ""
             for writer in get_writers(trainer):
                 for name in self._list_logged_names():

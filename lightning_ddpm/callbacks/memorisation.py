@@ -19,8 +19,9 @@ from lightning_ddpm.diffusion import Sampler
 from lightning_ddpm.metrics import FeatureExtractor, NeighbourDistances, extract_features, find_nearest
 from lightning_ddpm.metrics.nearest_neighbours import MIN_HELD_OUT, QUANTILE
 from lightning_ddpm.metrics.suite import FeatureTable, map_metric_names
+from lightning_ddpm.models.image_generator import require_generator
 from lightning_ddpm.models.sample_request import SampleRequest
-from lightning_ddpm.utils.console import count, report
+from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
 
 GAP = 8
@@ -94,7 +95,7 @@ class Memorisation(Measurement):
 
     def measure(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
         """Search with the averaged weights; return the share, or nothing if too few images are held out."""
-        data, shape = self._data(trainer), trainer_access.require_ddpm(module).image_shape
+        data, shape = self._data(trainer), require_generator(module).image_shape
         ranks = trainer_access.get_ranks(trainer)
         first = FeatureTable(self.shown, math.prod(shape))  # pixels, integers that float32 represents exactly
 
@@ -124,12 +125,10 @@ class Memorisation(Measurement):
 
     def announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
         """Print the cost, and whether the share cannot be computed."""
-        data, model = self._data(trainer), trainer_access.require_ddpm(module)
-        nfe = (self.request.sampler or model.sampler).nfe(model.schedule.T)
+        data, model = self._data(trainer), require_generator(module)
         if trainer.is_global_zero:
             report(
-                f"memorisation: {self.request.n} images x "
-                f"{count(nfe, 'network evaluation') if nfe else 'as many network evaluations as each needs'} "
+                f"memorisation: {trainer_access.describe_work(model, self.request)} "
                 f"and one pass over {len(data.train)} training images, {when}"
             )
             if min(self.request.n, len(data.held_out)) < MIN_HELD_OUT:

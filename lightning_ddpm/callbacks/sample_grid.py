@@ -7,11 +7,12 @@ from pytorch_lightning import LightningModule, Trainer
 
 from lightning_ddpm.callbacks.interval import Interval, PeriodicCallback
 from lightning_ddpm.callbacks.run_logger import log_image
-from lightning_ddpm.callbacks.trainer_access import check_request, require_ddpm, use_averaged_weights
+from lightning_ddpm.callbacks.trainer_access import use_averaged_weights
 from lightning_ddpm.data.image_io import arrange_grid
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.image_generator import check_request, require_generator
 from lightning_ddpm.models.sample_request import SampleRequest
 
 
@@ -43,16 +44,16 @@ class SampleGrid(PeriodicCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a sampler or guidance that does not fit the model, before any work."""
-        if isinstance(pl_module, DDPM):
-            check_request(pl_module, self.request)
+        if stage == "fit":
+            check_request(require_generator(pl_module), self.request)
 
     def run_in_fit(self, trainer: Trainer, module: LightningModule) -> None:
         """Generate the images on the first rank; the others continue to the next step and wait there."""
         if not trainer.is_global_zero:
             return
-        model, context = require_ddpm(module), trainer.precision_plugin.forward_context
-        with use_averaged_weights(trainer, model):
-            classes = model.list_class_names(self.request.guidance) or None
+        model, context = require_generator(module), trainer.precision_plugin.forward_context
+        with use_averaged_weights(trainer, module):
+            classes = (model.list_class_names(self.request.guidance) if isinstance(model, DDPM) else None) or None
             request = replace(self.request, labels=range(len(classes)) if classes else None)
             images = torch.cat([pixels.cpu() for _, pixels in generate_batches(model, request, context=context)])
         grid = arrange_grid(model.values.preview(images), len(classes) if classes else None, classes)

@@ -15,8 +15,16 @@ from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.metrics import FeatureExtractor
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.image_generator import (
+    ImageGenerator,
+    check_request,
+    count_nfe,
+    name_sampler,
+    require_generator,
+    require_uint8,
+)
 from lightning_ddpm.models.sample_request import SampleRequest
-from lightning_ddpm.utils.console import show_progress
+from lightning_ddpm.utils.console import count, show_progress
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import shorten_size
@@ -61,7 +69,7 @@ class HasEvaluated(Protocol):
     last_metrics: dict[str, float]
 
 
-def require_ddpm(module: LightningModule, what: str = "generating images") -> DDPM:
+def require_ddpm(module: LightningModule, what: str) -> DDPM:
     """Return the module, which must be a DDPM; ``what`` names in the error what needs one."""
     if not isinstance(module, DDPM):
         raise UserError(f"{what} needs a DDPM, got {type(module).__name__}; remove the callback")
@@ -144,19 +152,22 @@ def show_work(trainer: Trainer, what: str) -> Callable[[Iterable[tuple[int, Item
     return show
 
 
-def check_request(model: DDPM, request: SampleRequest) -> None:
-    """Refuse a sampler or guidance that does not fit the model."""
-    (request.sampler or model.sampler).check_path(model.schedule)
-    if request.guidance:
-        request.guidance.check_model(model)
+def describe_work(model: ImageGenerator, request: SampleRequest) -> str:
+    """Return the number of images of a request, and what each of them costs."""
+    nfe = count_nfe(model, request)
+    if nfe is not None:
+        return f"{request.n} images x {count(nfe, 'network evaluation')}"
+    if isinstance(model, DDPM):
+        return f"{request.n} images with as many network evaluations as each needs"
+    return f"{request.n} images of {name_sampler(model)}"
 
 
 def prepare_evaluation(
     trainer: Trainer, module: LightningModule, extractor: FeatureExtractor, request: SampleRequest
 ) -> None:
     """Load the extractor's weights, on the first rank first, and refuse before any work what cannot be evaluated."""
-    model = require_ddpm(module)
-    model.require_uint8(type(extractor).__name__)
+    model = require_generator(module)
+    require_uint8(model, type(extractor).__name__)
     channels, *sides = model.image_shape
     extractor.check_images(channels, shorten_size(sides))
     check_request(model, request)
@@ -181,6 +192,6 @@ def generate_images(
     """
     ranks = get_ranks(trainer)
     with use_averaged_weights(trainer, module):
-        images = generate_batches(require_ddpm(module), request, ranks, trainer.precision_plugin.forward_context)
+        images = generate_batches(require_generator(module), request, ranks, trainer.precision_plugin.forward_context)
         counted = ((stop - start, (start, pixels)) for (_, start, stop), pixels in images)
         yield from show_work(trainer, what)(counted, ranks.share(request.n))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_ddpm.commands.options import Conditions
 from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.image_generator import ImageGenerator
 from lightning_ddpm.models.step_plan import HALF, Settings, find_largest_batch
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import first_line
@@ -19,11 +20,11 @@ SHARE = 0.8
 """Share of the free memory that the network may take: the samplers keep a few images, too."""
 
 
-def choose_batch_size(model: DDPM, n: int, conditions: Conditions, options: Namespace, fabric: Fabric) -> int:
+def choose_batch_size(model: ImageGenerator, n: int, conditions: Conditions, options: Namespace, fabric: Fabric) -> int:
     """Return --batch_size, or a size that fits into the memory of every rank and gives all ranks as many batches.
 
     Args:
-        model: not yet on its device.
+        model: not yet on its device; the memory of one that is no DDPM is not predicted.
         n: number of images, over all ranks.
         conditions: of the images; guidance evaluates the network more than once for each.
         options: of the command.
@@ -32,7 +33,7 @@ def choose_batch_size(model: DDPM, n: int, conditions: Conditions, options: Name
     if options.batch_size is not None:
         return int(options.batch_size)
     share, free = -(-n // fabric.world_size), get_free_memory(fabric.device)
-    if free is None or share <= DEFAULT:  # a prediction takes a few seconds
+    if free is None or share <= DEFAULT or not isinstance(model, DDPM):  # a prediction takes a few seconds
         return DEFAULT
     copies = conditions.guidance.nfe if conditions.guidance else 1
     try:

@@ -25,6 +25,7 @@ from lightning_ddpm.models.checkpoint import (
 )
 from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.image_generator import require_uint8
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
@@ -61,7 +62,7 @@ def run_export(arguments: Sequence[str]) -> None:
 def _write_pipeline(options: Namespace) -> None:
     """Write a checkpoint as a pipeline of diffusers."""
     model = load(options.ckpt, DDPM)
-    model.require_uint8("diffusers")
+    require_uint8(model, "diffusers")
     if model.clipping:
         raise UserError(f"export writes schedulers that clip to the range, and the checkpoint has {model.clipping}")
     unet_config = unet.make_unet_config(model.network)

@@ -25,6 +25,7 @@ from lightning_ddpm.metrics.image_batches import iterate_shard
 from lightning_ddpm.metrics.suite import check_metrics, check_reference
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.image_generator import ImageGenerator, require_uint8
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.devices import name_device
@@ -53,21 +54,21 @@ def run(arguments: Sequence[str]) -> None:
     if of_features := metrics - {BITS_PER_DIM}:
         check_metrics(of_features, evaluated.n)
         if model:
-            model.require_uint8(f"evaluate --metrics {','.join(sorted(of_features))}")
+            require_uint8(model, f"evaluate --metrics {','.join(sorted(of_features))}")
     conditions = model_options.read_conditions(options, model) if model else model_options.Conditions(None, None, ())
     reference = inputs.load_reference(options, evaluated.shape) if metrics - {"is", "accuracy"} else None
     data = reference.data if reference else None
     if reference and (reference.images is not None or reference.statistics):
         check_reference(of_features, reference.origin["n"] or 2, str(reference.origin["from"]))
     if BITS_PER_DIM in metrics:
-        _check_bits_per_dim(model, data)
+        _check_bits_per_dim(model, options, data)
     extractors = _load_extractors(parser, options, evaluated.shape) if of_features or options.save_stats else []
 
     fabric = model_options.launch_fabric(options)
     options.batch_size = choose_batch_size(model, evaluated.n, conditions, options, fabric) if model else DEFAULT
     ranks, request = model_options.get_ranks(fabric), conditions.request(evaluated.n, options)
     batch_sizes = model_options.place_model(model, options, fabric) if model else []
-    labels = model.choose_labels(request, 0, evaluated.n) if model else None
+    labels = model.choose_labels(request, 0, evaluated.n) if isinstance(model, DDPM) else None
     classes = None if labels is None else RequestedClasses(labels, conditions.names)
     suites = [MetricSuite(each, fabric.device, of_features, evaluated.n, classes) for each in extractors]
     if ranks.is_first:
@@ -97,7 +98,7 @@ def run(arguments: Sequence[str]) -> None:
         for name, measured in suite.compute(ranks).items():
             found[name] = results.describe_metric(measured, suite.extractor.protocol)
     if BITS_PER_DIM in metrics:
-        assert model
+        assert isinstance(model, DDPM)
         assert data
         variance = parser.instantiate(Namespace(variance=options.variance)).variance or FixedLarge()  # type: ignore[no-untyped-call]
         found |= _measure_bits_per_dim(model, data, variance, options, ranks, fabric)
@@ -178,19 +179,23 @@ def _read_metrics(options: Namespace) -> set[str]:
     return metrics
 
 
-def _check_bits_per_dim(model: DDPM | None, data: ImageDataModule | None) -> None:
+def _check_bits_per_dim(model: ImageGenerator | None, options: Namespace, data: ImageDataModule | None) -> None:
     """Check that bits/dim can be measured, before any work.
 
     Raises:
-        UserError: there are no held-out images or only one, or the schedule has one step.
+        UserError: there are no held-out images or only one, or the schedule has one step, or the model has none.
     """
+    if not isinstance(model, DDPM):
+        raise UserError(
+            f"bpd is the variational bound of a DDPM, and {options.ckpt} holds {type(model).__name__}; leave it out, "
+            "and read in the run's logs what the model itself reports of its likelihood"
+        )
     if data is None:
         raise UserError("bpd needs held-out images; give a run's config.yaml or a dataset's name as --reference")
     if (n := len(data.held_out)) < 2:
         raise UserError(f"the standard error of bpd needs at least 2 held-out images, got {n}; hold out more")
-    if model:
-        get_half_bin(model.values.levels)  # raises for continuous data
-    if model and require_chain(model.schedule, "bpd").T < 2:
+    get_half_bin(model.values.levels)  # raises for continuous data
+    if require_chain(model.schedule, "bpd").T < 2:
         raise UserError("bpd needs a schedule of at least 2 steps: the decoder takes its variance from t = 2, got T=1")
 
 
@@ -209,7 +214,11 @@ def _load_extractors(parser: ArgumentParser, options: Namespace, shape: tuple[in
 
 
 def _iterate_images(
-    evaluated: inputs.EvaluatedImages, model: DDPM | None, request: SampleRequest, ranks: Ranks, fabric: Fabric
+    evaluated: inputs.EvaluatedImages,
+    model: ImageGenerator | None,
+    request: SampleRequest,
+    ranks: Ranks,
+    fabric: Fabric,
 ) -> Iterator[tuple[int, tuple[int, Tensor]]]:
     """Yield this rank's batches of images: their number, the index of the first one, and the pixels."""
     if model:

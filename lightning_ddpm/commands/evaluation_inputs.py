@@ -11,7 +11,7 @@ from lightning_ddpm.commands.options import describe_clipping
 from lightning_ddpm.data import ImageDataModule, ImageDataset
 from lightning_ddpm.data.sample_images import open_npz_samples, open_sample_folder
 from lightning_ddpm.metrics import Statistics, read_statistics
-from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.image_generator import ImageGenerator, name_sampler
 from lightning_ddpm.models.trusted_imports import restrict_imports
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
@@ -60,14 +60,14 @@ class Reference(NamedTuple):
     origin: dict[str, Any]
 
 
-def load_evaluated_images(options: Namespace, model: DDPM | None) -> EvaluatedImages:
+def load_evaluated_images(options: Namespace, model: ImageGenerator | None) -> EvaluatedImages:
     """Return the images to evaluate: those of the model, or those of --images where it is ``None``."""
     if model:
         origin = {
             "checkpoint": str(options.ckpt),
             "sha256": hash_file(options.ckpt),
             "weights": "raw" if options.raw else "EMA",
-            "sampler": str(model.sampler),
+            "sampler": name_sampler(model),
             "seed": options.seed,
         } | describe_clipping(model)
         evaluated = EvaluatedImages(options.n or PUBLISHED, model.image_shape, None, origin)

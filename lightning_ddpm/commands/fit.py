@@ -40,6 +40,7 @@ from lightning_ddpm.models.checkpoint import build_hyper_parameters
 from lightning_ddpm.models.checkpoint_io import DurableCheckpointIO
 from lightning_ddpm.utils.allocation import check_size
 from lightning_ddpm.utils.console import is_terminal, report
+from lightning_ddpm.utils.contracts import describe_class
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable, write_atomically
 from lightning_ddpm.utils.jsonargparse_internals import accept_value, keep_nested_text
@@ -226,6 +227,7 @@ class DDPMCLI(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
+        _check_step(self.model, str(self.subcommand))
         self.model.save_hyperparameters(build_hyper_parameters(self.config_dump["model"]), logger=False)
 
 
@@ -234,6 +236,13 @@ def _check_network_size(network: Namespace) -> None:
     if network.class_path.startswith("lightning_ddpm."):
         arguments = network.init_args.as_dict() if network.get("init_args") else {}
         check_size(resolve_name(network.class_path), arguments, "model.network")
+
+
+def _check_step(model: LightningModule, command: str) -> None:
+    """Refuse a command that the module has no step for, as one that only generates has none for ``test``."""
+    name = {"fit": "training_step", "validate": "validation_step"}.get(command, f"{command}_step")
+    if getattr(type(model), name) is getattr(LightningModule, name):
+        raise UserError(f"{command} needs a module with {name}, and {describe_class(type(model))} has none; define it")
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from lightning_ddpm.commands.parsing import instantiate, parse
@@ -19,6 +20,7 @@ from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.checkpoint_guidance import Autoguidance, ClassifierGuidance
 from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.image_generator import ImageGenerator, name_sampler, refuse_option, require_generator
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.compile import compile_in_place
 from lightning_ddpm.utils.distributed import Ranks
@@ -120,9 +122,24 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str], command: str
     return options
 
 
-def load_model(parser: ArgumentParser, options: Namespace) -> DDPM:
-    """Return the checkpoint's model with the requested weights and sampler."""
-    model = load(options.ckpt, DDPM, raw=options.raw)
+def load_model(parser: ArgumentParser, options: Namespace) -> ImageGenerator:
+    """Return the checkpoint's model, of any kind that generates images, with the requested weights and sampler.
+
+    Raises:
+        UserError: as :func:`load`, or an option needs a DDPM and the model is none.
+    """
+    module = load(options.ckpt, LightningModule, raw=options.raw)
+    if isinstance(module, DDPM):
+        _set_sampler(module, parser, options)
+        return module
+    model = require_generator(module, str(options.ckpt))
+    for name in ("sampler", "steps", "threshold", "trajectory", "compile", *CONDITIONS):
+        if options.get(name) not in (None, False):
+            refuse_option(model, f"--{name}")
+    return model
+
+
+def _set_sampler(model: DDPM, parser: ArgumentParser, options: Namespace) -> None:
     T = model.schedule.T
     if options.sampler:
         model.sampler = instantiate(parser, Namespace(sampler=options.sampler)).sampler  # type: ignore[no-untyped-call]
@@ -131,15 +148,16 @@ def load_model(parser: ArgumentParser, options: Namespace) -> DDPM:
     model.sampler.check_path(model.schedule)
     if options.threshold is not None:
         model.set_clipping(QuantileThreshold(options.threshold))
-    return model
 
 
-def read_conditions(options: Namespace, model: DDPM) -> Conditions:
-    """Return the requested classes and guidance.
+def read_conditions(options: Namespace, model: ImageGenerator) -> Conditions:
+    """Return the requested classes and guidance, which only a DDPM has.
 
     Raises:
         UserError: the model does not support them.
     """
+    if not isinstance(model, DDPM):  # load_model has refused the options
+        return Conditions(None, None, ())
     guidance: Guidance | None = None
     interval = tuple(options.guidance_interval) if options.guidance_interval else None
     scale = 1.0 if options.guidance is None else options.guidance
@@ -171,13 +189,16 @@ def read_conditions(options: Namespace, model: DDPM) -> Conditions:
     return Conditions(guidance, requested, names)
 
 
-def describe_clipping(model: DDPM) -> dict[str, str]:
+def describe_clipping(model: ImageGenerator) -> dict[str, str]:
     """Return how predictions are clipped, for a record of how images were generated; empty for the default."""
-    return {"clipping": str(model.clipping)} if model.clipping else {}
+    return {"clipping": str(model.clipping)} if isinstance(model, DDPM) and model.clipping else {}
 
 
-def describe_generation(model: DDPM, n: int, raw: bool, conditions: Conditions) -> str:
+def describe_generation(model: ImageGenerator, n: int, raw: bool, conditions: Conditions) -> str:
     """Return a line on the images that are sampled and on their cost."""
+    images = f"{n} images with {'raw' if raw else 'EMA'} weights by {name_sampler(model)}"
+    if not isinstance(model, DDPM):
+        return images
     nfe, guidance = model.sampler.nfe(model.schedule.T), conditions.guidance
     if nfe is None:
         cost = "an adaptive number of network evaluations"
@@ -188,17 +209,19 @@ def describe_generation(model: DDPM, n: int, raw: bool, conditions: Conditions) 
     if conditions.names and conditions.labels:
         described["classes"] = ", ".join(f"{conditions.names[label]} (label {label})" for label in conditions.labels)
     settings = "".join(f", {name} {value}" for name, value in described.items())
-    return f"{n} images with {'raw' if raw else 'EMA'} weights by {model.sampler}{settings}: {cost}"
+    return f"{images}{settings}: {cost}"
 
 
-def place_model(model: DDPM, options: Namespace, fabric: Fabric) -> list[int]:
+def place_model(model: ImageGenerator, options: Namespace, fabric: Fabric) -> list[int]:
     """Move the model to its device, and compile its network if requested.
 
     Returns:
-        A list to which every network evaluation appends its number of images.
+        A list to which every network evaluation of a DDPM appends its number of images.
     """
-    model.to(fabric.device)
     counts: list[int] = []
+    cast(LightningModule, model).to(fabric.device)
+    if not isinstance(model, DDPM):
+        return counts
 
     def count(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         counts.append(len(inputs[0]))

@@ -19,7 +19,9 @@ from lightning_ddpm.data.image_io import arrange_grid, save_image, to_float, to_
 from lightning_ddpm.data.numbered_images import write_images
 from lightning_ddpm.data.sample_images import open_sample_folder
 from lightning_ddpm.data.sharding import split_ranges
+from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
+from lightning_ddpm.models.image_generator import require_uint8
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import flush_files, write_atomically, write_json
@@ -43,7 +45,9 @@ def run(arguments: Sequence[str]) -> None:
     options = model_options.parse_options(parser, arguments, "restore", ["passes"])
     _check_task_options(options)
     model = model_options.load_model(parser, options)
-    model.require_uint8("restore")
+    if not isinstance(model, DDPM):
+        raise UserError(f"restore needs a DDPM, and {options.ckpt} holds {type(model).__name__}; give another --ckpt")
+    require_uint8(model, "restore")
     task, conditions = TASKS[options.task](options, model), model_options.read_conditions(options, model)
     images = _open_images(options.images, task)
     check_folder(options.out, SIDE_BY_SIDE, METRICS_FILE)

@@ -24,6 +24,7 @@ from lightning_ddpm.data.sample_images import write_npz_samples
 from lightning_ddpm.data.value_range import to_array
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, generate_batches
+from lightning_ddpm.models.image_generator import name_sampler
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.devices import name_device
@@ -59,7 +60,7 @@ def run(arguments: Sequence[str]) -> None:
     manifest = {
         "checkpoint": hash_file(options.ckpt),
         "weights": "raw" if options.raw else "EMA",
-        "sampler": str(model.sampler),
+        "sampler": name_sampler(model),
         "seed": options.seed,
         "batch_size": options.batch_size,
         "device": name_device(fabric.device),  # its roundings, and of a CPU and a GPU the random numbers
@@ -95,14 +96,14 @@ def run(arguments: Sequence[str]) -> None:
     columns = len(titles) if titles else None
     pixels = model.values.preview(read_first(out, shown, suffix, model.values))
     write_atomically(out / GRID, partial(save_image, arrange_grid(pixels, columns, titles)))
-    cost = f": {sum(batch_sizes) / generated:g} network evaluations each" if generated else ""
+    cost = f": {sum(batch_sizes) / generated:g} network evaluations each" if batch_sizes and generated else ""
     report(f"wrote {f'{todo} images and ' if todo else ''}{GRID} in {out}{cost}")
     if options.npz:
         paths = (get_image_path(out, index, suffix) for index in range(n))
         arrays = (to_array(read_numbered(path, model.values), model.values) for path in paths)
         write_npz_samples(options.npz, arrays, n, model.image_shape)
         report(f"wrote {options.npz}: arr_0 (n, height, width, channels)")
-    if options.trajectory:
+    if options.trajectory and isinstance(model, DDPM):  # load_model has refused it for others
         with evaluation_mode(model), fabric.autocast():
             _animate(model, conditions.request(shown, options), options.trajectory, columns)
         report(f"wrote {options.trajectory}")

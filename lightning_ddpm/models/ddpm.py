@@ -186,18 +186,6 @@ class DDPM(LightningModule):
             )
         self.clipping = clipping
 
-    def require_uint8(self, what: str) -> None:
-        """Refuse a model whose images do not have 256 levels, of which feature networks and restoration are made.
-
-        Raises:
-            UserError: the model has other values.
-        """
-        if self.values != UINT8:
-            raise UserError(
-                f"{what} needs images of uint8 with values 0..255, and the model's are {self.values.dtype} "
-                f"{self.values.describe()}; leave it out, and look at val/loss, sample grids and samples"
-            )
-
     def prepare_sampling(self, request: SampleRequest, start: int, stop: int) -> tuple[Denoiser, Tensor, ImageNoise]:
         """Return what a sampler generates images ``start``..``stop`` from: the denoiser, x_T and the noise."""
         noise = ImageNoise(request.seed, start, stop)

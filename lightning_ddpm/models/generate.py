@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from lightning_ddpm.data.sharding import ImageRange, split_evenly, split_ranges
 from lightning_ddpm.diffusion import Guidance, Sampler
-from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.image_generator import ImageGenerator, check_images, check_request
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.distributed import Ranks
 
 
 def generate(
-    model: DDPM,
+    model: ImageGenerator,
     n: int,
     seed: int = 0,
     batch_size: int = 64,
@@ -34,7 +34,7 @@ def generate(
 
 
 def generate_batches(
-    model: DDPM,
+    model: ImageGenerator,
     request: SampleRequest,
     ranks: Ranks | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -52,7 +52,12 @@ def generate_batches(
 
     Yields:
         The range (seed, start, stop), and its images (stop - start, c, h, w) uint8 on the model's device.
+
+    Raises:
+        UserError: the request does not fit the model, or what it returns are no such images.
     """
+    check_request(model, request)
+    assert isinstance(model, nn.Module), "a generator is a LightningModule"
     ranks = ranks or Ranks()
     size = request.batch_size
     if done is None:
@@ -68,6 +73,7 @@ def generate_batches(
                 try:
                     with context():
                         parts.append(model.generate(request, at, end))
+                    check_images(model, parts[-1], end - at)
                     at = end
                     continue
                 except torch.OutOfMemoryError:

@@ -248,7 +248,7 @@ def classifier() -> ImageClassifier:
         ({"neighbours": 1619}, tiny_model, "there are 1618 training images and the .* shows 1619 neighbours; lower"),
         ({"sampler": DDIM(steps=21)}, tiny_model, "21"),
         ({"extractor": Inception("nowhere.pth")}, tiny_model, "there is no file nowhere.pth"),
-        ({}, classifier, "generating images needs a DDPM, got ImageClassifier"),
+        ({}, classifier, "needs a module with image_shape, values and generate, .* got ImageClassifier without"),
     ],
     ids=["neighbours", "steps", "weights", "a classifier"],
 )
