@@ -25,6 +25,8 @@ FIXED = (
     "lr_scheduler.class_path",
 )
 """Parts of the config that weights, optimizer state and random numbers depend on; dropout is an exception."""
+LEARNED = "UncertaintyWeighted"
+"""The objective that has weights; the others can be exchanged."""
 
 
 def compare_configs(config: dict[str, Any], before: dict[str, Any] | None) -> list[tuple[str, Any, Any]]:
@@ -37,7 +39,8 @@ def compare_configs(config: dict[str, Any], before: dict[str, Any] | None) -> li
     for name, old, new in changes:
         within = name.removeprefix("model.").removeprefix("init_args.")
         fixed = within.startswith(FIXED) and name.startswith("model.") and not name.endswith((".dropout", ".recompute"))
-        if (fixed or name == "seed_everything") and old is not None:
+        learned = within.startswith("objective") and LEARNED in f"{old}{new}"
+        if ((fixed or name == "seed_everything") and old is not None) or learned:
             cause, before_, now = _find_cause(changes, name) or (name, old, new)
             raise UserError(
                 f"{cause} is {now}, but the checkpoint's run has {before_}, and a run cannot be resumed with another "

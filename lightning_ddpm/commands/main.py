@@ -18,6 +18,8 @@ USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightni
   sample      sample images of a checkpoint:  sample --ckpt checkpoints/pretrained/digits.ckpt --n 64 --out DIR
   restore     inpaint, upsample, denoise:     restore --task denoise --sigma 0.2 --ckpt RUN/best.ckpt ...
   evaluate    compute FID, KID, ...:          evaluate --ckpt RUN/best.ckpt --n 50000 --out result.json
+  reconstruct average the weights anew:       reconstruct --ckpt RUN --sigma_rel 0.05
+  tune        find the best such average:     tune --ckpt RUN --n 5000
   plan        predict memory and hours:       plan --config configs/cifar10.yaml --gpu h100-80gb
   check-data  read every image of a dataset:  check-data --config configs/image_folder.yaml --data.root DIR
   validate    compute the validation metrics: validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
@@ -36,6 +38,8 @@ COMMANDS = TRAINER | {
     "sample": "sample.run",
     "restore": "restore.run",
     "evaluate": "evaluate.run",
+    "reconstruct": "reconstruct.run",
+    "tune": "tune.run",
     "plan": "plan.run",
     "check-data": "check_data.run",
     "export": "convert.run_export",

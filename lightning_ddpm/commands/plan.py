@@ -52,7 +52,9 @@ def run(arguments: Sequence[str]) -> None:
     trainer = options.trainer
     callbacks = [each for each in trainer.callbacks or [] if isinstance(each, Namespace)]
     names = [each.class_path.rpartition(".")[2] for each in callbacks]
-    settings = Settings(HALF.get(str(trainer.precision)), bool(trainer.gradient_clip_val), "EMA" in names)
+    lengths, snapshots = _count_lengths(callbacks, trainer.max_steps)
+    averages = names.count("EMA") + lengths
+    settings = Settings(HALF.get(str(trainer.precision)), bool(trainer.gradient_clip_val), averages)
     try:
         training, network = trace_training(model, settings), trace_network(model, settings)
     except UserError:
@@ -64,8 +66,17 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(f"{kinds} cannot be traced without values: {first_line(error)}") from error
     generations = [_describe_generation(each, model) for each in callbacks if "n" in (each.get("init_args") or {})]
     print_plan(
-        RunPlan(options, model, training, network, [each for each in generations if each], names, settings), cards
+        RunPlan(options, model, training, network, [each for each in generations if each], names, settings, snapshots),
+        cards,
     )
+
+
+def _count_lengths(callbacks: Sequence[Namespace], steps: int | None) -> tuple[int, int]:
+    """Return the number of averages whose length is chosen after training, and of the snapshots that are kept."""
+    found = [each.init_args for each in callbacks if each.class_path.endswith(".PostHocEMA")]
+    lengths = [len(each.sigma_rels) for each in found]
+    times = [-(-max(steps or 0, 0) // each.every_n_steps) for each in found]
+    return sum(lengths), sum(n * each for n, each in zip(lengths, times, strict=True))
 
 
 def _build_parser() -> LightningArgumentParser:

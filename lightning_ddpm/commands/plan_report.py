@@ -53,6 +53,7 @@ class RunPlan(NamedTuple):
     generations: Sequence[Generation]
     callbacks: Sequence[str]
     settings: Settings
+    snapshots: int = 0
 
     @property
     def batch(self) -> int:
@@ -259,6 +260,9 @@ def _print_disk(run: RunPlan) -> None:
     if "Checkpoints" in run.callbacks:
         report(f"  checkpoints of {size / 1e9:.2f} GB: last, the one before and best, {3 * size / 1e9:.2f} GB")
         report(f"  and {size / 1e9:.2f} GB more while one is written")
+    if run.snapshots:
+        size = run.training.get_held("parameters")
+        report(f"  {run.snapshots:,} snapshots of averaged weights, {run.snapshots * size / 1e9:.2f} GB")
     data = run.options.data
     source = data.source.class_path.rpartition(".")[2]
     known = DOWNLOADS.get(data.source.get("init_args.category", source))

@@ -81,6 +81,7 @@ from lightning_ddpm.diffusion.timesteps import TimestepSampler as TimestepSample
 from lightning_ddpm.diffusion.timesteps import UniformTimesteps as UniformTimesteps
 from lightning_ddpm.diffusion.timesteps import sample_stratified as sample_stratified
 from lightning_ddpm.diffusion.timesteps import sum_by_quarter as sum_by_quarter
+from lightning_ddpm.diffusion.uncertainty import UncertaintyWeighted as UncertaintyWeighted
 from lightning_ddpm.diffusion.variance import FixedLarge as FixedLarge
 from lightning_ddpm.diffusion.variance import FixedSmall as FixedSmall
 from lightning_ddpm.diffusion.variance import LearnedRange as LearnedRange

@@ -37,14 +37,14 @@ class Settings(NamedTuple):
     Attributes:
         half: the dtype of mixed precision, or ``None``.
         clip: whether gradients are clipped.
-        average: whether there is an average of the weights.
+        averages: number of averages of the weights.
         gpu: whether the step runs on a GPU; ``False`` for the CPU.
         accumulates: whether gradients of former batches are kept meanwhile.
     """
 
     half: torch.dtype | None = None
     clip: bool = True
-    average: bool = True
+    averages: int = 1
     gpu: bool = True
     accumulates: bool = False
 
@@ -160,7 +160,7 @@ def trace_training(model: DDPM, settings: Settings) -> Traces:
         for each in parameters:
             each.grad = torch.zeros_like(each)
         optimizer.step()  # creates its state
-        averages = [each.detach().clone() for each in parameters] if settings.average else []
+        averages = [each.detach().clone() for each in settings.averages * parameters]
         state: list[Tensor] = [
             each for values in optimizer.state.values() for each in values.values() if isinstance(each, Tensor)
         ]
@@ -193,7 +193,7 @@ def _run_step(
     optimizer.step()
     if averages:
         update = get_ema_multi_avg_fn(0.9999)  # type: ignore[no-untyped-call]
-        update(list(averages), [each.detach() for each in parameters], 1)
+        update(list(averages), [each.detach() for each in settings.averages * parameters], 1)
 
 
 def trace_network(model: DDPM, settings: Settings) -> Traces:

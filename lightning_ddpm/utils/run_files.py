@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-CONFIG, PREDICTIONS = "config.yaml", "predictions"
+CONFIG, PREDICTIONS, SNAPSHOTS = "config.yaml", "predictions", "snapshots"
 UNSAVED = ".unsaved"
 """A run's file until its first checkpoint is written; it holds the path of the checkpoint that the run started from."""
 MANIFEST = "set.json"
@@ -22,7 +22,7 @@ TRAJECTORY = b"lightning_ddpm trajectory"
 _PLOTS = "*_bits_per_dim.png"
 _ANYWHERE = (EVENTS, "metrics.csv", "hparams.yaml", "epoch=*.ckpt", "run-*.wandb")
 _AT_THE_TOP = (CONFIG, UNSAVED, "*.ckpt", ".last.ckpt.before", _PLOTS)
-_FOLDERS = ("samples", PREDICTIONS)
+_FOLDERS = ("samples", PREDICTIONS, SNAPSHOTS)
 _DEPTH = 3
 """Loggers write at most this many folders below the run's: NAME/VERSION/PART."""
 
@@ -57,8 +57,8 @@ def _walk_run(folder: Path) -> Iterator[Path]:
         if depth and _marks_run(files):  # another run, with files of its own
             folders[:] = []
             continue
-        images = depth == 1 and Path(here).name in _FOLDERS
-        patterns = (*_ANYWHERE, *(() if depth else _AT_THE_TOP), *(("*.png",) if images else ()))
+        written = depth == 1 and Path(here).name in _FOLDERS
+        patterns = (*_ANYWHERE, *(() if depth else _AT_THE_TOP), *(("*.png", "step-*.pt") if written else ()))
         known = [name for name in CHECKPOINTS if name in files]
         for name in dict.fromkeys([*known, *sorted(files, key=lambda name: (not name.endswith(".ckpt"), name))]):
             if any(fnmatch(name, each) for each in patterns):
