@@ -8,11 +8,11 @@ from pytorch_lightning import LightningModule, Trainer
 from lightning_ddpm.callbacks.interval import Interval, PeriodicCallback
 from lightning_ddpm.callbacks.run_logger import log_image
 from lightning_ddpm.callbacks.trainer_access import use_averaged_weights
-from lightning_ddpm.data.image_io import arrange_grid
+from lightning_ddpm.data.previews import Preview, choose_preview
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
-from lightning_ddpm.models.image_generator import check_request, require_generator
+from lightning_ddpm.models.image_generator import ImageGenerator, check_request, require_generator
 from lightning_ddpm.models.sample_request import SampleRequest
 
 
@@ -28,6 +28,8 @@ class SampleGrid(PeriodicCallback):
         every_n_epochs: in epochs; give one of the two.
         seed: seed of the set of images.
         guidance: guidance towards the classes; ``null`` for no guidance beyond conditioning the network on them.
+        preview: how images of any values and channels are shown; ``null`` for gray and RGB of integers, and a color map
+            for each channel of numbers: see :func:`~lightning_ddpm.data.previews.choose_preview`.
     """
 
     def __init__(
@@ -38,14 +40,20 @@ class SampleGrid(PeriodicCallback):
         every_n_epochs: int | None = None,
         seed: int = 0,
         guidance: Guidance | None = None,
+        preview: Preview | None = None,
     ) -> None:
         super().__init__(Interval(every_n_steps, every_n_epochs))
-        self.request = SampleRequest(n, seed, sampler=sampler, guidance=guidance)
+        self.request, self.preview = SampleRequest(n, seed, sampler=sampler, guidance=guidance), preview
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a sampler or guidance that does not fit the model, before any work."""
+        """Refuse a sampler, guidance or preview that does not fit the model, before any work."""
         if stage == "fit":
-            check_request(require_generator(pl_module), self.request)
+            model = require_generator(pl_module)
+            check_request(model, self.request)
+            self._get_preview(model).check(model.image_shape, self.request.n)
+
+    def _get_preview(self, model: ImageGenerator) -> Preview:
+        return self.preview or choose_preview(model.values, model.image_shape[0])
 
     def run_in_fit(self, trainer: Trainer, module: LightningModule) -> None:
         """Generate the images on the first rank; the others continue to the next step and wait there."""
@@ -56,5 +64,6 @@ class SampleGrid(PeriodicCallback):
             classes = (model.list_class_names(self.request.guidance) if isinstance(model, DDPM) else None) or None
             request = replace(self.request, labels=range(len(classes)) if classes else None)
             images = torch.cat([pixels.cpu() for _, pixels in generate_batches(model, request, context=context)])
-        grid = arrange_grid(model.values.preview(images), len(classes) if classes else None, classes)
+        columns = len(classes) if classes else None
+        grid = self._get_preview(model).arrange(model.values, images, columns, classes)
         log_image(trainer, grid, f"samples/step-{trainer.global_step:07d}.png", "samples")

@@ -12,7 +12,9 @@ from lightning_fabric import Fabric
 from safetensors.torch import save
 
 from lightning_ddpm.commands.model_card import ModelFacts, write_card
-from lightning_ddpm.data.image_io import arrange_grid, save_image
+from lightning_ddpm.data.image_io import save_image
+from lightning_ddpm.data.previews import choose_preview
+from lightning_ddpm.data.value_range import UINT8
 from lightning_ddpm.interop import hub
 from lightning_ddpm.interop.diffusers import unet
 from lightning_ddpm.models.checkpoint import build_checkpoint, load, read_checkpoint
@@ -119,6 +121,8 @@ def _describe_parts(model: DDPM) -> dict[str, str]:
 
 
 def _has_diffusers_form(model: DDPM) -> bool:
+    if model.values != UINT8 or model.clipping:
+        return False
     try:
         unet.make_unet_config(model.network)
     except UserError:
@@ -132,7 +136,8 @@ def _write_samples(model: DDPM, n: int, path: Path) -> str:
     labels: Sequence[int] | None = list(range(len(model.class_names))) or None
     report(f"generating {n} images for the model card by {model.sampler} on {device.type}; --samples 0 writes none")
     pixels = generate(model.to(device), n, labels=labels).cpu()
-    write_atomically(path, partial(save_image, arrange_grid(pixels)))
+    preview = choose_preview(model.values, model.image_shape[0])
+    write_atomically(path, partial(save_image, preview.arrange(model.values, pixels)))
     model.to(torch.device("cpu"))
     classes = ", the classes in turn" if labels else ""
     return f"{n} images that were not chosen: seed 0, `{model.sampler}`, averaged weights{classes}"

@@ -5,14 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from torch import Tensor
 
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands import sample_folder
 from lightning_ddpm.commands.batch_size import choose_batch_size
-from lightning_ddpm.data.image_io import arrange_grid, save_image
+from lightning_ddpm.commands.class_names import list_classes
+from lightning_ddpm.commands.parsing import instantiate
+from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.data.numbered_images import (
     choose_suffix,
     get_image_path,
@@ -20,11 +22,12 @@ from lightning_ddpm.data.numbered_images import (
     read_numbered,
     write_images,
 )
+from lightning_ddpm.data.previews import Preview, choose_preview
 from lightning_ddpm.data.sample_images import write_npz_samples
 from lightning_ddpm.data.value_range import to_array
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, generate_batches
-from lightning_ddpm.models.image_generator import name_sampler
+from lightning_ddpm.models.image_generator import ImageGenerator, name_sampler
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.devices import name_device
@@ -45,6 +48,7 @@ def run(arguments: Sequence[str]) -> None:
     n, out = options.n, options.out
     model = model_options.load_model(parser, options)
     conditions = model_options.read_conditions(options, model)
+    preview = _read_preview(parser, options, model)
     sample_folder.check_folder(out, GRID)
     sample_folder.check_no_larger_set(out, options.n)
     if options.trajectory:
@@ -94,8 +98,8 @@ def run(arguments: Sequence[str]) -> None:
     shown, labels = min(n, SHOWN), conditions.labels or []
     titles = [conditions.names[label] for label in labels[:shown]] if len(labels) > 1 else None
     columns = len(titles) if titles else None
-    pixels = model.values.preview(read_first(out, shown, suffix, model.values))
-    write_atomically(out / GRID, partial(save_image, arrange_grid(pixels, columns, titles)))
+    pixels = read_first(out, shown, suffix, model.values)
+    write_atomically(out / GRID, partial(save_image, preview.arrange(model.values, pixels, columns, titles)))
     cost = f": {sum(batch_sizes) / generated:g} network evaluations each" if batch_sizes and generated else ""
     report(f"wrote {f'{todo} images and ' if todo else ''}{GRID} in {out}{cost}")
     if options.npz:
@@ -105,7 +109,7 @@ def run(arguments: Sequence[str]) -> None:
         report(f"wrote {options.npz}: arr_0 (n, height, width, channels)")
     if options.trajectory and isinstance(model, DDPM):  # load_model has refused it for others
         with evaluation_mode(model), fabric.autocast():
-            _animate(model, conditions.request(shown, options), options.trajectory, columns)
+            _animate(model, conditions.request(shown, options), options.trajectory, preview, columns)
         report(f"wrote {options.trajectory}")
 
 
@@ -127,6 +131,9 @@ def _build_parser() -> ArgumentParser:
     add("--npz", type=resolve_path, metavar="FILE.npz", help="write all images as one array, too, as ADM does")
     add("--n", type=int, default=64, help="number of images")
     model_options.add_model_options(parser, required=True)
+    parser.add_subclass_arguments(
+        Preview, "preview", required=False, help=f"how grid.png shows the images: {list_classes(Preview)}"
+    )
     add(
         "--trajectory",
         type=resolve_path,
@@ -137,12 +144,21 @@ def _build_parser() -> ArgumentParser:
     return parser
 
 
-def _animate(model: DDPM, request: SampleRequest, path: Path, columns: int | None) -> None:
+def _read_preview(parser: ArgumentParser, options: Namespace, model: ImageGenerator) -> Preview:
+    """Return how the grid shows the images; UserError if it cannot."""
+    preview = choose_preview(model.values, model.image_shape[0])
+    if options.preview:
+        preview = instantiate(parser, Namespace(preview=options.preview)).preview  # type: ignore[no-untyped-call]
+    preview.check(model.image_shape, min(options.n, SHOWN))
+    return preview
+
+
+def _animate(model: DDPM, request: SampleRequest, path: Path, preview: Preview, columns: int | None) -> None:
     """Write x_T ... x_0 of the request's images as an animation that stops at its last frame."""
     denoise, x_T, noise = model.prepare_sampling(request, 0, request.n)
     chain: list[Tensor] = [x_T, *model.sampler.trajectory(denoise, x_T, noise)]
     chain = [*chain[:: max(1, len(chain) // 60)], chain[-1]]
-    grids = (arrange_grid(model.values.preview(model.values.to_data(x)).cpu(), columns) for x in chain)
+    grids = (preview.arrange(model.values, model.values.to_data(x), columns) for x in chain)
     first, *others = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in grids]
     durations = [60] * len(others) + [3000]
     settings: dict[str, Any] = {"append_images": others, "duration": durations, "loop": 0, "comment": TRAJECTORY}

@@ -38,7 +38,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 GRID_PADDING = 2
 TITLE_HEIGHT = 14
 TITLE_SIZES = (10, 9, 8)
-"""For :func:`arrange_grid`: pixels between images, height of the titles, and font sizes in order of preference."""
+LEAST_SIDE = 48
+"""For :func:`arrange_grid`: pixels between images, height of the titles, font sizes in order of preference, and the
+longest side that small images are enlarged to."""
 
 
 class DecodedImage(NamedTuple):
@@ -205,7 +207,7 @@ def arrange_grid(pixels: Tensor, columns: int | None = None, titles: Sequence[st
     Raises:
         ValueError: the number of titles differs from the number of columns.
     """
-    scale = max(1, 48 // max(pixels.shape[-2:]))
+    scale = max(1, LEAST_SIDE // max(pixels.shape[-2:]))
     pixels = pixels.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     columns = columns or max(1, round(len(pixels) ** 0.5))
     grid: Tensor = make_grid(pixels, nrow=columns, padding=GRID_PADDING, pad_value=255)

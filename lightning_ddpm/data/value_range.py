@@ -20,8 +20,6 @@ DTYPES = {
     "float64": torch.float64,
 }
 """The types of values in files, and the types of tensors that hold them."""
-SHOWN_DEVIATIONS = 3.0
-"""Standard deviations from the mean to black and to white in previews of unbounded values."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +95,6 @@ class ValueRange:
             return self.low, (self.high - self.low) / 2
         low, high = (torch.tensor(each, dtype=torch.float64) for each in (self.low, self.high))
         return tuple(each.float().to(like.device)[:, None, None] for each in (low, (high - low) / 2))  # type: ignore[return-value]
-
-    def preview(self, pixels: Tensor) -> Tensor:
-        """Return values (n, c, h, w) as images to look at, (n, 1 or 3, h, w') uint8.
-
-        One channel is shown in gray and three as RGB. Of any other number of channels each is shown in gray, side by
-        side from left to right. Black is low and white is high, or without bounds 3 standard deviations below and above
-        the mean.
-        """
-        if self == UINT8:
-            shown = pixels
-        else:
-            x = self.to_float(pixels)
-            shown = UINT8.to_data(x if self.bounded else x / SHOWN_DEVIATIONS)
-        return shown if shown.shape[1] in (1, 3) else torch.cat(torch.unbind(shown[:, :, None], dim=1), dim=3)
 
     def check(self, values: np.ndarray) -> None:
         """Check the values of one image, (c, h, w).

@@ -55,6 +55,9 @@ def test_a_model_of_fields_samples_fields_and_refuses_what_is_for_bytes(command,
     status, out, err = command(*words)
     assert status == 0, err
     assert "1 damaged images" in out
+    status, _, err = command(*words, "--preview", "Channels", "--preview.channels", "[5]")
+    assert status == 2
+    assert "Channels([5]) shows channel 5, and the images have the channels 0..4" in err
     assert np.array_equal(np.load(samples / "000001.npy"), images[1])
     tiff = (*words[:5], "--out", tmp_path / "tiff", *words[7:], "--format", "tiff", "--npz", tmp_path / "all.npz")
     status, out, err = command(*tiff)

@@ -79,18 +79,6 @@ def test_x_0_is_clipped_to_the_range_or_not_at_all() -> None:
     assert free(x, 1).x_0.max() > 4.9
 
 
-def test_previews_show_one_or_three_channels_as_they_are_and_others_side_by_side() -> None:
-    values = ValueRange("float32", 0.0, 10.0)
-    for channels in (1, 3):
-        shown = values.preview(torch.full((2, channels, 4, 6), 10.0))
-        assert (shown.shape, shown.dtype, int(shown.min())) == ((2, channels, 4, 6), torch.uint8, 255)
-    strips = values.preview(torch.arange(5.0).mul(2.5)[None, :, None, None].expand(2, 5, 4, 6))
-    assert strips.shape == (2, 1, 4, 30)
-    assert strips[0, 0, 0, ::6].tolist() == [0, 64, 128, 191, 255]
-    unbounded = ValueRange("float32", -1.0, 1.0, bounded=False)
-    assert unbounded.preview(torch.tensor([-3.0, 0.0, 4.0]).reshape(3, 1, 1, 1)).flatten().tolist() == [0, 128, 255]
-
-
 @pytest.mark.parametrize(
     ("values", "channels", "suffix"),
     [
