@@ -1,4 +1,4 @@
-"""Give a network the shape and the classes of the data."""
+"""Give a network the shape, the classes and the other conditions of the data."""
 
 import inspect
 from dataclasses import asdict
@@ -9,7 +9,8 @@ from jsonargparse import Namespace
 
 from lightning_ddpm.commands.parsing import instantiate
 from lightning_ddpm.data import ImageDataModule
-from lightning_ddpm.data.value_range import UINT8
+from lightning_ddpm.data.value_range import UINT8, ValueRange
+from lightning_ddpm.utils.condition import ConditionFormat
 from lightning_ddpm.utils.contracts import describe_class
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import format_size, write_size
@@ -17,7 +18,7 @@ from lightning_ddpm.utils.yaml_text import build_parser
 
 
 def fill_shape(model: Namespace, data: Namespace) -> list[str] | None:
-    """Set the network's channels, size and number of classes to those of the data.
+    """Set the network's channels, size, number of classes and conditions to those of the data.
 
     Returns:
         the names of the classes, if the model takes them from the data.
@@ -35,14 +36,8 @@ def fill_shape(model: Namespace, data: Namespace) -> list[str] | None:
         shape["classes"] = len(names)
         if names and "class_names" in model and model.class_names is None:
             class_names = names
-    if "values" in model and module.values != UINT8:
-        given, found = asdict(module.values), model["values"]
-        if found is not None and dict(found.as_dict()) != given:
-            raise UserError(
-                f"the data's values are {module.values.dtype} {module.values.describe()}, and model.values are others; "
-                "set them to null to take the data's"
-            )
-        model["values"] = Namespace(given)  # type: ignore[no-untyped-call]
+    _fill_values(model, "values", module.values)
+    _fill_values(model, "condition_values", module.source.condition_values)
     for name, given in shape.items():
         if arguments.get(name, given) is None:
             if name == "size":
@@ -53,7 +48,35 @@ def fill_shape(model: Namespace, data: Namespace) -> list[str] | None:
                 f"the data has {name}={_write(given)} and the network has {name}={_write(arguments[name])}; set "
                 f"model.network.{name} to null to take the value of the data, or change the data"
             )
+    for index, each in enumerate(arguments.get("conditions") or ()):
+        _fill_condition(each, module.source.condition, f"model.network.conditions[{index}]")
     return class_names
+
+
+def _fill_values(model: Namespace, option: str, values: ValueRange) -> None:
+    """Set the model's range of values to the data's, unless the data have the default one."""
+    if option not in model or values == UINT8:
+        return
+    given, found = asdict(values), model[option]
+    if found is not None and dict(found.as_dict()) != given:
+        raise UserError(
+            f"the data's values are {values.dtype} {values.describe()}, and model.{option} are others; set them to "
+            "null to take the data's"
+        )
+    model[option] = Namespace(given)  # type: ignore[no-untyped-call]
+
+
+def _fill_condition(embedding: Namespace, given: ConditionFormat, option: str) -> None:
+    """Set the arguments of an embedding of conditions that are ``null`` to those of the data."""
+    kind, arguments = resolve_name(embedding.class_path), embedding.get("init_args")
+    for name, value in kind.get_data_arguments(given).items() if arguments is not None else ():
+        if (found := arguments.get(name)) is None:
+            arguments[name] = value
+        elif found != value and (name != "size" or _write(found) != _write(value)):
+            raise UserError(
+                f"the data has {name}={value} and {option} has {name}={found}; set it to null to take the value of "
+                "the data, or change the data"
+            )
 
 
 def _write(value: Any) -> str:

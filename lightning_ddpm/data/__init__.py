@@ -5,6 +5,7 @@ Each line exports one name that a config or another folder uses, and shows the f
 
 from lightning_ddpm.data.array_sources import ArrayFile as ArrayFile
 from lightning_ddpm.data.array_sources import ArrayFolder as ArrayFolder
+from lightning_ddpm.data.conditioned import ConditionedDataset as ConditionedDataset
 from lightning_ddpm.data.datamodule import ImageDataModule as ImageDataModule
 from lightning_ddpm.data.datasets import ImageDataset as ImageDataset
 from lightning_ddpm.data.datasets import MemoryDataset as MemoryDataset
@@ -17,3 +18,4 @@ from lightning_ddpm.data.sources import Digits as Digits
 from lightning_ddpm.data.sources import FashionMNIST as FashionMNIST
 from lightning_ddpm.data.sources import ImageSource as ImageSource
 from lightning_ddpm.data.value_range import ValueRange as ValueRange
+from lightning_ddpm.utils.condition import ConditionFormat as ConditionFormat

@@ -143,7 +143,7 @@ class ArrayDataset(ImageDataset):
         """Return the dataset in memory if it takes up to 1 GiB there, else itself."""
         if len(self) * math.prod(self.images.shape) * DTYPES[self.images.dtype].itemsize > MAX_BYTES_IN_MEMORY:
             return self
-        return MemoryDataset(*self.__getitems__(range(len(self))), values)
+        return MemoryDataset(self.__getitems__(range(len(self)))[0], self.labels, values)
 
 
 def scan_values(images: ArrayImages, training: Sequence[int], values: ValueRange | None, what: str) -> ValueRange:

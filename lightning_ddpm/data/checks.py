@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset, check_pixels
+from lightning_ddpm.data.sources import ImageSource
 from lightning_ddpm.data.value_range import UINT8, ValueRange
+from lightning_ddpm.utils.condition import ConditionFormat
 from lightning_ddpm.utils.contracts import check_image_attributes, describe_class
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import get_sides
@@ -84,4 +86,23 @@ def check_model(
         raise UserError(
             f"the model has the classes {', '.join(class_names)} and the data has "
             f"{', '.join(data_names) or 'no labels'}; make them equal, or use a model without classes"
+        )
+
+
+def check_condition(source: ImageSource, condition: ConditionFormat, values: ValueRange) -> None:
+    """Check that a source has what a model is conditioned on besides classes, and images among it of these values.
+
+    Raises:
+        UserError: it has not.
+    """
+    for kind in sorted(condition.kinds):
+        if getattr(source.condition, kind) != getattr(condition, kind):
+            found = source.condition.describe()
+            raise UserError(
+                f"the model is conditioned on {condition.describe()} and the data have {found}; make them equal"
+            )
+    if condition.image and source.condition_values != values:
+        raise UserError(
+            f"the model is conditioned on images of {values.dtype} {values.describe()} and the data have "
+            f"{source.condition_values.dtype} {source.condition_values.describe()}; make them equal"
         )

@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from lightning_ddpm.data import checks, sharding
-from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, hash_images
-from lightning_ddpm.data.decode_cache import decode_once, decode_to_file, fits_in_memory
+from lightning_ddpm.data.conditioned import check_conditions, convert_image
+from lightning_ddpm.data.datasets import Batch, ImageDataset, hash_images
+from lightning_ddpm.data.decode_cache import decode_large, decode_once
 from lightning_ddpm.data.global_batch import GlobalBatch, check_fits
 from lightning_ddpm.data.resident import IndexDataset, ResidentImages, keep_on_device
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
+from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.contracts import is_ours
 from lightning_ddpm.utils.distributed import Ranks
@@ -27,7 +29,7 @@ from lightning_ddpm.utils.signals import protect_worker
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches of images (b, c, h, w) in [-1, 1] and labels (b,) int64, where -1 means no label.
+    """Batches of images (b, c, h, w) in [-1, 1] and labels (b,) int64, where -1 means no label, or other conditions.
 
     Images are transferred to the device as they are; only :meth:`on_after_batch_transfer` converts them to floats.
 
@@ -93,9 +95,8 @@ class ImageDataModule(LightningDataModule):
         """Download, check and, with ``decode_cache``, decode the data, in one process of each machine."""
         self.source.prepare(self.root)
         for split in SPLITS if self.decode_cache else ():
-            data = self.source.open(self.root, split)
-            if self.decode_cache and isinstance(data, FileDataset) and not fits_in_memory(data):
-                decode_to_file(data, self.decode_cache, str(self.root))
+            assert self.decode_cache
+            decode_large(self.source.open(self.root, split), self.decode_cache, str(self.root))
 
     def setup(self, stage: str) -> None:
         self.batch_size, self._begins = self._global_batch.setup(self.trainer), (0, 0)
@@ -124,6 +125,8 @@ class ImageDataModule(LightningDataModule):
         data = self.source.open(self.root, split)
         classes = None if is_ours(type(self.source)) else len(self.class_names())
         checks.check_dataset(data, self.source, self.image_shape, classes, self.values)
+        if len(data):
+            check_conditions(data, self.source.condition, type(self.source).__name__)
         return data
 
     @property
@@ -253,16 +256,22 @@ class ImageDataModule(LightningDataModule):
             return batch
         if training := self.trainer is not None and self.trainer.training:
             self._is_resumed = False
-        pixels, labels = self._resident.gather(batch) if training and self._resident else batch
+        pixels, condition = self._resident.gather(batch) if training and self._resident else batch
         x_0 = self.values.to_float(pixels)
-        return (self._flip(x_0) if self.flip and training else x_0), labels
+        if isinstance(condition, Condition):
+            condition = convert_image(condition, self.source.condition_values)
+        return self._flip(x_0, condition) if self.flip and training else (x_0, condition)
 
-    def _flip(self, x_0: Tensor) -> Tensor:
+    def _flip(self, x_0: Tensor, condition: Tensor | Condition) -> tuple[Tensor, Tensor | Condition]:
+        """Mirror half of the images, each together with the image that it is conditioned on."""
         assert self.trainer is not None
         part = self.locate_batch(self.trainer.fit_loop.batch_idx + 1)  # Lightning counts the batch after its transfer
         step = self.trainer.global_step - 1  # from -1: earlier versions keyed flips by the batch before
         flipped = part.generate(x_0.device, "flip", step).rand() < 0.5
-        return torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
+        chosen = flipped[:, None, None, None]
+        if isinstance(condition, Condition) and (image := condition.image) is not None:
+            condition = condition._replace(image=torch.where(chosen, image.flip(-1), image))
+        return torch.where(chosen, x_0.flip(-1), x_0), condition
 
     def _loader(self, data: Any, sampler: sharding.Shard | sharding.ShuffledShard, workers: int) -> DataLoader[Batch]:
         return DataLoader(

@@ -14,12 +14,13 @@ from torch.utils.data import Dataset
 from lightning_ddpm.data.image_io import DecodedImage, read_image
 from lightning_ddpm.data.rasters import read_raster
 from lightning_ddpm.data.value_range import DTYPES, UINT8, ValueRange
+from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
 from lightning_ddpm.utils.image_size import ImageSize, format_size, shorten_size
 
-Batch = tuple[Tensor, Tensor]
-"""Images (b, c, h, w) and labels (b,) int64; a label of -1 means none."""
+Batch = tuple[Tensor, Tensor | Condition]
+"""Images (b, c, h, w), and labels (b,) int64, where -1 is none, or everything that the images are conditioned on."""
 
 OpenFile = Callable[[int], Path | BytesIO]
 """Function that returns the path or the bytes of the image at an index."""
@@ -46,10 +47,12 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         fingerprint: identifies the images. Statistics computed from them are cached under it, so it must change
             whenever any pixel does.
         labels: (n,) int64, -1 for an image without a label.
+        condition_state: text that changes when anything else does that the images are conditioned on.
     """
 
     fingerprint: str
     labels: Tensor
+    condition_state: str = ""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -60,8 +63,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         """Return the images and labels at these indices as one batch; a DataLoader calls this, not __getitem__."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        images, labels = self.__getitems__([index])
-        return images[0], int(labels[0])
+        return self.__getitems__([index])[0][0], int(self.labels[index])
 
 
 class MemoryDataset(ImageDataset):
@@ -171,7 +173,7 @@ def is_plain(channels: int, values: ValueRange) -> bool:
 
 
 def hash_images(data: ImageDataset) -> str:
-    """Return a digest of the images and labels, wherever their files are.
+    """Return a digest of the images and of what they are conditioned on, wherever their files are.
 
     It covers all labels, and all images of a dataset in memory. Of any other dataset, whose images would all have to be
     read, it covers :data:`MAX_HASHED` images that are spread evenly.
@@ -182,7 +184,7 @@ def hash_images(data: ImageDataset) -> str:
         n = min(len(data), MAX_HASHED)
         digests = (hash_bytes(data[i * len(data) // n][0].numpy().tobytes()) for i in range(n))
         content = " ".join(digests)
-    return hash_bytes(content.encode() + data.labels.numpy().tobytes())
+    return hash_bytes(content.encode() + data.labels.numpy().tobytes() + data.condition_state.encode())
 
 
 def build_path_dataset(

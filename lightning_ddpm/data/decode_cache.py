@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, MemoryDataset
 from lightning_ddpm.data.validation import make_decode_key, read_all
 from lightning_ddpm.data.value_range import DTYPES, to_array, wrap_array
@@ -95,11 +96,20 @@ class MappedDataset(ImageDataset):
 
 def decode_once(data: ImageDataset, folder: Path | None, what: str) -> ImageDataset:
     """Return a dataset of image files decoded: in memory if they fit, else from the cache's folder if there is one."""
+    if isinstance(data, ConditionedDataset):
+        return data.map_images(lambda each: decode_once(each, folder, what))
     if not isinstance(data, FileDataset):
         return data
     if fits_in_memory(data):
         return decode_to_memory(data, what)
     return open_decoded(data, folder) if folder else data
+
+
+def decode_large(data: ImageDataset, folder: Path, what: str) -> None:
+    """Have :func:`decode_to_file` decode the image files of a dataset that are not kept in memory."""
+    for each in (data.images, data.pairs) if isinstance(data, ConditionedDataset) else (data,):
+        if isinstance(each, FileDataset) and not fits_in_memory(each):
+            decode_to_file(each, folder, what)
 
 
 def fits_in_memory(data: FileDataset) -> bool:

@@ -35,7 +35,7 @@ class ResidentImages:
 
     def __init__(self, data: MemoryDataset) -> None:
         self._data = data
-        self._copy: Batch | None = None
+        self._copy: tuple[Tensor, Tensor] | None = None
 
     def gather(self, indices: Tensor) -> Batch:
         """Return the uint8 images and labels at the indices (b,), on the device of the indices."""

@@ -16,6 +16,7 @@ from lightning_ddpm.data.datasets import FileDataset, ImageDataset, MemoryDatase
 from lightning_ddpm.data.lmdb_files import open_lmdb, read_lmdb
 from lightning_ddpm.data.preparation import prepare_aside
 from lightning_ddpm.data.value_range import UINT8, ValueRange
+from lightning_ddpm.utils.condition import NOTHING, ConditionFormat
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import ImageSize, get_sides
 
@@ -56,11 +57,14 @@ class ImageSource(ABC):
         channels: 1 for grayscale, 3 for RGB.
         size: height and width of the images; one number for squares.
         values: type and range of their values.
+        condition, condition_values: what else they are conditioned on, and the values of images among it.
     """
 
     channels: int
     size: ImageSize
     values: ValueRange = UINT8
+    condition: ConditionFormat = NOTHING
+    condition_values: ValueRange = UINT8
 
     def inspect(self, root: Path) -> None:  # noqa: B027
         """Set the attributes above if they depend on the data in ``root``; it runs first, in all processes."""

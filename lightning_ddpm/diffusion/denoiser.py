@@ -8,13 +8,14 @@ from lightning_ddpm.diffusion.clipping import Clipping, ClipToRange
 from lightning_ddpm.diffusion.gaussian_path import GaussianPath, Timestep
 from lightning_ddpm.diffusion.parameterization import Denoised, Epsilon, Parameterization
 from lightning_ddpm.diffusion.process import x_0_to_eps
+from lightning_ddpm.utils.condition import Condition, as_condition
 from lightning_ddpm.utils.errors import UserError
 
 NetworkFunction = Callable[..., Tensor]
 """(x_t (b, c, h, w), t (b,) in 1..T) -> (b, c, h, w), or (b, 2c, h, w) from a network that learns the variance too.
 
-A class-conditional network takes a third argument, label (b,) int64, with -1 for no class; without this argument it is
-unconditional."""
+A conditional network takes a third argument, a :class:`Condition` or, where there is nothing else, labels (b,) int64
+alone, with -1 for no class; without this argument it is unconditional."""
 
 
 GuidedFunction = Callable[[Tensor, Timestep], Tensor]
@@ -62,9 +63,10 @@ class Denoiser:
         denoise.guided = guided
         return denoise
 
-    def conditioned_on(self, label: Tensor) -> "Denoiser":
-        """Return a denoiser that passes these labels (b,) to the network with every batch."""
-        return self.with_network(lambda x_t, t: self.network(x_t, t, label))
+    def conditioned_on(self, condition: Condition | Tensor) -> "Denoiser":
+        """Return a denoiser that passes this condition, or labels (b,) alone, to the network with every batch."""
+        argument = as_condition(condition).argument
+        return self.with_network(lambda x_t, t: self.network(x_t, t, argument))
 
     def without_clipping(self) -> "Denoiser":
         """Return a denoiser with the same network that does not clip x^_0."""
@@ -81,11 +83,12 @@ class Denoiser:
         """
         return self.interpret(x_t, *self.network_output(x_t, t), t)
 
-    def call_network(self, x_t: Tensor, t: Timestep, *label: Tensor) -> Tensor:
-        """Return what the network predicts from x_t and t, given labels (b,) if they are passed."""
+    def call_network(self, x_t: Tensor, t: Timestep, condition: Condition | None = None) -> Tensor:
+        """Return what the network predicts from x_t and t, given the condition if there is one."""
         if self.guided:
             return self.guided(x_t, t)
-        return self.network(*self.parameterization.network_input(self.schedule, x_t, t), *label)
+        given = () if condition is None else (condition.argument,)
+        return self.network(*self.parameterization.network_input(self.schedule, x_t, t), *given)
 
     def network_output(self, x_t: Tensor, t: Timestep) -> tuple[Tensor, Tensor | None]:
         """Return the raw output (b, c, h, w), and nu = (v + 1) / 2 if the network has output channels for it.

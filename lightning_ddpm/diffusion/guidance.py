@@ -1,4 +1,4 @@
-"""Guidance: sampling images of a class, with a classifier or without one.
+"""Guidance: sampling images of a class or given another condition, with a classifier or without one.
 
 Dhariwal & Nichol 2021 (arXiv:2105.05233); Ho & Salimans 2022 (arXiv:2207.12598). Guidance turns a denoiser into another
 denoiser, so that neither the network nor the sampler has to know about it.
@@ -15,6 +15,7 @@ from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.formatting import format_call
 from lightning_ddpm.diffusion.gaussian_path import GaussianPath, Timestep
 from lightning_ddpm.diffusion.process import expand_timesteps, scale
+from lightning_ddpm.utils.condition import Condition, as_condition
 from lightning_ddpm.utils.errors import UserError
 
 LogProbability = Callable[[Tensor, Tensor], Tensor]
@@ -31,11 +32,13 @@ class GuidableModel(Protocol):
         schedule: the noise schedule.
         image_shape: (channels, height, width).
         class_names: the class of each label; empty for a model without classes.
-        label_dropout: the share of training images whose label was hidden from the network.
+        condition_kinds: the kinds of :class:`Condition` that its network is given.
+        label_dropout: the share of training images whose condition was hidden from the network.
     """
 
     schedule: GaussianPath
     class_names: Sequence[str]
+    condition_kinds: frozenset[str]
     label_dropout: float
 
     @property
@@ -44,7 +47,7 @@ class GuidableModel(Protocol):
 
 
 class Guidance(ABC):
-    """Moves samples towards a class, or towards better quality; w = 1 gives exactly the conditional distribution.
+    """Moves samples towards a condition, or towards better quality; w = 1 gives exactly the conditional distribution.
 
     Args:
         scale: w.
@@ -70,6 +73,11 @@ class Guidance(ABC):
         """Evaluations of the model's own network for one guided prediction."""
         return 1
 
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it uses the condition at all."""
+        return True
+
     @abstractmethod
     def check_model(self, model: GuidableModel) -> None:
         """Check that the model can be guided in this way.
@@ -79,13 +87,13 @@ class Guidance(ABC):
         """
 
     @abstractmethod
-    def __call__(self, denoise: Denoiser, label: Tensor) -> Denoiser:
+    def __call__(self, denoise: Denoiser, condition: Condition | Tensor) -> Denoiser:
         """Return the guided denoiser.
 
         Args:
-            denoise: the model; a class-conditional network takes labels (b,) int64 as its third argument, and is
-                unconditional without them or with -1.
-            label: (b,) labels of the images of every batch that will be denoised.
+            denoise: the model; a conditional network takes the condition as its third argument, and is unconditional
+                without it or where it is hidden.
+            condition: of the images of every batch that will be denoised; labels (b,) int64 alone, or all kinds.
 
         Returns:
             A denoiser that any sampler can use.
@@ -125,9 +133,13 @@ class ClassifierFree(Guidance):
     def nfe(self) -> int:
         return 1 if self.scale in (0, 1) else 2
 
+    @property
+    def is_conditional(self) -> bool:
+        return self.scale != 0 or self.interval is not None
+
     def check_model(self, model: GuidableModel) -> None:
         self.check_interval(model)
-        if not model.class_names:
+        if not model.condition_kinds:
             raise UserError(
                 "the model was trained without classes and cannot be conditioned on one; guide it with a classifier of "
                 "noisy images (--classifier), or train a model with classes, as configs/digits_conditional.yaml does"
@@ -138,22 +150,22 @@ class ClassifierFree(Guidance):
                 "has label_dropout=0; use scale 1, or train with label_dropout=0.1"
             )
 
-    def __call__(self, denoise: Denoiser, label: Tensor) -> Denoiser:
-        if self.scale == 0 and self.interval is None:
+    def __call__(self, denoise: Denoiser, condition: Condition | Tensor) -> Denoiser:
+        if not self.is_conditional:
             return denoise  # the formula would add a rounding error
-        conditional = denoise.conditioned_on(label)
+        conditional, condition = denoise.conditioned_on(condition), as_condition(condition)
         if self.scale == 1:
             return conditional
 
-        labels = torch.cat([label, torch.full_like(label, -1)])
+        given_and_hidden = condition.join(condition.hide())
 
         def guided(x_t: Tensor, t: Timestep) -> Tensor:
             w = self.weight(t, outside=1.0)
             if self.interval is not None and not is_any_other(w, 1):
                 return conditional.call_network(x_t, t)
             twice = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
-            with_class, without = denoise.call_network(torch.cat([x_t, x_t]), twice, labels).chunk(2)
-            return extrapolate(without, with_class, w, x_t.shape[1])
+            given, hidden = denoise.call_network(torch.cat([x_t, x_t]), twice, given_and_hidden).chunk(2)
+            return extrapolate(hidden, given, w, x_t.shape[1])
 
         return denoise.with_guidance(guided)
 

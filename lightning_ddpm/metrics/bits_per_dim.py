@@ -10,11 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_ddpm.data.conditioned import convert_image
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.sharding import split_evenly, spread_indices
 from lightning_ddpm.diffusion import Denoiser, ELBOTerms, ReverseVariance, elbos, require_chain
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
+from lightning_ddpm.utils.condition import Condition, as_condition
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.random import ImageNoise
 
@@ -76,13 +78,15 @@ Context = Callable[[], AbstractContextManager[object]]
 NAMES = "bits_per_dim", "bits_per_dim_unclipped"
 
 
-def build_denoisers(model: DDPM, context: Context, label: Tensor | None = None) -> tuple[Denoiser, Denoiser]:
-    """Return the model's denoiser, conditioned on the classes, with and without clipping of the predicted x_0.
+def build_denoisers(
+    model: DDPM, context: Context, condition: Condition | Tensor | None = None
+) -> tuple[Denoiser, Denoiser]:
+    """Return the model's denoiser, given the condition, with and without clipping of the predicted x_0.
 
     The network runs inside the context and gets x_t in the precision of its weights.
     """
     dtype = next(model.parameters()).dtype
-    conditioned = model.denoiser_for(label)
+    conditioned = model.denoiser_for(condition)
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         with context():
@@ -105,7 +109,7 @@ def measure_bits_per_dim(
 ) -> dict[str, BitsPerDimEstimate]:
     """Estimate the ELBO with and without clipping, from the same network evaluations; every rank must call.
 
-    A model with classes is conditioned on those of the images: the ELBO is then on -log p(x | y).
+    A conditional model is given what the images are conditioned on: the ELBO is then on -log p(x | y).
 
     Args:
         model: the model, with the weights to use.
@@ -126,9 +130,11 @@ def measure_bits_per_dim(
     sums = [ELBOSums(schedule.T, device) for _ in NAMES]
 
     def compute_batch(start: int, stop: int) -> list[ELBOTerms]:
-        pixels, labels = images.__getitems__(chosen[start:stop])
+        pixels, given = images.__getitems__(chosen[start:stop])
         x_0 = model.values.to_float(pixels.to(device)).to(schedule.beta.dtype)
-        denoisers = build_denoisers(model, context, labels.to(device))
+        denoisers = build_denoisers(
+            model, context, convert_image(as_condition(given).to(device), model.condition_values)
+        )
         return elbos(denoisers, variance, x_0, ImageNoise(seed, start, stop, "likelihood"))
 
     shard = split_evenly(n, seed, batch_size, ranks)

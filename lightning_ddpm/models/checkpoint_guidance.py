@@ -14,6 +14,7 @@ from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.noisy_classifier import NoisyClassifier
+from lightning_ddpm.utils.condition import Condition, as_condition
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_file
 
@@ -47,6 +48,11 @@ class ClassifierGuidance(Guidance):
     def check_model(self, model: GuidableModel) -> None:
         self.check_interval(model)
         _check_compatible(self.ckpt, self.classifier, model)
+        if others := model.condition_kinds - {"label"}:
+            raise UserError(
+                f"a classifier guides unconditional predictions, and this model is conditioned on {min(others)}; omit "
+                "the classifier, and guide it without one"
+            )
         if model.class_names:
             _check_classes(self.ckpt, self.class_names, model)
             if not model.label_dropout:
@@ -55,7 +61,9 @@ class ClassifierGuidance(Guidance):
                     "label_dropout=0; omit the classifier, or train with label_dropout=0.1"
                 )
 
-    def __call__(self, denoise: Denoiser, label: Tensor) -> Denoiser:
+    def __call__(self, denoise: Denoiser, condition: Condition | Tensor) -> Denoiser:
+        label = as_condition(condition).label
+        assert label is not None
         if self.scale == 0:
             return denoise
         with torch.inference_mode(False):  # otherwise no gradient could pass through its weights
@@ -74,7 +82,7 @@ class ClassifierGuidance(Guidance):
 class Autoguidance(Guidance):
     """Moves away from a weaker model: eps_weak + w [eps - eps_weak]; Karras et al. 2024 (arXiv:2406.02507), eq. 3.
 
-    w = 1 is the model itself and w = 0 the weaker one. Both are conditioned on the class, if they have classes.
+    w = 1 is the model itself and w = 0 the weaker one. Both are given the condition, if they take one.
 
     Args:
         ckpt: checkpoint of the weaker model: smaller, or trained for less time, on the same data.
@@ -94,16 +102,23 @@ class Autoguidance(Guidance):
         self.check_interval(model)
         _check_compatible(self.ckpt, self.weaker, model)
         _check_classes(self.ckpt, self.weaker.class_names, model)
+        if self.weaker.condition_kinds != model.condition_kinds:
+            theirs, ours = (
+                ", ".join(sorted(each)) or "nothing" for each in (self.weaker.condition_kinds, model.condition_kinds)
+            )
+            raise UserError(f"{self.ckpt} is conditioned on {theirs} and the model on {ours}; use one with the same")
 
-    def __call__(self, denoise: Denoiser, label: Tensor) -> Denoiser:
-        weaker = self.weaker.to(label.device)
+    def __call__(self, denoise: Denoiser, condition: Condition | Tensor) -> Denoiser:
+        condition = as_condition(condition)
+        device = next(each.device for each in condition if each is not None)
+        weaker = self.weaker.to(device)
         if repr(weaker.parameterization) != repr(denoise.parameterization):
             raise UserError(
                 f"{self.ckpt} predicts {weaker.parameterization} and the model {denoise.parameterization}; "
                 "use one that predicts the same"
             )
-        strong = denoise.conditioned_on(label) if weaker.class_names else denoise
-        weak = weaker.denoiser_for(label)
+        strong = denoise.conditioned_on(condition) if weaker.condition_kinds else denoise
+        weak = weaker.denoiser_for(condition)
 
         def guided(x_t: Tensor, t: Timestep) -> Tensor:
             w, output = self.weight(t, outside=1.0), strong.call_network(x_t, t)

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
 from lightning_ddpm import diffusion
-from lightning_ddpm.data import ImageDataModule, class_labels, sharding
+from lightning_ddpm.data import ImageDataModule, checks, class_labels, conditioned, sharding
+from lightning_ddpm.data.datasets import Batch
 from lightning_ddpm.data.value_range import UINT8, ValueRange
 from lightning_ddpm.diffusion import Denoiser, GaussianPath, Sampler
-from lightning_ddpm.models import steps
+from lightning_ddpm.models import conditioning, steps
 from lightning_ddpm.models.network import check_network, get_image_shape, name_classes
 from lightning_ddpm.models.optimizer import build_optimizer, clip_gradients, get_gradient_norm, spread_nonfinite
-from lightning_ddpm.models.sample_request import SampleRequest
+from lightning_ddpm.models.sample_request import ConditionSource, SampleRequest
 from lightning_ddpm.models.step_mean import StepMean
+from lightning_ddpm.utils.condition import Condition, as_condition
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import is_accumulating, is_logging_step
 from lightning_ddpm.utils.random import ImageNoise
@@ -39,12 +41,13 @@ class DDPM(LightningModule):
         parameterization: what the network's output means; ``null`` for the noise, as in Ho et al.
         objective: the training loss; ``null`` for L_simple, as in Ho et al.
         timesteps: how t is sampled in training; ``null`` for uniformly, as in Ho et al.
-        label_dropout: the share of training images whose label is hidden from a network with classes, so that it can
-            be guided without a classifier (Ho & Salimans 2022, arXiv:2207.12598).
+        label_dropout: the share of training images whose label, and every other condition, is hidden from the network,
+            so that it can be guided without a classifier (Ho & Salimans 2022, arXiv:2207.12598).
         class_names: the name of each label; ``null`` on the command line for the names in the data.
         values: type and range of the images' values; ``null`` on the command line for those of the data.
         clipping: how a predicted x_0 that leaves the range of bounded values is moved into it while sampling; ``null``
             to set its values to the nearer end, as in Ho et al.
+        condition_values: the same of images that they are conditioned on.
 
     Raises:
         UserError: the network lacks an attribute, or the arguments do not fit together.
@@ -66,6 +69,7 @@ class DDPM(LightningModule):
         class_names: Sequence[str] | None = None,
         values: ValueRange | None = None,
         clipping: diffusion.Clipping | None = None,
+        condition_values: ValueRange | None = None,
     ) -> None:
         super().__init__()
         check_network(network)
@@ -80,11 +84,15 @@ class DDPM(LightningModule):
             raise UserError(f"label_dropout must lie in [0, 1], got {label_dropout}; Ho & Salimans use 0.1")
         self.label_dropout, self._step_mean = label_dropout, StepMean()
         self._batches: list[tuple[Tensor, Tensor]] = []
-        self.values = values or UINT8
+        self.values, self.condition_values = values or UINT8, condition_values or UINT8
         self.set_clipping(clipping)
         self.class_names: Sequence[str] = name_classes(class_names, network)
         if self.class_names:  # training images of each class, so that generated images can have the same frequencies
             self.register_buffer("class_counts", torch.zeros(len(self.class_names), dtype=torch.long))
+        self.condition_format = conditioning.get_format(network)
+        self.condition_kinds = self.condition_format.kinds | ({"label"} if self.class_names else frozenset())
+        self._kinds = self.condition_kinds | {each.kind for each in conditioning.list_embeddings(network)}
+        self._held_out_conditions: ConditionSource | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -96,35 +104,42 @@ class DDPM(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageDataModule):
             return
-        data.check_model(self.image_shape, self.class_names if stage != "predict" else ())
+        names = self.class_names if stage != "predict" else ()
+        data.check_model(self.image_shape, names)
+        if self.condition_format.kinds:
+            checks.check_condition(data.source, self.condition_format, self.condition_values)
+            self._held_out_conditions = conditioned.shuffle_conditions(data.held_out, data.train)
+            if stage == "fit":
+                conditioning.measure_conditions(self.network, data.train)
         if self.class_names and stage == "fit":
             labels = data.train.labels
             self.class_counts.copy_(torch.bincount(labels[labels >= 0], minlength=len(self.class_names)))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one step of Algorithm 1 in Ho et al. 2020; with classes, in Ho & Salimans 2022."""
-        x_0, label = batch
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one step of Algorithm 1 in Ho et al. 2020; with a condition, in Ho & Salimans 2022."""
+        x_0, condition = batch[0], self.read_condition(batch[1])
         this = steps.StepBatch(self, len(x_0), batch_idx)
         random = this.generate("train")  # random numbers of these images, the same on any number of devices
-        if self.class_names:
-            label = steps.drop_labels(label, self.label_dropout, this.generate("label dropout"))
+        if self._kinds:
+            condition = condition.hide(this.generate("label dropout").rand() < self.label_dropout)
 
         t, weights = random(self.timesteps.sample)  # t ~ Uniform({1, ..., T}), weights 1
         eps = random.randn_like(x_0)  # eps ~ N(0, I)
         with this.seed_globally():
-            losses = self.loss(x_0, t, eps, label)  # ||eps - network(x_t, t)||^2 with x_t = q_sample(x_0, t, eps)
+            losses = self.loss(x_0, t, eps, condition)  # ||eps - network(x_t, t)||^2, x_t = q_sample(x_0, t, eps)
         return self._finish_batch(this, t, losses, (weights * losses).mean())
 
-    def loss(self, x_0: Tensor, t: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
+    def loss(self, x_0: Tensor, t: Tensor, eps: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         """Compute the objective of each image, (b,) float32; it makes x_t by ``q_sample`` and calls the network once.
 
         Args:
             x_0: (b, c, h, w) images in [-1, 1].
             t: (b,) timesteps in 1..T.
             eps: (b, c, h, w) standard normal noise.
-            label: (b,) classes, -1 for images whose class is hidden; ignored by a network without classes.
+            condition: of each image, or classes (b,) alone, -1 for images whose class is hidden; kinds that the network
+                does not take are ignored.
         """
-        return self.objective.losses(self.denoiser_for(label).without_clipping(), x_0, t, eps)
+        return self.objective.losses(self.denoiser_for(condition).without_clipping(), x_0, t, eps)
 
     def _finish_batch(self, this: steps.StepBatch, t: Tensor, losses: Tensor, loss: Tensor) -> Tensor:
         """Keep the losses (b,) for callbacks, and report those of a step at its end; return the loss to minimise."""
@@ -149,11 +164,11 @@ class DDPM(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._sums = steps.TimestepSums(self.schedule.T, ("loss",), self.device)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x_0, label = batch
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        x_0, condition = batch[0], self.read_condition(batch[1])
         random = steps.generate_validation(self, len(x_0), batch_idx)
         t = random(lambda n, generator: diffusion.sample_stratified(n, self.schedule.T, generator))
-        self._sums.add(t, self.loss(x_0, t, random.randn_like(x_0), label))
+        self._sums.add(t, self.loss(x_0, t, random.randn_like(x_0), condition))
 
     def on_validation_epoch_end(self) -> None:
         self._sums.log_means(self)
@@ -190,11 +205,27 @@ class DDPM(LightningModule):
         """Return what a sampler generates images ``start``..``stop`` from: the denoiser, x_T and the noise."""
         noise = ImageNoise(request.seed, start, stop)
         x_T = noise(torch.empty(stop - start, *self.image_shape, device=self.device))
-        denoise, label = self.denoiser, self.choose_labels(request, start, stop)
-        if request.guidance is not None or label is not None:
-            label = torch.full((stop - start,), -1) if label is None else label
-            denoise = (request.guidance or diffusion.ClassifierFree())(denoise, label.to(self.device))
+        denoise, condition = self.denoiser, self.choose_condition(request, start, stop)
+        if request.guidance is not None or condition.kinds:
+            condition = condition if condition.kinds else Condition(torch.full((stop - start,), -1))
+            denoise = (request.guidance or diffusion.ClassifierFree())(denoise, condition.to(self.device))
         return denoise, x_T, noise
+
+    def choose_condition(self, request: SampleRequest, start: int, stop: int) -> Condition:
+        """Return the condition of images ``start``..``stop`` on the CPU, without kinds for an unconditional model.
+
+        Raises:
+            UserError: the request has no condition for a model that needs one.
+        """
+        if not self.condition_format.kinds:
+            return Condition(self.choose_labels(request, start, stop))
+        given = conditioning.read_given(self.condition_format, request, self._held_out_conditions, start, stop)
+        if given is None:
+            return Condition()
+        given = given.keep(self.condition_kinds)
+        if request.labels is not None or given.label is None:
+            given = given._replace(label=self.choose_labels(request, start, stop))
+        return conditioned.convert_image(given, self.condition_values)
 
     def choose_labels(self, request: SampleRequest, start: int, stop: int) -> Tensor | None:
         """Return the classes of images ``start``..``stop``, (stop - start,) int64 on the CPU; ``None`` for none."""
@@ -214,14 +245,22 @@ class DDPM(LightningModule):
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network as samplers use it, without classes."""
+        """The network as samplers use it, without a condition."""
         values = self.values
         args = self.schedule, values.clip, self.parameterization, values.levels, self.clipping
         return Denoiser(self.network, *args)
 
-    def denoiser_for(self, label: Tensor | None) -> Denoiser:
-        """Return the network conditioned on the classes (b,), if it has classes."""
-        return self.denoiser if label is None or not self.class_names else self.denoiser.conditioned_on(label)
+    def read_condition(self, given: Condition | Tensor) -> Condition:
+        """Return the condition of a batch; UserError if it has not what the network is conditioned on."""
+        condition = as_condition(given)
+        if self.condition_format.kinds:
+            conditioning.check_given(condition, self.condition_format, "a batch of the data has")
+        return condition.keep(self._kinds)
+
+    def denoiser_for(self, condition: Condition | Tensor | None) -> Denoiser:
+        """Return the network given the condition, or classes (b,) alone, as far as it takes any."""
+        condition = as_condition(condition).keep(self._kinds)
+        return self.denoiser.conditioned_on(condition) if condition.kinds else self.denoiser
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self, self.optimizer, self.lr_scheduler)

@@ -22,6 +22,9 @@ network of images that are not square has ``size = (height, width)``, and ``size
 - Classes: without an attribute ``classes``, or with ``None`` or 0 in it, a network is unconditional, whatever labels
   the data has. One with an int above 0 there is also called as ``network(x_t, t, label)``, where ``label`` (b,) is
   int64 in 0..classes - 1, or -1 for no class. It must accept both calls: ``network(x_t, t)`` means no class.
+- Other conditions: a network with an attribute ``conditions``, embeddings of :mod:`lightning_ddpm.networks.conditions`,
+  is called as ``network(x_t, t, condition)`` with a :class:`~lightning_ddpm.utils.condition.Condition`; for an example,
+  see the ``forward`` of :class:`~lightning_ddpm.networks.unet.UNet`.
 - Dropout and other layers with random numbers use torch's global generators, which are seeded at each training step.
 """
 
@@ -77,14 +80,14 @@ def count_classes(network: nn.Module) -> int:
     return classes or 0
 
 
-def check_forward(network: nn.Module, has_classes: bool) -> None:
+def check_forward(network: nn.Module, is_conditional: bool) -> None:
     """Check that a network can be called as the description of this module states.
 
     Raises:
         UserError: ``forward`` takes other arguments.
     """
     check_call(network, network.forward, "x_t, t")
-    if has_classes:
+    if is_conditional:
         check_call(network, network.forward, "x_t, t, label")
 
 

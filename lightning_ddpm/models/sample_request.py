@@ -1,10 +1,14 @@
 """The request for a set of generated images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightning_ddpm.diffusion import Guidance, Sampler
+from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.errors import UserError
+
+ConditionSource = Callable[[int, int], Condition]
+"""(start, stop) -> the condition of images start..stop, on the CPU and as datasets have it."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class SampleRequest:
         guidance: ``None`` for no guidance beyond conditioning the network on the classes, if it has any.
         labels: classes of the images, repeated in turn; ``None`` for the class frequencies of the training data or, if
             the model has no classes, for all classes of the guidance in turn.
+        conditions: what else the images are conditioned on, if the model's are; ``None`` for the conditions of held-out
+            images, which are known in training alone.
     """
 
     n: int
@@ -27,6 +33,7 @@ class SampleRequest:
     sampler: Sampler | None = None
     guidance: Guidance | None = None
     labels: Sequence[int] | None = None
+    conditions: ConditionSource | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from lightning_ddpm.models.conditioning import make_example
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.utils.cards import Card
 from lightning_ddpm.utils.errors import UserError
@@ -181,10 +182,10 @@ def _run_step(
 ) -> None:
     parameters = list(model.parameters())
     x_0 = torch.zeros(n, *model.image_shape)
-    t, label = torch.ones(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+    t, condition = torch.ones(n, dtype=torch.long), make_example(model.condition_format, bool(model.class_names), n)
     eps = torch.randn_like(x_0)
     with _enter(settings):
-        loss = model.loss(x_0, t, eps, label).mean()
+        loss = model.loss(x_0, t, eps, condition).mean()
     if not settings.accumulates:
         optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -207,11 +208,12 @@ def trace_network(model: DDPM, settings: Settings) -> Traces:
         model.eval()
         for n in TRACED:
             x_t, t = torch.zeros(n, *model.image_shape), torch.ones(n, dtype=torch.long)
-            label = (torch.zeros(n, dtype=torch.long),) if model.class_names else ()
+            example = make_example(model.condition_format, bool(model.class_names), n)
+            given = (example.argument,) if example.kinds else ()
             with OperatorTrace() as trace, _enter(settings):
                 trace.hold("parameters", list(model.parameters()))
                 trace.hold("", [x_t])
-                model.network(x_t, t, *label)
+                model.network(x_t, t, *given)
             traces.append(trace)
     return Traces(*traces)
 

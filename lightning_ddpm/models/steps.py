@@ -113,11 +113,6 @@ def generate_validation(module: LightningModule, images: int, batch_idx: int) ->
     return PositionRandom(module.device, "validate", index=index, block=None, **place)
 
 
-def drop_labels(label: Tensor, probability: float, random: PositionRandom) -> Tensor:
-    """Return the labels (b,), each replaced by -1 with the given probability."""
-    return torch.where(random.rand() >= probability, label, -1)
-
-
 def format_quarters(T: int) -> list[str]:
     """Return ``a-b`` for each quarter a < t <= b of 1..T, zero-padded: ``000-250``, ..., ``750-1000`` for T = 1000."""
     edges = [-(-quarter * T // QUARTERS) for quarter in range(QUARTERS + 1)]

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion import Denoiser, MarkovSampler
+from lightning_ddpm.models.conditioning import make_example
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.network import check_forward
+from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.contracts import check_call, describe_class, is_ours
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import make_generator, seed_globally
@@ -28,16 +30,17 @@ def check_parts(model: DDPM, context: Callable[[], AbstractContextManager[object
         UserError: the network, the objective or the sampler does not do what its base class documents.
         Exception: code of the user's raised it.
     """
-    check_forward(model.network, bool(model.class_names))
+    check_forward(model.network, bool(model.condition_kinds))
     device, T = model.device, model.schedule.T
     x_0 = torch.zeros(IMAGES, *model.image_shape, device=device)
     eps = torch.randn(x_0.shape, device=device, generator=make_generator(device, "trial"))
     t = torch.tensor([1, T], device=device)
-    label = torch.tensor([-1, 0], device=device) if model.class_names else None
+    example = make_example(model.condition_format, bool(model.class_names), IMAGES).to(device)
+    condition = example.hide(torch.tensor([True, False], device=device))
 
-    def network(x_t: Tensor, t: Tensor, *label: Tensor) -> Tensor:
+    def network(x_t: Tensor, t: Tensor, *given: Tensor | Condition) -> Tensor:
         with context():
-            output: Tensor = model.network.forward(x_t, t, *label)  # its __call__ would compile it for two images
+            output: Tensor = model.network.forward(x_t, t, *given)  # its __call__ would compile it for two images
             return output
 
     training = model.training
@@ -45,7 +48,7 @@ def check_parts(model: DDPM, context: Callable[[], AbstractContextManager[object
     try:
         with seed_globally(device, "trial"):
             denoise = model.denoiser.with_network(network)
-            denoise = denoise if label is None else denoise.conditioned_on(label)
+            denoise = denoise.conditioned_on(condition) if condition.kinds else denoise
             losses = model.objective.losses(denoise.without_clipping(), x_0, t, eps)
             _check_losses(model, losses)
             _check_sampler(model, x_0 + eps)

@@ -1,15 +1,19 @@
 """The diffusion transformer (DiT) of Peebles & Xie 2023 (arXiv:2212.09748) for pixels, and Li & He 2025's JiT."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from lightning_ddpm.networks.blocks import run_block
-from lightning_ddpm.networks.layers import LabelEmbedding, SinusoidalEmbedding
+from lightning_ddpm.networks.condition_embeddings import LabelEmbedding
+from lightning_ddpm.networks.conditions import ConditionEmbedding, Conditions
+from lightning_ddpm.networks.layers import SinusoidalEmbedding
 from lightning_ddpm.networks.positions import RotaryPositions, embed_positions
 from lightning_ddpm.networks.transformer import LastLayer, SelfAttention, SwiGLU, TransformerBlock, make_perceptron
+from lightning_ddpm.utils.condition import Condition, as_condition
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import ImageSize, get_sides, shorten_size, write_size
 
@@ -18,7 +22,7 @@ FREQUENCIES = 256
 
 
 class DiT(nn.Module):
-    """A transformer over the patches of a noisy image x_t, which predicts eps, x_0 or v, optionally given a class.
+    """A transformer over the patches of a noisy image x_t, which predicts eps, x_0 or v, optionally given a condition.
 
     The timestep and the class scale, shift and gate every block (adaLN-zero). The defaults are DiT-S/2. JiT
     (arXiv:2511.13720) has large patches, ``bottleneck``, ``rms_norm``, ``swiglu``, ``qk_norm``, ``rotary`` and
@@ -45,6 +49,7 @@ class DiT(nn.Module):
         class_tokens_from: block, from 0, before which they are added.
         recompute: blocks compute their activations again in the backward pass in place of keeping them: less memory, a
             third more time, the same gradients.
+        conditions: embeddings of what images are conditioned on besides their class.
 
     Raises:
         UserError: the combination of arguments cannot be built; the message states the fix.
@@ -72,6 +77,7 @@ class DiT(nn.Module):
         class_tokens: int = 0,
         class_tokens_from: int = 4,
         recompute: bool = False,
+        conditions: Sequence[ConditionEmbedding] = (),
     ) -> None:
         super().__init__()
         if channels is None or size is None:
@@ -100,8 +106,10 @@ class DiT(nn.Module):
 
         time = nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
         self.embed = nn.Sequential(SinusoidalEmbedding(FREQUENCIES, cosines_first=True), *time)
-        parts = [nn.Conv2d(channels, bottleneck, patch, stride=patch, bias=False)] if bottleneck else []
-        last = nn.Conv2d(bottleneck, width, 1) if bottleneck else nn.Conv2d(channels, width, patch, stride=patch)
+        self.conditions = Conditions(conditions)
+        inputs = channels + self.conditions.channels
+        parts = [nn.Conv2d(inputs, bottleneck, patch, stride=patch, bias=False)] if bottleneck else []
+        last = nn.Conv2d(bottleneck, width, 1) if bottleneck else nn.Conv2d(inputs, width, patch, stride=patch)
         self.embed_patch = nn.Sequential(*parts, last)
         if learned_positions:
             self.positions = nn.Parameter(0.02 * torch.randn(rows * columns, width))
@@ -122,6 +130,7 @@ class DiT(nn.Module):
         if class_tokens:
             self.class_positions = nn.Parameter(0.02 * torch.randn(class_tokens, width))
         self._initialise()
+        self.conditions.build(width)
 
     def _initialise(self) -> None:
         """Initialise the embeddings as Peebles & Xie's code does; the blocks are."""
@@ -138,27 +147,29 @@ class DiT(nn.Module):
         if self.classes:
             nn.init.normal_(self.embed_label.vectors.weight, std=0.02)
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         """Predict eps, x_0 or v, whichever the network is trained for.
 
         Args:
             x_t: noisy images (b, channels, height, width).
             t: timesteps (b,) in 1..T.
-            label: classes (b,) int64, -1 for an unconditional prediction; ``None`` for -1 everywhere.
+            condition: of each image, or classes (b,) int64 alone, where -1 is none; ``None`` for an unconditional
+                prediction.
 
         Returns:
             (b, outputs * channels, height, width).
         """
-        condition = self.embed(t)
+        embedding, given = self.embed(t), as_condition(condition)
         if self.classes:
-            label = torch.full_like(t, -1, dtype=torch.long) if label is None else label
-            vector = self.embed_label(label)
-            condition = condition + vector
+            vector = self.embed_label(given, t)
+            embedding = embedding + vector
+        embedding = self.conditions.add(embedding, given, t)
+        x_t = self.conditions.concatenate(x_t, given)
         tokens = rearrange(self.embed_patch(x_t), "b c h w -> b (h w) c") + self.positions
         for index, block in enumerate(self.blocks):
             if self.class_tokens and index == self.class_tokens_from:
                 tokens = torch.cat([rearrange(vector, "b c -> b 1 c") + self.class_positions, tokens], dim=1)
-            tokens = run_block(block, self.recompute, tokens, condition)
-        pixels, (p, (h, w)) = self.last(tokens[:, self.class_tokens :], condition), (self.patch, self.grid)
+            tokens = run_block(block, self.recompute, tokens, embedding)
+        pixels, (p, (h, w)) = self.last(tokens[:, self.class_tokens :], embedding), (self.patch, self.grid)
         image: Tensor = rearrange(pixels, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)
         return image

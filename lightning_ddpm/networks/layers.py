@@ -1,4 +1,4 @@
-"""The smallest parts of the networks: initialised layers, GroupNorm, and embeddings of timesteps and classes.
+"""The smallest parts of the networks: initialised layers, GroupNorm, and embeddings of timesteps.
 
 Details are those of Ho et al.'s released code (2020, arXiv:2006.11239) unless stated otherwise.
 """
@@ -93,23 +93,3 @@ class SinusoidalEmbedding(nn.Module):
         """Map timesteps (b,) in 1..T to (b, dim)."""
         angle = rearrange(t - 1, "b -> b 1").float() * self.frequency.float()
         return torch.cat([angle.cos(), angle.sin()] if self.cosines_first else [angle.sin(), angle.cos()], dim=1)
-
-
-class LabelEmbedding(nn.Module):
-    """A vector for each class and, as the last, one for no class.
-
-    So every image has a vector, and every training step computes a gradient for this layer, whatever the labels.
-
-    Args:
-        classes: number of classes.
-        dim: length of the vectors.
-    """
-
-    def __init__(self, classes: int, dim: int) -> None:
-        super().__init__()
-        self.vectors = nn.Embedding(classes + 1, dim)
-
-    def forward(self, label: Tensor) -> Tensor:
-        """Map labels (b,) int64, -1 for no class, to (b, dim)."""
-        none = self.vectors.num_embeddings - 1
-        return self.vectors(torch.where(label < 0, none, label))  # type: ignore[no-any-return]

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_ddpm.networks.blocks import DownsampleConv, ResampleBlock, UNetBlock, UpsampleConv
-from lightning_ddpm.networks.layers import LabelEmbedding, SinusoidalEmbedding
+from lightning_ddpm.networks.condition_embeddings import LabelEmbedding
+from lightning_ddpm.networks.conditions import ConditionEmbedding, Conditions
+from lightning_ddpm.networks.layers import SinusoidalEmbedding
 from lightning_ddpm.networks.padding import crop, get_padding, pad
 from lightning_ddpm.networks.unet_layers import UNetLayers
+from lightning_ddpm.utils.condition import Condition, as_condition
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import ImageSize, get_sides, pad_size, shorten_size, write_size
 
@@ -73,8 +76,12 @@ def build_encoder(
     recompute: Sequence[int] = (),
     layers: UNetLayers | None = None,
     pad_to_multiple: int = 1,
+    more_channels: int = 0,
 ) -> EncoderParts:
-    """Build the encoder and the middle; see :class:`UNet` for arguments and errors."""
+    """Build the encoder and the middle; see :class:`UNet` for arguments and errors.
+
+    ``more_channels`` are concatenated to those of the image.
+    """
     if channels is None or size is None:
         raise UserError(f"UNet needs the images' channels and size, got channels={channels}, size={size}")
     numbers = (channels, *get_sides(size), width, blocks, groups, *multipliers)
@@ -93,7 +100,7 @@ def build_encoder(
     embedding, layers = 4 * width, layers or UNetLayers()
     linear1, linear2 = layers.linear(width, embedding), layers.linear(embedding, embedding)
     embed = nn.Sequential(SinusoidalEmbedding(width, layers.cosines_first), linear1, nn.SiLU(), linear2)
-    first = layers.conv(channels, width)
+    first = layers.conv(channels + more_channels, width)
 
     def make_block(inputs: int, outputs: int, level: int, may_attend: bool = True) -> UNetBlock:
         attends, at = may_attend and sizes[level] in attention, sizes[level] in recompute
@@ -136,7 +143,7 @@ def run_encoder(first: nn.Module, down: nn.ModuleList, x_t: Tensor, embedding: T
 
 
 class UNet(nn.Module):
-    """A U-Net, which predicts eps, x_0 or v of a noisy image x_t, optionally conditioned on a class: Ho et al.'s.
+    """A U-Net, which predicts eps, x_0 or v of a noisy image x_t, optionally given a condition: Ho et al.'s.
 
     Every level after the first halves height and width. A level has ``blocks`` residual blocks in the encoder and one
     more in the decoder. Each block of the decoder also gets the output of the encoder's corresponding layer.
@@ -160,6 +167,7 @@ class UNet(nn.Module):
         layers: how blocks, attention and resampling are built; ``null`` for Ho et al.'s.
         pad_to_multiple: images are padded by zeros on all sides inside the network, until height and width are
             multiples of this number, and the prediction is cropped. With 1 nothing is padded.
+        conditions: embeddings of what images are conditioned on besides their class.
 
     Raises:
         UserError: the combination of arguments cannot be built; the message states the fix.
@@ -180,6 +188,7 @@ class UNet(nn.Module):
         recompute: Sequence[int] = (),
         layers: UNetLayers | None = None,
         pad_to_multiple: int = 1,
+        conditions: Sequence[ConditionEmbedding] = (),
     ) -> None:
         super().__init__()
         if outputs < 1:
@@ -187,8 +196,11 @@ class UNet(nn.Module):
         if classes is None or classes < 0:
             raise UserError(f"UNet needs the number of classes, got {classes}; use labelled images, or give classes=0")
         self.layers = layers = layers or UNetLayers()
+        self.conditions = Conditions(conditions)
         parts = build_encoder(
-            channels, size, width, multipliers, attention, blocks, dropout, groups, recompute, layers, pad_to_multiple
+            *(channels, size, width, multipliers, attention, blocks, dropout, groups, recompute, layers),
+            pad_to_multiple=pad_to_multiple,
+            more_channels=self.conditions.channels,
         )
         self.pad_to_multiple = pad_to_multiple
         (self.channels, self.size), self.classes = parts.shape, classes
@@ -208,22 +220,25 @@ class UNet(nn.Module):
         self.last = layers.conv(current, outputs * self.channels, is_last=True)
         if classes:  # initialised last, so that the others start as they do without classes
             self.embed_label = LabelEmbedding(classes, 4 * width)
+        self.conditions.build(4 * width)
 
-    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
         """Predict eps, x_0 or v, whichever the network is trained for.
 
         Args:
             x_t: noisy images (b, channels, height, width).
             t: timesteps (b,) in 1..T.
-            label: classes (b,) int64, -1 for an unconditional prediction; ``None`` for -1 everywhere.
+            condition: of each image, or classes (b,) int64 alone, where -1 is none; ``None`` for an unconditional
+                prediction.
 
         Returns:
             (b, outputs * channels, height, width).
         """
-        embedding = self.embed(t)
+        embedding, given = self.embed(t), as_condition(condition)
         if self.classes:
-            label = torch.full_like(t, -1, dtype=torch.long) if label is None else label
-            embedding = embedding + self.embed_label(label)
+            embedding = embedding + self.embed_label(given, t)
+        embedding = self.conditions.add(embedding, given, t)
+        x_t = self.conditions.concatenate(x_t, given)
         padding = get_padding(x_t, self.pad_to_multiple)
         skips = run_encoder(self.first, self.down, pad(x_t, padding), embedding)
         h = self.middle2(self.middle1(skips[-1], embedding), embedding)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ddpm.utils import torch_internals
+from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.errors import UserError, first_line
 
 Mode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -21,7 +22,7 @@ def compile_in_place(network: nn.Module, backend: str = "inductor", mode: Mode |
     Images enter in the memory format of the convolutions' weights.
 
     Args:
-        network: called as network(x_t, t) or network(x_t, t, label).
+        network: called as network(x_t, t) or network(x_t, t, condition).
         backend, mode: see torch.compile.
 
     Raises:
@@ -34,18 +35,20 @@ def compile_in_place(network: nn.Module, backend: str = "inductor", mode: Mode |
         calls[has_gradients] = torch_internals.get_compiled_call(network)
     layouts: list[torch.memory_format] = []  # of the images; read from the weights at the first call
 
-    def call(*inputs: Tensor) -> Any:
+    def arrange(each: Tensor) -> Tensor:
+        # samplers pass t as an expanded view
+        each = each.contiguous(memory_format=layouts[0] if each.ndim == 4 else torch.contiguous_format)
+        if not torch.is_grad_enabled():  # otherwise every batch size would be compiled on its own
+            torch_internals.allow_any_batch_size(each)
+        return each
+
+    def call(*inputs: Tensor | Condition) -> Any:
         if not layouts:
             layouts.append(get_memory_format(network))
         has_gradients = torch.is_grad_enabled()
-        arranged = [  # samplers pass t as an expanded view
-            each.contiguous(memory_format=layouts[0] if each.ndim == 4 else torch.contiguous_format) for each in inputs
-        ]
-        if not has_gradients:
-            for each in arranged:  # otherwise every batch size would be compiled on its own
-                torch_internals.allow_any_batch_size(each)
-            if uses_graphs(mode) and not network.training:
-                begin_step()
+        arranged = [each.map(arrange) if isinstance(each, Condition) else arrange(each) for each in inputs]
+        if not has_gradients and uses_graphs(mode) and not network.training:
+            begin_step()
         try:
             output = calls[has_gradients](*arranged)
         except compiler_error as error:

@@ -1,0 +1,104 @@
+"""What a model's images are conditioned on: the kinds that its network takes, and their values."""
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ddpm.data.conditioned import ConditionedDataset
+from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.models.sample_request import ConditionSource, SampleRequest
+from lightning_ddpm.networks.conditions import ConditionEmbedding
+from lightning_ddpm.utils.condition import NOTHING, Condition, ConditionFormat
+from lightning_ddpm.utils.contracts import describe_class
+from lightning_ddpm.utils.errors import UserError
+
+
+def list_embeddings(network: nn.Module) -> list[ConditionEmbedding]:
+    """Return a network's embeddings of conditions, its attribute ``conditions``; empty without it.
+
+    Raises:
+        UserError: they are something else.
+    """
+    found = list(getattr(network, "conditions", None) or ())
+    for each in found:
+        if not isinstance(each, ConditionEmbedding):
+            raise UserError(
+                f"{describe_class(type(network))} has a {type(each).__name__} in its attribute conditions; it holds "
+                "AddedConditions and ConcatenatedConditions of lightning_ddpm.networks"
+            )
+    return found
+
+
+def get_format(network: nn.Module) -> ConditionFormat:
+    """Return what the data must have for the network besides classes."""
+    formats = {each.kind: each.format for each in list_embeddings(network)}
+    vector, multilabel, image = (formats.get(kind, NOTHING) for kind in ("vector", "multilabel", "image"))
+    return ConditionFormat(vector.vector, multilabel.multilabel, image.image)
+
+
+def measure_conditions(network: nn.Module, data: ImageDataset) -> None:
+    """Adapt the network's embeddings to the conditions of the training images."""
+    for each in list_embeddings(network):
+        values = getattr(data, each.kind, None) if isinstance(data, ConditionedDataset) else None
+        if values is not None:
+            each.measure(values)
+
+
+def make_example(format: ConditionFormat, has_classes: bool, n: int) -> Condition:
+    """Return a condition of n images of zeros, and the first class, on the CPU."""
+    return Condition(
+        torch.zeros(n, dtype=torch.long) if has_classes else None,
+        torch.zeros(n, len(format.multilabel), dtype=torch.uint8) if format.multilabel else None,
+        torch.zeros(n, len(format.vector)) if format.vector else None,
+        torch.zeros(n, *format.image) if format.image else None,
+    )
+
+
+def check_given(condition: Condition, format: ConditionFormat, what: str) -> None:
+    """Check that a condition has the kinds that a network takes.
+
+    Args:
+        condition: it.
+        format: of the network.
+        what: where it comes from, for the message.
+
+    Raises:
+        UserError: a kind is missing, or a row has another length.
+    """
+    if missing := format.kinds - condition.kinds:
+        raise UserError(f"the model is conditioned on {format.describe()} and {what} no {min(missing)}; add it")
+    for kind, names in (("vector", format.vector), ("multilabel", format.multilabel)):
+        rows: Tensor | None = getattr(condition, kind)
+        if names and rows is not None and rows.shape[1:] != (len(names),):
+            raise UserError(f"the {kind} is ({', '.join(names)}) and {what} the shape {tuple(rows.shape)}; correct it")
+    if format.image and condition.image is not None and tuple(condition.image.shape[1:]) != format.image:
+        found, expected = ("x".join(map(str, each)) for each in (condition.image.shape[1:], format.image))
+        raise UserError(f"the model is conditioned on images of {expected} and {what} images of {found}; resize them")
+
+
+def read_given(
+    format: ConditionFormat, request: SampleRequest, held_out: ConditionSource | None, start: int, stop: int
+) -> Condition | None:
+    """Return the condition of images ``start``..``stop``, as a dataset has it.
+
+    Args:
+        format: what the network takes besides classes.
+        request: the request.
+        held_out: the conditions of held-out images, if there is a dataset.
+        start, stop: the images.
+
+    Returns:
+        ``None`` for images without a condition.
+
+    Raises:
+        UserError: the request has no condition, or another one than the network takes.
+    """
+    if (source := request.conditions or held_out) is None:
+        if request.guidance is not None and not request.guidance.is_conditional:
+            return None
+        raise UserError(
+            f"the model is conditioned on {format.describe()}: give SampleRequest.conditions, or guidance of scale 0 "
+            "for images without a condition"
+        )
+    given = source(start, stop)
+    check_given(given, format, "the request has")
+    return given
