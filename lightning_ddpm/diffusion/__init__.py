@@ -22,6 +22,7 @@ from lightning_ddpm.diffusion.guidance import extrapolate as extrapolate
 from lightning_ddpm.diffusion.guidance import guide_by_classifier as guide_by_classifier
 from lightning_ddpm.diffusion.losses import P2 as P2
 from lightning_ddpm.diffusion.losses import VLB as VLB
+from lightning_ddpm.diffusion.losses import FlowWeight as FlowWeight
 from lightning_ddpm.diffusion.losses import Hybrid as Hybrid
 from lightning_ddpm.diffusion.losses import MinSNR as MinSNR
 from lightning_ddpm.diffusion.losses import Objective as Objective

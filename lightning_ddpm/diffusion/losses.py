@@ -122,6 +122,25 @@ class TruncatedSNR(SNRWeight):
 
 
 @final
+class FlowWeight(SNRWeight):
+    """(1 + sqrt(SNR))^2, the error of the flow's velocity eps - x_0; Li & He 2025 (arXiv:2511.13720), section 4.
+
+    On ``RectifiedFlow`` it is 1 / (t/T)^2.
+
+    Args:
+        limit: the share t/T below which it stays as it is there, lest nearly clean images dominate.
+    """
+
+    def __init__(self, limit: float = 0.05) -> None:
+        if not 0 < limit <= 1:
+            raise UserError(f"FlowWeight's limit must lie in (0, 1], got {limit}; Li & He use 0.05")
+        self.limit = limit
+
+    def x_0_weight(self, snr: Tensor) -> Tensor:
+        return (1 + snr.sqrt()).clamp(max=1 / self.limit) ** 2
+
+
+@final
 class SimpleWeighted(Objective):
     """The squared error of x^_0 times a function of the SNR: the same value for every parameterization.
 

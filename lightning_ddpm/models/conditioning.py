@@ -1,11 +1,15 @@
 """What a model's images are conditioned on: the kinds that its network takes, and their values."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from lightning_ddpm.data.augmentation import Augmentation
 from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.models.sample_request import ConditionSource, SampleRequest
+from lightning_ddpm.networks import AugmentationEmbedding
 from lightning_ddpm.networks.conditions import ConditionEmbedding
 from lightning_ddpm.utils.condition import NOTHING, Condition, ConditionFormat
 from lightning_ddpm.utils.contracts import describe_class
@@ -33,6 +37,29 @@ def get_format(network: nn.Module) -> ConditionFormat:
     formats = {each.kind: each.format for each in list_embeddings(network)}
     vector, multilabel, image = (formats.get(kind, NOTHING) for kind in ("vector", "multilabel", "image"))
     return ConditionFormat(vector.vector, multilabel.multilabel, image.image)
+
+
+def check_augmentations(network: nn.Module, augmentations: Sequence[Augmentation], channels: int) -> None:
+    """Check that a network is given what augmentation does to its images, and that they can be augmented.
+
+    Raises:
+        UserError: it is not, so that augmentation would leak into generated images; or its embedding is of others.
+    """
+    embedded = [each for each in list_embeddings(network) if isinstance(each, AugmentationEmbedding)]
+    found, needed = sum(each.parameters_of_images for each in embedded), sum(each.parameters for each in augmentations)
+    if found != needed:
+        names = ", ".join(type(each).__name__ for each in augmentations) or "no augmentation"
+        given = f"an AugmentationEmbedding of {found}" if embedded else "no AugmentationEmbedding"
+        fix = "give model.augmentations, or take it out of the network's conditions"
+        if needed:
+            fix = f"give its conditions one with parameters={needed}, or augmented images would be generated, too"
+        raise UserError(f"model.augmentations ({names}) have {needed} parameters and the network has {given}; {fix}")
+    if augmentations and get_format(network).image:
+        raise UserError(
+            "augmentation transforms the images, not those that they are conditioned on; leave one of the two"
+        )
+    for each in augmentations:
+        each.check_images(channels)
 
 
 def measure_conditions(network: nn.Module, data: ImageDataset) -> None:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LinearLR
 
 from lightning_ddpm import diffusion
 from lightning_ddpm.data import ImageDataModule, checks, class_labels, conditioned, sharding
+from lightning_ddpm.data.augmentation import Augmentation, augment
 from lightning_ddpm.data.datasets import Batch
 from lightning_ddpm.data.value_range import UINT8, ValueRange
 from lightning_ddpm.diffusion import Denoiser, GaussianPath, Sampler
@@ -48,6 +49,8 @@ class DDPM(LightningModule):
         clipping: how a predicted x_0 that leaves the range of bounded values is moved into it while sampling; ``null``
             to set its values to the nearer end, as in Ho et al.
         condition_values: the same of images that they are conditioned on.
+        augmentations: transformations of training images, given to the network as a condition so that they do not leak
+            into generated images (Karras et al. 2022, arXiv:2206.00364).
 
     Raises:
         UserError: the network lacks an attribute, or the arguments do not fit together.
@@ -70,6 +73,7 @@ class DDPM(LightningModule):
         values: ValueRange | None = None,
         clipping: diffusion.Clipping | None = None,
         condition_values: ValueRange | None = None,
+        augmentations: Sequence[Augmentation] = (),
     ) -> None:
         super().__init__()
         check_network(network)
@@ -93,6 +97,8 @@ class DDPM(LightningModule):
         self.condition_kinds = self.condition_format.kinds | ({"label"} if self.class_names else frozenset())
         self._kinds = self.condition_kinds | {each.kind for each in conditioning.list_embeddings(network)}
         self._held_out_conditions: ConditionSource | None = None
+        self.augmentations = list(augmentations)
+        conditioning.check_augmentations(network, self.augmentations, self.image_shape[0])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -122,6 +128,9 @@ class DDPM(LightningModule):
         random = this.generate("train")  # random numbers of these images, the same on any number of devices
         if self._kinds:
             condition = condition.hide(this.generate("label dropout").rand() < self.label_dropout)
+        if self.augmentations:
+            x_0, done = augment(self.augmentations, x_0, this.generate("augmentation"))
+            condition = condition._replace(augmentation=done)
 
         t, weights = random(self.timesteps.sample)  # t ~ Uniform({1, ..., T}), weights 1
         eps = random.randn_like(x_0)  # eps ~ N(0, I)

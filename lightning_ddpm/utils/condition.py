@@ -19,6 +19,7 @@ class Condition(NamedTuple):
         multilabel: (b, k), 1 for each of k classes that an image belongs to, else 0.
         vector: (b, k) float32, numbers in the data's units.
         image: (b, c, h, w); as in the files in datasets, and floats in [-1, 1] for networks.
+        augmentation: (b, k) float32, what was done to training images; 0 for images as they are. It is never hidden.
         given: (b,) bool, whether an image's condition is there; ``None`` if it is for all. Labels are hidden by -1.
     """
 
@@ -26,6 +27,7 @@ class Condition(NamedTuple):
     multilabel: Tensor | None = None
     vector: Tensor | None = None
     image: Tensor | None = None
+    augmentation: Tensor | None = None
     given: Tensor | None = None
 
     @property

@@ -24,6 +24,8 @@ from lightning_ddpm.diffusion import (
     ExplicitBetas,
     FixedLarge,
     FixedSmall,
+    FlowVelocity,
+    FlowWeight,
     Hybrid,
     LearnedRange,
     Linear,
@@ -34,6 +36,7 @@ from lightning_ddpm.diffusion import (
     Parameterization,
     PosteriorMean,
     Quadratic,
+    RectifiedFlow,
     Sigmoid,
     Simple,
     SimpleWeighted,
@@ -343,3 +346,24 @@ def test_a_hybrid_model_trains_and_its_loss_history_is_resumed(tmp_path: Path) -
 def test_building_a_model_checks_the_parameterization_against_the_schedule() -> None:
     with pytest.raises(UserError, match="zero terminal SNR"):
         tiny_model(network=tiny_network(), schedule=ZERO_TERMINAL_SNR[0])
+
+
+def test_the_flow_weight_makes_x_0s_error_that_of_the_velocity_up_to_its_limit() -> None:
+    path, limit = RectifiedFlow(), 0.05
+    x_0, eps, output = torch.randn(3, 5, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.tensor([10.0, 50.0, 51.0, 500.0, 1000.0], dtype=torch.float64)
+
+    def predict_velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        """Return eps - x_0 = (x_t - x_0) / (t/T) for the same prediction of x_0."""
+        return (x_t - output) / (t[:, None, None, None] / 1000)
+
+    weighted = SimpleWeighted(FlowWeight(limit))
+    found = weighted.losses(Denoiser(lambda x_t, t: output, path, None, X0()), x_0, t, eps)
+    expected = Simple().losses(Denoiser(predict_velocity, path, None, FlowVelocity()), x_0, t, eps)
+    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found[0], expected[0] * (0.01 / limit) ** 2, rtol=1e-5, atol=0)
+
+
+def test_a_flow_weight_without_a_limit_is_refused() -> None:
+    with pytest.raises(UserError, match=r"limit must lie in \(0, 1\], got 0; Li & He use 0.05"):
+        FlowWeight(0)
