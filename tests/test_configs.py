@@ -19,7 +19,7 @@ from lightning_ddpm.metrics import Inception
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_classifier import ImageClassifier
 from lightning_ddpm.models.noisy_classifier import NoisyClassifier
-from lightning_ddpm.networks import UNet
+from lightning_ddpm.networks import DiT, UNet
 from lightning_ddpm.utils.random import make_generator
 
 NAMES = [path.stem for path in CONFIGS]
@@ -35,6 +35,7 @@ DIGITS = (
 )
 GUIDES = ("digits_classifier", "mnist_classifier", "cifar10_classifier")
 GPU = [path.stem for path in CONFIGS if "GPU" in path.read_text().split("# hardware:")[1].splitlines()[0]]
+IMAGENET = {"adm_64": 64, "jit_256": 256}
 LARGE = {  # name and category: where the data are, flips, training steps
     ("celebahq256", None): ("celebahq", True, 500_000),
     ("lsun256", "church"): ("church_outdoor", True, 1_200_000),
@@ -45,27 +46,31 @@ LARGE = {  # name and category: where the data are, flips, training steps
 
 @pytest.fixture
 def build(monkeypatch, tmp_path):
-    """Return a function that builds a config's trainer, model and data as the command line does, with empty U-Nets."""
+    """Return a function that builds a config's trainer, model and data as the command line does, without weights."""
     built = []
 
     class Built(fit.DDPMCLI):
         def _run_subcommand(self, subcommand):
             built.append(self)
 
-    original_init = UNet.__init__
+    def build_empty(kind):
+        original_init = kind.__init__
 
-    @functools.wraps(original_init)
-    def init_on_meta_device(self, *args, **kwargs):
-        with torch.device("meta"):
-            original_init(self, *args, **kwargs)
+        @functools.wraps(original_init)
+        def init_on_meta_device(self, *args, **kwargs):
+            with torch.device("meta"):
+                original_init(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "__init__", init_on_meta_device)
 
     monkeypatch.setattr(fit, "DDPMCLI", Built)
-    monkeypatch.setattr(UNet, "__init__", init_on_meta_device)
+    build_empty(UNet)
+    build_empty(DiT)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
 
     def call(name, *options):
-        if name == "adm_64":
-            options = (*options, "--data.root", str(make_imagenet(tmp_path / "imagenet")))
+        if name in IMAGENET:
+            options = (*options, "--data.root", str(make_imagenet(tmp_path / name, IMAGENET[name])))
         if name == "arrays":
             options = (*options, "--data.root", str(make_arrays(tmp_path / "arrays")))
         overrides = ("--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path))
@@ -75,11 +80,11 @@ def build(monkeypatch, tmp_path):
     return call
 
 
-def make_imagenet(root):
-    """Return a folder with an image in each of a thousand classes."""
+def make_imagenet(root, side):
+    """Return a folder with a square image in each of a thousand classes."""
     if not root.exists():
         content = io.BytesIO()
-        Image.new("RGB", (64, 64)).save(content, "png")
+        Image.new("RGB", (side, side)).save(content, "png")
         for label in range(1000):
             (root / f"n{label:08}").mkdir(parents=True)
             (root / f"n{label:08}" / "image.png").write_bytes(content.getvalue())
@@ -114,9 +119,17 @@ def count_parameters(module):
 
 def test_all_documented_configs_exist():
     documented = {"digits", "mnist", "fashion_mnist", "cifar10", "cifar10_fast", "image_folder", "arrays"}
-    documented |= {"digits_edm", "digits_flow"}
+    documented |= {"digits_edm", "digits_flow", "cifar10_edm"}
     documented |= {f"{name}_conditional" for name in ("digits", "mnist", "fashion_mnist", "cifar10")}
-    documented |= {*FEATURES, *GUIDES, *(name for name, _ in LARGE), "adm_64", "digits_dit", "cifar10_dit"}
+    documented |= {
+        *FEATURES,
+        *GUIDES,
+        *(name for name, _ in LARGE),
+        *IMAGENET,
+        "digits_dit",
+        "cifar10_dit",
+        "cifar10_edm",
+    }
     assert documented == set(NAMES)
 
 
@@ -146,7 +159,7 @@ def test_a_config_builds_its_model_and_data_without_the_data(name, build, monkey
     assert (network.channels, network.size) == (cli.datamodule.channels, cli.datamodule.size)
     others = dict.fromkeys(FEATURES, ImageClassifier) | dict.fromkeys(GUIDES, NoisyClassifier)
     assert isinstance(cli.model, others.get(name, DDPM))
-    classes = {"adm_64": 1000}.get(name, 10 if name in others or name.endswith("_conditional") else 0)
+    classes = 1000 if name in IMAGENET else (10 if name in others or name.endswith("_conditional") else 0)
     assert getattr(network, "classes", 0) == classes
     optimizer = cli.model.configure_optimizers()["optimizer"]
     assert optimizer.param_groups[0]["lr"] > 0
@@ -258,14 +271,52 @@ def test_adm_64_follows_dhariwal_and_nichol(build):
     assert next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.EMA)).decay == 0.9999
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step\\(\\)` before")
+def test_cifar10_edm_follows_karras_et_al(build):
+    cli = build("cifar10_edm")
+    model, data = cli.model, cli.datamodule
+    assert count_parameters(model.network) == 55_733_891 - 9 * 128 + 9 * 512  # theirs embeds augmentation earlier
+    assert {layer.p for layer in model.modules() if isinstance(layer, torch.nn.Dropout)} == {0.13}
+    assert cli.trainer.max_steps * read_yaml(config("cifar10_edm"))["data"]["global_batch_size"] == 200_000_000
+    average = next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.EMA))
+    assert math.log(0.5) / math.log(average.decay) * 512 == pytest.approx(500_000, rel=1e-3)
+    assert (model.augmentations[0].probability, data.flip) == (0.12, False)
+    assert (model.timesteps.mean, model.timesteps.std, model.parameterization.sigma_data) == (-1.2, 1.2, 0.5)
+    assert model.sampler.nfe(1000) == 35
+    optimizer, rates = record_learning_rates(cli)
+    assert (type(optimizer), optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == (
+        torch.optim.Adam,
+        (0.9, 0.999),
+        0,
+    )
+    assert optimizer.defaults["eps"] * 3 * 32 * 32 == pytest.approx(1e-8, rel=0.01)
+    assert rates[5000] == pytest.approx(1e-3 * 5000 * 512 / 10e6, rel=1e-3)
+    assert cli.trainer.gradient_clip_val is None
+
+
+def test_jit_256_follows_li_and_he(build):
+    cli = build("jit_256")
+    model = cli.model
+    assert count_parameters(model.network) == 131_123_712
+    assert isinstance(model.schedule, diffusion.RectifiedFlow)
+    assert (model.timesteps.mean, model.timesteps.std, model.objective.weight.limit) == (0.8, 0.8, 0.05)
+    assert model.sampler.nfe(1000) == 99
+    final = [each for each in cli.trainer.callbacks if isinstance(each, callbacks.Evaluation)][-1]
+    assert (final.request.guidance.scale, tuple(final.request.guidance.interval)) == (2.9, (1, 900))
+    optimizer = model.configure_optimizers()["optimizer"]
+    assert (optimizer.defaults["lr"], optimizer.defaults["betas"]) == (2e-4, (0.9, 0.95))
+    images = read_yaml(config("jit_256"))["data"]["global_batch_size"] * cli.trainer.max_steps
+    assert images / 1_281_167 == pytest.approx(600, rel=1e-3)
+
+
 def read_float32_options(name):
     """Return the options that the header gives for float32 on a CPU."""
     (line,) = [line for line in read_header(name) if line.strip("# ").startswith("in float32, on a CPU")]
     return shlex.split(line[line.index("--") :])
 
 
-def test_ten_configs_are_for_gpus():
-    assert len(GPU) == 10, GPU
+def test_twelve_configs_are_for_gpus():
+    assert len(GPU) == 12, GPU
 
 
 @pytest.mark.parametrize("name", GPU)

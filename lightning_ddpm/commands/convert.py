@@ -118,9 +118,9 @@ def run_import(arguments: Sequence[str]) -> None:
     parser = build_parser("import", description)
     add = parser.add_argument
     add("--folder", type=resolve_path, help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers")
-    add("--weights", type=resolve_path, metavar="FILE.pt", help="guided-diffusion's weights; give --config, too")
+    add("--weights", type=resolve_path, metavar="FILE.pt", help="weights of guided-diffusion or EDM; give --config")
     add("--config", type=str, help="config of the model that --weights are of, such as adm_64")
-    add("--legacy_attention", action="store_true", help="--weights are without --use_new_attention_order True")
+    add("--legacy_attention", action="store_true", help="guided-diffusion without --use_new_attention_order True")
     add("--out", type=resolve_path, required=True, metavar="FILE.ckpt", help="to write, and FILE.yaml beside it")
     options = parse(parser, arguments, "import")
     config_file = options.out.with_suffix(".yaml")
@@ -152,8 +152,8 @@ def _choose_source(options: Any) -> import_sources.Source:
     diffusers, guided = options.folder is not None, options.weights is not None
     if diffusers == guided or guided != (options.config is not None) or (diffusers and options.legacy_attention):
         raise UserError(
-            "give either --folder, of a pipeline of diffusers, or --weights, a file of guided-diffusion, with --config"
+            "give either --folder, of a pipeline of diffusers, or --weights, of guided-diffusion or EDM, with --config"
         )
     if diffusers:
         return import_sources.read_diffusers(options.folder)
-    return import_sources.read_guided_diffusion(options.weights, options.config, options.legacy_attention)
+    return import_sources.read_weights(options.weights, options.config, options.legacy_attention)

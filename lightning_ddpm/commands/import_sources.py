@@ -1,4 +1,4 @@
-"""What ``import`` reads: pipelines of diffusers, and weights of guided-diffusion."""
+"""What ``import`` reads: pipelines of diffusers, and weights of guided-diffusion and EDM."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_ddpm.interop import guided_diffusion
+from lightning_ddpm.interop import edm, guided_diffusion
 from lightning_ddpm.interop.diffusers import scheduler, unet
 from lightning_ddpm.interop.diffusers.settings import Config
 from lightning_ddpm.interop.diffusers.weights import load_weights
@@ -25,7 +25,7 @@ WEIGHTS = "diffusion_pytorch_model"
 """File name of a model's weights in diffusers, without .safetensors or .bin."""
 DDPM_PATH, UNET_PATH = "lightning_ddpm.models.ddpm.DDPM", "lightning_ddpm.networks.UNet"
 IMPORTED = ("network", "schedule", "sampler", "parameterization")
-"""What a checkpoint takes from the config of guided-diffusion's model: the rest is of training."""
+"""What a checkpoint takes from the config of such a model: the rest is of training."""
 
 
 class Source(NamedTuple):
@@ -53,8 +53,8 @@ def read_diffusers(folder: Path) -> Source:
     return Source(_read_config(folder), folder, partial(_read_diffusers_weights, _part(folder, "unet")), load_weights)
 
 
-def read_guided_diffusion(path: Path, config: str, legacy_attention: bool) -> Source:
-    """Read the configuration of a model whose weights are in a file of guided-diffusion.
+def read_weights(path: Path, config: str, legacy_attention: bool) -> Source:
+    """Read the configuration of a model whose weights are in a file of guided-diffusion or EDM.
 
     Args:
         path: the file.
@@ -80,10 +80,16 @@ def read_guided_diffusion(path: Path, config: str, legacy_attention: bool) -> So
     arguments = content["model"]["init_args"]
     size = _get(content, "data", "source", "init_args", "size")
     network = {"size": size} | (_get(arguments, "network", "init_args") or {})
-    network = {**network, "size": network["size"] or size, **guided_diffusion.infer_arguments(weights)}
+    is_edm = edm.is_edm(weights)
+    if is_edm and legacy_attention:
+        raise UserError("--legacy_attention is for weights of guided-diffusion, and these are EDM's; leave it out")
+    inferred = edm.infer_arguments(weights) if is_edm else guided_diffusion.infer_arguments(weights)
+    network = {**network, "size": network.get("size") or size, **inferred}
+    network.pop("conditions", None)  # augmentation's, which is of training
     arguments["network"]["init_args"] = network
     parts = {name: arguments[name] for name in IMPORTED if name in arguments}
-    load = partial(guided_diffusion.load_weights, legacy_attention=legacy_attention)
+    theirs = partial(guided_diffusion.load_weights, legacy_attention=legacy_attention)
+    load = edm.load_weights if is_edm else theirs
     return Source({"class_path": DDPM_PATH, "init_args": parts}, path, lambda: weights, load)
 
 

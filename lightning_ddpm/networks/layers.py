@@ -77,19 +77,20 @@ class SinusoidalEmbedding(nn.Module):
         dim: number of features, even.
         cosines_first: [cos, sin], with frequencies 10000^(-k/half) that end one step above 1/10000, as in the code of
             Dhariwal & Nichol 2021 (arXiv:2105.05233) and Peebles & Xie 2023 (arXiv:2212.09748).
+        offset: subtracted from t.
     """
 
     frequency: Tensor
 
-    def __init__(self, dim: int, cosines_first: bool = False) -> None:
+    def __init__(self, dim: int, cosines_first: bool = False, offset: int = 1) -> None:
         super().__init__()
         if dim % 2 or dim < 4:
             raise UserError(f"the timestep embedding needs an even width of at least 4, got {dim}")
-        self.cosines_first, half = cosines_first, dim // 2
+        self.cosines_first, self.offset, half = cosines_first, offset, dim // 2
         exponent = torch.arange(half, dtype=torch.float64) / (half if cosines_first else half - 1)
         self.register_buffer("frequency", torch.exp(-math.log(10000) * exponent).float(), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         """Map timesteps (b,) in 1..T to (b, dim)."""
-        angle = rearrange(t - 1, "b -> b 1").float() * self.frequency.float()
+        angle = rearrange(t - self.offset, "b -> b 1").float() * self.frequency.float()
         return torch.cat([angle.cos(), angle.sin()] if self.cosines_first else [angle.sin(), angle.cos()], dim=1)

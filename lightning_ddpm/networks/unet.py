@@ -99,7 +99,8 @@ def build_encoder(
 
     embedding, layers = 4 * width, layers or UNetLayers()
     linear1, linear2 = layers.linear(width, embedding), layers.linear(embedding, embedding)
-    embed = nn.Sequential(SinusoidalEmbedding(width, layers.cosines_first), linear1, nn.SiLU(), linear2)
+    time = SinusoidalEmbedding(width, layers.cosines_first, layers.time_offset)
+    embed = nn.Sequential(time, linear1, nn.SiLU(), linear2)
     first = layers.conv(channels + more_channels, width)
 
     def make_block(inputs: int, outputs: int, level: int, may_attend: bool = True) -> UNetBlock:

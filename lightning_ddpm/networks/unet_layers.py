@@ -12,7 +12,7 @@ class UNetLayers:
     ADM (Dhariwal & Nichol 2021, arXiv:2105.05233, and their code) has ``scale_shift``, ``head_width`` 64,
     ``residual_resampling``, ``zero_outputs``, ``cosines_first`` and ``eps`` 1e-5. DDPM++ (Song et al. 2021,
     arXiv:2011.13456, as Karras et al. 2022, arXiv:2206.00364, train it) has ``residual_resampling``,
-    ``projected_resampling``, ``skip_scale`` 0.70710678 and ``sparse_attention``.
+    ``projected_resampling``, ``skip_scale`` 0.70710678 and ``sparse_attention``, and in EDM's code ``time_offset`` 0.
 
     Args:
         scale_shift: the embedding scales and shifts the output of each block's second norm ("adaptive group
@@ -29,6 +29,7 @@ class UNetLayers:
         symmetric_padding: convolutions that halve height and width pad all four sides; else right and bottom only.
         cosines_first: of the timestep embedding; see :class:`lightning_ddpm.networks.layers.SinusoidalEmbedding`.
         eps: of GroupNorm.
+        time_offset: subtracted from t before its embedding: 1 counts timesteps from 0; 0 for EDM's ln(sigma) / 4.
 
     Raises:
         UserError: a number is out of range, or a setting excludes another.
@@ -47,6 +48,7 @@ class UNetLayers:
         symmetric_padding: bool = False,
         cosines_first: bool = False,
         eps: float = 1e-6,
+        time_offset: int = 1,
     ) -> None:
         if heads < 1 or (head_width is not None and head_width < 1):
             raise UserError(f"heads and head_width must be at least 1, got {heads} and {head_width}")
@@ -62,6 +64,7 @@ class UNetLayers:
         self.residual_resampling, self.projected_resampling = residual_resampling, projected_resampling
         self.skip_scale, self.sparse_attention, self.zero_outputs = skip_scale, sparse_attention, zero_outputs
         self.symmetric_padding, self.cosines_first, self.eps = symmetric_padding, cosines_first, eps
+        self.time_offset = time_offset
 
     def count_heads(self, channels: int) -> int:
         """Return the number of heads of an attention layer; UserError if they do not divide its channels."""

@@ -137,4 +137,4 @@ def test_files_that_do_not_fit_are_refused(name: str, files: Any, tmp_path: Path
 def test_import_needs_one_source(options: tuple[str, ...], tmp_path: Path, command: Any) -> None:
     status, _, err = command("import", *options, "--out", tmp_path / "out.ckpt")
     assert status == 2
-    assert "give either --folder, of a pipeline of diffusers, or --weights, a file of guided-diffusion, with" in err
+    assert "give either --folder, of a pipeline of diffusers, or --weights, of guided-diffusion or EDM, with" in err

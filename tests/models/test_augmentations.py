@@ -75,7 +75,7 @@ def test_validation_and_its_loss_see_images_as_they_are(tmp_path, monkeypatch) -
         (
             lambda: tiny_network(conditions=[AugmentationEmbedding(9), ConcatenatedImage(1, 8)]),
             [GeometricAugmentation()],
-            "augmentation transforms the images, not those that they are conditioned on; leave one out",
+            "augmentation transforms the images, not those that they are conditioned on; leave one of the two",
         ),
         (
             lambda: DiT(4, 8, patch=2, width=16, depth=1, heads=2, conditions=[AugmentationEmbedding(6)]),

@@ -7,8 +7,9 @@ import torch
 from helpers.published_weights import DDPMPP, X_T, T, fill
 from torch import Tensor
 
+from lightning_ddpm.interop.edm import map_layer_names
 from lightning_ddpm.networks import UNet, UNetLayers
-from lightning_ddpm.networks.blocks import AttentionBlock, ResampleBlock, UNetBlock
+from lightning_ddpm.networks.blocks import AttentionBlock, UNetBlock
 from lightning_ddpm.utils.errors import UserError
 
 ADM: dict[str, Any] = {"scale_shift": True, "head_width": 64, "residual_resampling": True, "zero_outputs": True}
@@ -34,28 +35,10 @@ def test_ddpmpp_has_the_55_7_million_parameters_of_karras_et_al() -> None:
     assert count(3, 32, 128, (2, 2, 2), (16,), 4, 0.13, layers=UNetLayers(**SONG)) == 55_733_891 - 9 * 128
 
 
-def name_song_layers(network: UNet) -> dict[str, str]:
-    """Return NVlabs/edm's name of each layer: the same blocks in the same order, named by resolution."""
-    names = {"embed.1": "map_layer0", "embed.3": "map_layer1", "first": "enc.16x16_conv"}
-    names |= {"norm": "dec.16x16_aux_norm", "last": "dec.16x16_aux_conv"}
-    blocks = {"middle1": "dec.8x8_in0", "middle2": "dec.8x8_in1"}
-    for side, layers, resized in (("down", network.down, "enc.8x8_down"), ("up", network.up, "dec.16x16_up")):
-        place, size, block = side.replace("down", "enc").replace("up", "dec"), 16 if side == "down" else 8, 0
-        for index, layer in enumerate(layers):
-            if isinstance(layer, ResampleBlock):
-                blocks[f"{side}.{index}"], size, block = resized, 24 - size, 0
-            else:
-                blocks[f"{side}.{index}"], block = f"{place}.{size}x{size}_block{block}", block + 1
-    parts = {"residual.norm1": "norm0", "residual.conv1": "conv0", "residual.step": "affine", "residual.norm2": "norm1"}
-    parts |= {"residual.conv2": "conv1", "residual.skip": "skip", "attention.norm": "norm2", "attention.out": "proj"}
-    parts |= {f"attention.{each}": "qkv" for each in ("query", "key", "value")}
-    return names | {f"{o}.{part}": f"{t}.{name}" for o, t in blocks.items() for part, name in parts.items()}
-
-
 def build_song(**layers: Any) -> UNet:
     """Return DDPM++ at 16x16 with the weights of the formula; its qkv rows alternate."""
     network = UNet(3, 16, 128, (1, 1), (8,), 1, 0.0, layers=UNetLayers(**SONG | layers)).eval()
-    names, state = name_song_layers(network), {}
+    names, state = map_layer_names(network), {}
     for name, own in network.state_dict().items():
         layer, _, kind = name.rpartition(".")
         theirs, shape = f"{names[layer]}.{kind}", tuple(own.shape)

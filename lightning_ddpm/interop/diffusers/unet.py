@@ -45,7 +45,8 @@ def make_unet_config(network: nn.Module) -> dict[str, Any]:
             f"{type(network).__module__}.{type(network).__qualname__}"
         )
     layers = network.layers
-    for name, default in (("projected_resampling", False), ("skip_scale", 1.0), ("sparse_attention", False)):
+    unknown = {"projected_resampling": False, "skip_scale": 1.0, "sparse_attention": False, "time_offset": 1}
+    for name, default in unknown.items():
         if getattr(layers, name) != default:
             raise UserError(
                 f"diffusers' UNet2DModel has no {name}, and this network's layers have {getattr(layers, name)}; only "
