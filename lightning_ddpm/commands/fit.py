@@ -119,7 +119,7 @@ class DDPMCLI(LightningCLI):
         try:
             with keep_nested_text():
                 super().parse_arguments(parser, others)
-            set_list_options(self.config[args[0]].trainer, of_lists, args[0])
+            set_list_options(self.config[args[0]], of_lists, args[0])
         except Exception as error:
             parsers = dict(zip(self.subcommands(), self._parsers[1:], strict=True))
             failure = explain(error, parsers[args[0]], others[1:], args[0])

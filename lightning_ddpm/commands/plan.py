@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> None:
     parser = _build_parser()
     others, of_lists = split_list_options(complete_names(arguments))
     options = parse(parser, others, "plan")
-    set_list_options(options.trainer, of_lists, "plan")
+    set_list_options(options, of_lists, "plan")
     if not 0 < options.share <= 1:
         raise UserError(f"--share must lie in (0, 1], got {options.share:g}")
     cards = _choose_cards(options.gpu)
