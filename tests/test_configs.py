@@ -130,6 +130,7 @@ def test_all_documented_configs_exist():
         "cifar10_dit",
         "cifar10_edm",
     }
+    documented |= {"superresolution", "paired_folders"}
     assert documented == set(NAMES)
 
 
@@ -174,7 +175,8 @@ def test_the_monitored_metric_is_logged(name, build):
     cli = build(name)
     keeper = next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.Checkpoints))
     evaluations = [each for each in cli.trainer.callbacks if isinstance(each, callbacks.Evaluation)]
-    assert keeper.monitor in {None, "val/loss", *(f"val/{each.extractor.metric}" for each in evaluations)}
+    pairs = {"val/psnr" for each in cli.trainer.callbacks if isinstance(each, callbacks.PairQuality)}
+    assert keeper.monitor in {None, "val/loss", *(f"val/{each.extractor.metric}" for each in evaluations), *pairs}
     for each in evaluations:
         assert each.interval is None or each.interval.steps <= cli.trainer.max_steps
 
@@ -315,8 +317,8 @@ def read_float32_options(name):
     return shlex.split(line[line.index("--") :])
 
 
-def test_twelve_configs_are_for_gpus():
-    assert len(GPU) == 12, GPU
+def test_thirteen_configs_are_for_gpus():
+    assert len(GPU) == 13, GPU
 
 
 @pytest.mark.parametrize("name", GPU)

@@ -12,6 +12,7 @@ from lightning_ddpm.callbacks.evaluation import Evaluation as Evaluation
 from lightning_ddpm.callbacks.learning_rate import LearningRate as LearningRate
 from lightning_ddpm.callbacks.memorisation import Memorisation as Memorisation
 from lightning_ddpm.callbacks.nonfinite import NonFinite as NonFinite
+from lightning_ddpm.callbacks.pair_quality import PairQuality as PairQuality
 from lightning_ddpm.callbacks.post_hoc_ema import PostHocEMA as PostHocEMA
 from lightning_ddpm.callbacks.prediction_writer import PredictionWriter as PredictionWriter
 from lightning_ddpm.callbacks.progress import ProgressLines as ProgressLines

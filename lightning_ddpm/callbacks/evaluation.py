@@ -17,7 +17,7 @@ from lightning_ddpm.metrics import FeatureExtractor, MetricSuite, MetricValue, R
 from lightning_ddpm.metrics.image_batches import BATCH
 from lightning_ddpm.metrics.suite import check_metrics, check_reference, list_metric_names
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.models.generate import evaluation_mode
+from lightning_ddpm.models.generate import evaluation_mode, list_labels
 from lightning_ddpm.models.image_generator import count_nfe, name_sampler, require_generator
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import format_duration, report, show_progress
@@ -190,7 +190,7 @@ class Evaluation(PeriodicCallback):
             model, ranks = require_generator(module), trainer_access.get_ranks(trainer)
             data = trainer_access.require_image_data(trainer, PURPOSE)
             n, guidance, classes = self.request.n, self.request.guidance, None
-            if isinstance(model, DDPM) and (labels := model.choose_labels(self.request, 0, n)) is not None:
+            if isinstance(model, DDPM) and (labels := list_labels(model, self.request)) is not None:
                 classes = RequestedClasses(labels, model.list_class_names(guidance))
             self.suite = MetricSuite(self.extractor, module.device, self.metrics, n, classes)
             show = partial(show_progress, what="reference", show=trainer.is_global_zero, bar=False)

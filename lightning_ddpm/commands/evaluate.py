@@ -15,6 +15,7 @@ from lightning_ddpm.commands import evaluation_report as results
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.batch_size import DEFAULT, choose_batch_size
 from lightning_ddpm.commands.class_names import list_classes
+from lightning_ddpm.commands.condition_files import require_conditions, take_conditions
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, require_chain
 from lightning_ddpm.diffusion.elbo import get_half_bin
@@ -24,7 +25,7 @@ from lightning_ddpm.metrics.frechet import write_statistics
 from lightning_ddpm.metrics.image_batches import iterate_shard
 from lightning_ddpm.metrics.suite import check_metrics, check_reference
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.models.generate import generate_batches
+from lightning_ddpm.models.generate import generate_batches, list_labels
 from lightning_ddpm.models.image_generator import ImageGenerator, require_uint8
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
@@ -58,6 +59,9 @@ def run(arguments: Sequence[str]) -> None:
     conditions = model_options.read_conditions(options, model) if model else model_options.Conditions(None, None, ())
     reference = inputs.load_reference(options, evaluated.shape) if metrics - {"is", "accuracy"} else None
     data = reference.data if reference else None
+    if isinstance(model, DDPM) and model.condition_format.kinds and of_features:
+        conditions = conditions._replace(given=conditions.given or take_conditions(data))
+        require_conditions(model, conditions.given, conditions.guidance)
     if reference and (reference.images is not None or reference.statistics):
         check_reference(of_features, reference.origin["n"] or 2, str(reference.origin["from"]))
     if BITS_PER_DIM in metrics:
@@ -68,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
     options.batch_size = choose_batch_size(model, evaluated.n, conditions, options, fabric) if model else DEFAULT
     ranks, request = model_options.get_ranks(fabric), conditions.request(evaluated.n, options)
     batch_sizes = model_options.place_model(model, options, fabric) if model else []
-    labels = model.choose_labels(request, 0, evaluated.n) if isinstance(model, DDPM) else None
+    labels = list_labels(model, request) if isinstance(model, DDPM) and extractors else None
     classes = None if labels is None else RequestedClasses(labels, conditions.names)
     suites = [MetricSuite(each, fabric.device, of_features, evaluated.n, classes) for each in extractors]
     if ranks.is_first:

@@ -12,6 +12,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from lightning_ddpm.commands.condition_files import GivenConditions, add_condition_options, read_condition_files
 from lightning_ddpm.commands.parsing import instantiate, parse
 from lightning_ddpm.commands.trainer_options import check_strategy, explain_options
 from lightning_ddpm.data.class_labels import parse_labels
@@ -28,34 +29,45 @@ from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import list_child_processes
 from lightning_ddpm.utils.signals import end_with_ranks
 
-CONDITIONS = ("labels", "class_names", "guidance", "guidance_interval", "classifier", "weaker")
-"""Names of the options that condition the images on classes or guide them."""
+CONDITIONS = (
+    *("labels", "class_names", "condition", "condition_images"),
+    *("guidance", "guidance_interval", "classifier", "weaker"),
+)
+"""Names of the options that condition the images or guide them."""
 
 
 class Conditions(NamedTuple):
-    """The classes that images are conditioned on, and the guidance towards them.
+    """What images are conditioned on, and the guidance towards it.
 
     Attributes:
         guidance: ``None`` for no guidance beyond conditioning the network.
         labels: the classes, repeated in turn; ``None`` for the frequencies of the training data.
         names: what the labels mean; empty for a model without classes.
+        given: the conditions in files; ``None`` without any.
     """
 
     guidance: Guidance | None
     labels: list[int] | None
     names: Sequence[str]
+    given: GivenConditions | None = None
 
     def request(self, n: int, options: Namespace) -> SampleRequest:
         """Return the request for n images under these conditions, with the seed and batch size of the options."""
-        return SampleRequest(n, options.seed, options.batch_size, None, self.guidance, self.labels)
+        read = self.given.read if self.given else None
+        return SampleRequest(n, options.seed, options.batch_size, None, self.guidance, self.labels, read)
+
+    def read_image(self, n: int) -> Tensor | None:
+        """Return the images that the first n images are generated from, if there are any."""
+        return self.given.read(0, n).image if self.given else None
 
     def describe(self) -> dict[str, str]:
         """Return the conditions for a record of how images were generated; empty without conditions."""
-        guidance = {"guidance": str(self.guidance)} if self.guidance else {}
+        others = {"guidance": str(self.guidance)} if self.guidance else {}
+        others |= self.given.description if self.given else {}
         if not self.names:
-            return guidance
+            return others
         requested = [_quote(self.names[label]) for label in self.labels or ()]
-        return {"classes": ", ".join(requested) or "as in the training data"} | guidance
+        return {"classes": ", ".join(requested) or "as in the training data"} | others
 
 
 def _quote(name: str) -> str:
@@ -82,6 +94,7 @@ def add_model_options(parser: ArgumentParser, required: bool) -> None:
     add("--raw", action="store_true", help="use the raw weights instead of their moving average")
     add("--labels", "--label", metavar="N,N,...", help="classes by number from 0, in turn; default: as in the data")
     add("--class_names", "--class", metavar="NAME,NAME,...", help="the same by class name")
+    add_condition_options(parser)
     add("--guidance", type=float, metavar="W", help="guidance scale; 0: unconditional, 1: conditional (default)")
     add("--guidance_interval", type=int, nargs=2, metavar=("FROM", "TO"), help="guide only at these steps of 1..T")
     add("--classifier", type=locate_checkpoint, metavar="CKPT", help="guide by this classifier of noisy images")
@@ -178,6 +191,11 @@ def read_conditions(options: Namespace, model: ImageGenerator) -> Conditions:
     if options.labels is not None and options.class_names is not None:
         raise UserError("--labels and --class_names both name classes; give one of them")
     given = options.class_names if options.labels is None else options.labels
+    files = read_condition_files(options, model)
+    if files and files.labels is not None and given is not None:
+        raise UserError(f"{options.condition} names the classes; remove --labels and --class_names")
+    if given is None and files:
+        return Conditions(guidance, files.labels if model.condition_kinds == {"label"} else None, names, files)
     if given is None:
         return Conditions(guidance, list(range(len(names))) if names and not model.class_names else None, names)
     if not names:
@@ -186,7 +204,7 @@ def read_conditions(options: Namespace, model: ImageGenerator) -> Conditions:
             "guide the model by --classifier, or train a conditional one, as configs/digits_conditional.yaml does"
         )
     requested = parse_labels(given, names, by_name=options.labels is None)
-    return Conditions(guidance, requested, names)
+    return Conditions(guidance, requested, names, files)
 
 
 def describe_clipping(model: ImageGenerator) -> dict[str, str]:

@@ -115,6 +115,8 @@ def _describe_parts(model: DDPM) -> dict[str, str]:
         "images": "x".join(map(str, model.image_shape)) + " (channels, height, width)",
         "network": f"`{type(model.network).__name__}`, {count:,} parameters",
     }
+    given = model.condition_format
+    parts |= {"condition": given.describe()} if given.kinds else {}
     names = ("schedule", "parameterization", "objective", "sampler")
     parts |= {name: f"`{getattr(model, name)}`" for name in names}
     return parts | ({"classes": ", ".join(f"`{each}`" for each in model.class_names)} if model.class_names else {})
@@ -130,8 +132,14 @@ def _has_diffusers_form(model: DDPM) -> bool:
     return True
 
 
-def _write_samples(model: DDPM, n: int, path: Path) -> str:
-    """Generate n images by the checkpoint's own sampler, write them as a grid, and return how they were generated."""
+def _write_samples(model: DDPM, n: int, path: Path) -> str | None:
+    """Generate n images by the checkpoint's own sampler, write them as a grid, and return how they were generated.
+
+    There are none of a model that is conditioned on more than a class: nothing is known here to condition it on.
+    """
+    if model.condition_format.kinds:
+        report(f"the model card shows no samples: the model is conditioned on {model.condition_format.describe()}")
+        return None
     device = Fabric(accelerator="auto", devices=1).device
     labels: Sequence[int] | None = list(range(len(model.class_names))) or None
     report(f"generating {n} images for the model card by {model.sampler} on {device.type}; --samples 0 writes none")

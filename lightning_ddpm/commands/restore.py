@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.batch_size import choose_batch_size
@@ -19,6 +19,8 @@ from lightning_ddpm.data.image_io import arrange_grid, save_image, to_float, to_
 from lightning_ddpm.data.numbered_images import write_images
 from lightning_ddpm.data.sample_images import open_sample_folder
 from lightning_ddpm.data.sharding import split_ranges
+from lightning_ddpm.diffusion import ClassifierFree
+from lightning_ddpm.metrics.pair_quality import measure_pairs
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
 from lightning_ddpm.models.image_generator import require_uint8
@@ -48,6 +50,11 @@ def run(arguments: Sequence[str]) -> None:
     if not isinstance(model, DDPM):
         raise UserError(f"restore needs a DDPM, and {options.ckpt} holds {type(model).__name__}; give another --ckpt")
     require_uint8(model, "restore")
+    if model.condition_format.image:
+        raise UserError(
+            f"restore is for models that were not trained for it, and {options.ckpt} generates images from images; use "
+            "sample --condition_images DIR"
+        )
     task, conditions = TASKS[options.task](options, model), model_options.read_conditions(options, model)
     images = _open_images(options.images, task)
     check_folder(options.out, SIDE_BY_SIDE, METRICS_FILE)
@@ -60,6 +67,8 @@ def run(arguments: Sequence[str]) -> None:
     options.batch_size = choose_batch_size(model, n, conditions, options, fabric)
     batch_sizes = model_options.place_model(model, options, fabric)
     request = conditions.request(n, options)
+    if model.condition_kinds and conditions.labels is None and conditions.given is None:
+        request = replace(request, guidance=ClassifierFree(0.0))  # what the given images show is unknown
     metrics = torch.zeros(n, 4, dtype=torch.float64, device=fabric.device)
     rows: list[Tensor] = []
 
@@ -68,13 +77,11 @@ def run(arguments: Sequence[str]) -> None:
         noise = ImageNoise(options.seed, start, stop, "degradation")
         given, sampler = task.prepare(to_float(pixels), noise)
         denoise, x_T, eps = model.prepare_sampling(request, start, stop)
-        if model.class_names and conditions.labels is None:
-            denoise = model.denoiser  # the classes of the given images are unknown
         restored = to_uint8(sampler.sample(denoise, x_T, eps))
         columns = [to_uint8(given), restored]
         if options.degrade:
             columns.append(pixels)
-            metrics[start:stop] = torch.cat([_measure(restored, pixels), _measure(columns[0], pixels)], dim=1)
+            metrics[start:stop] = torch.cat([measure_pairs(restored, pixels), measure_pairs(columns[0], pixels)], dim=1)
         if start < SHOWN:
             rows.append(torch.stack(columns, dim=1)[: SHOWN - start].cpu())
         return restored
@@ -162,14 +169,6 @@ def _expand_channels(pixels: Tensor, channels: int) -> Tensor:
     if pixels.shape[1] > channels:
         raise UserError("the images are RGB and the task takes grayscale here; save them as grayscale")
     return pixels.expand(-1, channels, -1, -1)
-
-
-def _measure(restored: Tensor, original: Tensor) -> Tensor:
-    """Return PSNR in dB and SSIM of each image, (b, 2) float64."""
-    a, b = restored.double(), original.double()
-    psnr = peak_signal_noise_ratio(a, b, data_range=255.0, dim=(1, 2, 3), reduction="none")
-    ssim = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none")
-    return torch.stack([psnr, torch.as_tensor(ssim)], dim=1)
 
 
 def _report_metrics(metrics: Tensor, file: Path) -> None:

@@ -1,10 +1,12 @@
 """``sample``: generate images from a checkpoint, which holds everything that is needed."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image
 from torch import Tensor
@@ -13,6 +15,7 @@ from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands import sample_folder
 from lightning_ddpm.commands.batch_size import choose_batch_size
 from lightning_ddpm.commands.class_names import list_classes
+from lightning_ddpm.commands.condition_files import require_conditions
 from lightning_ddpm.commands.parsing import instantiate
 from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.data.numbered_images import (
@@ -25,6 +28,7 @@ from lightning_ddpm.data.numbered_images import (
 from lightning_ddpm.data.previews import Preview, choose_preview
 from lightning_ddpm.data.sample_images import write_npz_samples
 from lightning_ddpm.data.value_range import to_array
+from lightning_ddpm.models.conditioning import show_given
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, generate_batches
 from lightning_ddpm.models.image_generator import ImageGenerator, name_sampler
@@ -45,9 +49,11 @@ def run(arguments: Sequence[str]) -> None:
     """Parse the options and generate the images."""
     parser = _build_parser()
     options = model_options.parse_options(parser, arguments, "sample", ["n"])
-    n, out = options.n, options.out
+    out = options.out
     model = model_options.load_model(parser, options)
     conditions = model_options.read_conditions(options, model)
+    require_conditions(model, conditions.given, conditions.guidance)
+    n = options.n = options.n or (conditions.given.n if conditions.given else SHOWN)
     preview = _read_preview(parser, options, model)
     sample_folder.check_folder(out, GRID)
     sample_folder.check_no_larger_set(out, options.n)
@@ -97,8 +103,12 @@ def run(arguments: Sequence[str]) -> None:
         return
     shown, labels = min(n, SHOWN), conditions.labels or []
     titles = [conditions.names[label] for label in labels[:shown]] if len(labels) > 1 else None
+    titles = None if conditions.given else titles
     columns = len(titles) if titles else None
     pixels = read_first(out, shown, suffix, model.values)
+    if isinstance(model, DDPM) and (image := conditions.read_image(shown)) is not None:  # each beside its condition
+        given = show_given(image, model.condition_values, model.image_shape, model.values)
+        pixels, columns = torch.stack([given, pixels], dim=1).flatten(0, 1), 2 * math.ceil(shown**0.5 / 2)
     write_atomically(out / GRID, partial(save_image, preview.arrange(model.values, pixels, columns, titles)))
     cost = f": {sum(batch_sizes) / generated:g} network evaluations each" if batch_sizes and generated else ""
     report(f"wrote {f'{todo} images and ' if todo else ''}{GRID} in {out}{cost}")
@@ -129,7 +139,7 @@ def _build_parser() -> ArgumentParser:
         help="format of the images, which keeps their type and units; default: png where it can hold them, else npy",
     )
     add("--npz", type=resolve_path, metavar="FILE.npz", help="write all images as one array, too, as ADM does")
-    add("--n", type=int, default=64, help="number of images")
+    add("--n", type=int, help=f"number of images; default: {SHOWN}, or one for each --condition")
     model_options.add_model_options(parser, required=True)
     parser.add_subclass_arguments(
         Preview, "preview", required=False, help=f"how grid.png shows the images: {list_classes(Preview)}"

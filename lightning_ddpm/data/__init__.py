@@ -7,12 +7,15 @@ from lightning_ddpm.data.array_sources import ArrayFile as ArrayFile
 from lightning_ddpm.data.array_sources import ArrayFolder as ArrayFolder
 from lightning_ddpm.data.augmentation import Augmentation as Augmentation
 from lightning_ddpm.data.colour_augmentation import ColourAugmentation as ColourAugmentation
+from lightning_ddpm.data.condition_table import Described as Described
 from lightning_ddpm.data.conditioned import ConditionedDataset as ConditionedDataset
 from lightning_ddpm.data.datamodule import ImageDataModule as ImageDataModule
 from lightning_ddpm.data.datasets import ImageDataset as ImageDataset
 from lightning_ddpm.data.datasets import MemoryDataset as MemoryDataset
 from lightning_ddpm.data.geometric_augmentation import GeometricAugmentation as GeometricAugmentation
 from lightning_ddpm.data.image_folder import ImageFolder as ImageFolder
+from lightning_ddpm.data.paired import Downscaled as Downscaled
+from lightning_ddpm.data.paired import PairedFolders as PairedFolders
 from lightning_ddpm.data.sources import CIFAR10 as CIFAR10
 from lightning_ddpm.data.sources import LSUN as LSUN
 from lightning_ddpm.data.sources import MNIST as MNIST

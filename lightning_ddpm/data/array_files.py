@@ -49,6 +49,10 @@ class ArrayImages(ABC):
     def name(self, index: int) -> str:
         """Return an image's name in messages."""
 
+    @abstractmethod
+    def get_key(self, index: int) -> str:
+        """Return an image's name in tables: the path of its file, or its number in a file of many."""
+
 
 class ArrayFolderImages(ArrayImages):
     """A file for each image; shape and type are those of the first.
@@ -77,6 +81,8 @@ class ArrayFolderImages(ArrayImages):
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
+
+    get_key = name
 
 
 class ArrayFileImages(ArrayImages):
@@ -116,6 +122,9 @@ class ArrayFileImages(ArrayImages):
     def name(self, index: int) -> str:
         return f"image {index} of {self.path}"
 
+    def get_key(self, index: int) -> str:
+        return str(index)
+
 
 class ArrayDataset(ImageDataset):
     """Some of the images in files of arrays, read at every access.
@@ -128,6 +137,7 @@ class ArrayDataset(ImageDataset):
     def __init__(self, images: ArrayImages, chosen: Sequence[int]) -> None:
         self.images, self.chosen, self.labels = images, chosen, images.labels[list(chosen)]
         self.fingerprint = make_cache_key(f"{images.state}\n{list(chosen)}")
+        self.names = [images.get_key(index) for index in chosen]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         arrays = []
@@ -143,7 +153,9 @@ class ArrayDataset(ImageDataset):
         """Return the dataset in memory if it takes up to 1 GiB there, else itself."""
         if len(self) * math.prod(self.images.shape) * DTYPES[self.images.dtype].itemsize > MAX_BYTES_IN_MEMORY:
             return self
-        return MemoryDataset(self.__getitems__(range(len(self)))[0], self.labels, values)
+        data = MemoryDataset(self.__getitems__(range(len(self)))[0], self.labels, values)
+        data.names = self.names
+        return data
 
 
 def scan_values(images: ArrayImages, training: Sequence[int], values: ValueRange | None, what: str) -> ValueRange:

@@ -130,6 +130,9 @@ class ShuffledConditions:
         self._data = data
         self._order = torch.randperm(len(data), generator=make_generator("cpu", "conditions"))
 
+    def __len__(self) -> int:
+        return len(self._data)
+
     def __call__(self, start: int, stop: int) -> Condition:
         """Return the conditions of generated images ``start``..``stop``."""
         return self._data.read_conditions(self._order[torch.arange(start, stop) % len(self._data)].tolist())

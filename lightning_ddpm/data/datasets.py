@@ -47,11 +47,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         fingerprint: identifies the images. Statistics computed from them are cached under it, so it must change
             whenever any pixel does.
         labels: (n,) int64, -1 for an image without a label.
+        names: paths of the images' files, or their numbers in one file; empty where they have none.
         condition_state: text that changes when anything else does that the images are conditioned on.
     """
 
     fingerprint: str
     labels: Tensor
+    names: Sequence[str] = ()
     condition_state: str = ""
 
     def __len__(self) -> int:

@@ -61,7 +61,9 @@ def list_metric_names(metric: str, metrics: Iterable[str]) -> list[str]:
 
 def is_higher_better(name: str) -> bool:
     """Return whether the greater of two values of this metric is the better one; for distances it is not."""
-    return name.startswith(("precision_", "recall_", "inception_score", "classifier_score", "accuracy_"))
+    return name.startswith(
+        ("precision_", "recall_", "inception_score", "classifier_score", "accuracy_", "psnr", "ssim")
+    )
 
 
 def check_metrics(metrics: Collection[str], n: int) -> None:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from lightning_ddpm.data.augmentation import Augmentation
 from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.data.value_range import ValueRange
 from lightning_ddpm.models.sample_request import ConditionSource, SampleRequest
 from lightning_ddpm.networks import AugmentationEmbedding
+from lightning_ddpm.networks.condition_embeddings import enlarge
 from lightning_ddpm.networks.conditions import ConditionEmbedding
 from lightning_ddpm.utils.condition import NOTHING, Condition, ConditionFormat
 from lightning_ddpm.utils.contracts import describe_class
@@ -100,6 +102,20 @@ def check_given(condition: Condition, format: ConditionFormat, what: str) -> Non
     if format.image and condition.image is not None and tuple(condition.image.shape[1:]) != format.image:
         found, expected = ("x".join(map(str, each)) for each in (condition.image.shape[1:], format.image))
         raise UserError(f"the model is conditioned on images of {expected} and {what} images of {found}; resize them")
+
+
+def show_given(image: Tensor, condition_values: ValueRange, shape: tuple[int, int, int], values: ValueRange) -> Tensor:
+    """Return the images that images are generated from in the shape and the values of these, to be seen beside them.
+
+    Args:
+        image: (b, c, h, w), as a dataset has it.
+        condition_values: its values.
+        shape, values: of the generated images; a smaller image is enlarged by bicubic interpolation.
+    """
+    x = enlarge(condition_values.to_float(image), shape[1:])
+    if x.shape[1] != shape[0]:
+        x = x.mean(1, keepdim=True).expand(-1, shape[0], -1, -1)
+    return values.to_data(x)
 
 
 def read_given(

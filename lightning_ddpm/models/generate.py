@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_ddpm.data.sharding import ImageRange, split_evenly, split_ranges
 from lightning_ddpm.diffusion import Guidance, Sampler
+from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_generator import ImageGenerator, check_images, check_request
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report
@@ -83,6 +84,15 @@ def generate_batches(
                 report(f"a batch of {end - at} images does not fit into memory; continuing with {size} at a time")
                 torch.cuda.empty_cache()
             yield batch, torch.cat(parts)
+
+
+def list_labels(model: DDPM, request: SampleRequest) -> Tensor | None:
+    """Return the class of each image of a request, (n,) int64 on the CPU; ``None`` where there are none."""
+    if not model.class_names or not model.condition_format.kinds:
+        return model.choose_labels(request, 0, request.n)
+    starts = range(0, request.n, 256)  # datasets have other conditions, such as images, beside the labels
+    found = [model.choose_condition(request, each, min(each + 256, request.n)).label for each in starts]
+    return torch.cat([each for each in found if each is not None]) if found[0] is not None else None
 
 
 @contextmanager

@@ -58,6 +58,11 @@ def make_unet_config(network: nn.Module) -> dict[str, Any]:
             f"(pad_to_multiple={network.pad_to_multiple}); only models that pad nothing can be exported"
         )
     groups = groupby(network.down, lambda layer: isinstance(layer, UNetBlock))
+    if len(network.conditions):
+        raise UserError(
+            "diffusers' UNet2DModel is conditioned on a class alone, and this network has "
+            f"{', '.join(type(each).__name__ for each in network.conditions)}; it cannot be exported"
+        )
     levels: list[list[Any]] = [list(layers) for are_blocks, layers in groups if are_blocks]
     channels = [blocks[0].residual.conv1.out_channels for blocks in levels]
     if channels[0] != network.first.out_channels:
