@@ -14,6 +14,7 @@ from lightning_ddpm.models.snapshots import DIGITS, list_snapshots, remove_later
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import check_free_space, check_writable
+from lightning_ddpm.utils.torch_internals import interpolate_all
 
 KEY = "post_hoc_ema"
 """Key of the averages in a checkpoint."""
@@ -109,7 +110,7 @@ class PostHocEMA(Callback):
         self._step = trainer.global_step
         weights: list[Tensor] = list(module.parameters())
         for exponent, average in zip(self.exponents, self._averages.values(), strict=True):
-            torch._foreach_lerp_(list(average.values()), weights, get_share(self._step, exponent))
+            interpolate_all(list(average.values()), weights, get_share(self._step, exponent))
 
     def _writes(self, trainer: Trainer) -> bool:
         return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]

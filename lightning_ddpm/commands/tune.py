@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> None:
             path, found = Path(scratch, "average.ckpt"), reconstruct(folder, sigma_rel)
             write_average(path, folder, sigma_rel, found)
             report(f"sigma_rel {sigma_rel:g}, whose profile differs by {found.error:.2%} from the exact one:")
-            metric, result = _evaluate(path, folder, options.seed, others)
+            metric, result = _evaluate(path, folder, sigma_rel, options.seed, others)
             values[sigma_rel] = result["metrics"][metric]["value"]
     known = {each: value for each, value in values.items() if value is not None}
     if not known:
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> None:
     path = name_checkpoint(folder, best)
     write_average(path, folder, best, reconstruct(folder, best))
     report(f"sigma_rel {best:g} has the best {metric}, {known[best]:.5g}, of images of seed {options.seed}")
-    _, result = _evaluate(path, folder, options.report_seed, others)
+    _, result = _evaluate(path, folder, best, options.report_seed, others)
     report(f"wrote {path}: {metric} {result['metrics'][metric]['value']:.5g} of images of seed {options.report_seed}")
     if options.out:
         compared = {format_length(each): value for each, value in values.items()}
@@ -94,12 +94,13 @@ def _check(options: Any, others: Sequence[str]) -> None:
         raise UserError(f"tune evaluates a run's averages on one device; remove {given[0]}")
 
 
-def _evaluate(path: Path, folder: Path, seed: int, others: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Return the name of the first metric, and what evaluate writes."""
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch, "result.json")
-        given = any(each.partition("=")[0] == "--reference" for each in others)
-        reference = [] if given else ["--reference", str(folder / "config.yaml")]
-        evaluate.run([*others, *reference, "--ckpt", str(path), "--seed", str(seed), "--out", str(out)])
-        result: dict[str, Any] = read_json(out)
+def _evaluate(
+    path: Path, folder: Path, sigma_rel: float, seed: int, others: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """Return the name of the first metric, and what evaluate writes into the run's folder ``tune``."""
+    out = folder / "tune" / f"sigma_rel_{format_length(sigma_rel)}_seed_{seed}.json"
+    given = any(each.partition("=")[0] == "--reference" for each in others)
+    reference = [] if given else ["--reference", str(folder / "config.yaml")]
+    evaluate.run([*others, *reference, "--ckpt", str(path), "--seed", str(seed), "--out", str(out)])
+    result: dict[str, Any] = read_json(out)
     return next(iter(result["metrics"])), result

@@ -26,6 +26,11 @@ def multiply_all(tensors: list[Tensor], factor: float | Tensor) -> None:
     torch._foreach_mul_(tensors, torch.as_tensor(factor))
 
 
+def interpolate_all(tensors: list[Tensor], towards: list[Tensor], share: float) -> None:
+    """Move tensors in place by a share of the way to others, in one kernel, as :func:`multiply_all` does."""
+    torch._foreach_lerp_(tensors, towards, share)
+
+
 def identify_contents(tensors: list[Tensor]) -> list[tuple[int, int]]:
     """Return what changes when a tensor is replaced or written in place; autograd counts the writes privately."""
     return [(id(each), each._version) for each in tensors]

@@ -61,6 +61,8 @@ def test_the_best_length_is_chosen_and_reported_on_other_images(trained, command
     assert reported["metrics"]["fd_digits"]["value"] not in chosen["values"].values()
     assert f"{reported['metrics']['fd_digits']['value']:.5g} of images of seed 1" in text
     assert not list(trained.glob(".tune*"))
+    kept = json.loads((trained / "tune" / f"sigma_rel_{chosen['best']:g}_seed_1.json").read_text())
+    assert kept["metrics"] == reported["metrics"]
     again = tmp_path / "again.json"
     status, _, err = command("evaluate", "--ckpt", path, *measured, "--out", again)
     assert status == 0, err
