@@ -42,6 +42,7 @@ TIMINGS = {
 SCRIPTS = {
     "digits_tables": "samplers, parameterizations and objectives on digits: docs/results/digits.md",
     "evaluation_tables": "what a Fréchet distance depends on: docs/results/evaluation.md",
+    "family_tables": "VAE, GAN, normalizing flow and DDPM at equal CPU time: docs/results/families.md",
     "guidance_tables": "guidance on digits and MNIST: docs/results/guidance.md",
     "restoration_tables": "restored digits and MNIST images: docs/results/restoration.md",
     "recipe_search": "the recipe for MNIST with the best Fréchet distance per minute, by successive halving",

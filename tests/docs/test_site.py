@@ -63,10 +63,11 @@ def _ours(page: str) -> tuple[str, ...]:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A temporary folder to work in, importable, with the repository's configs and shipped checkpoints."""
+    """A temporary folder to work in, importable, with the repository's configs, examples and shipped checkpoints."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "pretrained").symlink_to(REPOSITORY / "checkpoints" / "pretrained")
-    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    for name in ("configs", "examples"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
