@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from lightning_ddpm.callbacks.interval import Interval, PeriodicCallback
+from lightning_ddpm.callbacks.post_hoc_ema import PostHocEMA
 from lightning_ddpm.callbacks.run_logger import get_writers
 from lightning_ddpm.callbacks.trainer_access import find_average, find_evaluations
 from lightning_ddpm.metrics.suite import is_higher_better
@@ -68,7 +69,9 @@ class Checkpoints(Checkpoint):
         remove_leftovers(folder)
         finish_writing(folder / "last.ckpt")
         weights = sum(each.numel() * each.element_size() for each in pl_module.state_dict().values())
-        size = weights * (4 if find_average(trainer) else 3)  # Adam keeps two numbers per weight, and an average one
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        lengths = sum(len(each.sigma_rels) for each in callbacks if isinstance(each, PostHocEMA))
+        size = weights * (3 + bool(find_average(trainer)) + lengths)  # Adam has two numbers a weight, an average one
         files = [each.stat() for each in folder.glob("*.ckpt")]
         existing = sum({(each.st_dev, each.st_ino): each.st_size for each in files}.values())  # links count once
         kept = 4 if self.monitor else 3  # the last two, the best, and the one that is being written

@@ -9,7 +9,7 @@ from helpers.fits import fit
 from helpers.tiny import weights
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from lightning_ddpm.callbacks import EMA, PostHocEMA
+from lightning_ddpm.callbacks import EMA, PostHocEMA, checkpoints
 from lightning_ddpm.models.power_average import get_share, solve_exponent
 from lightning_ddpm.models.snapshots import list_snapshots, reconstruct
 from lightning_ddpm.utils.errors import UserError
@@ -127,3 +127,17 @@ def test_a_snapshot_of_another_model_or_step_is_refused(
         reconstruct(tmp_path, 0.1)
     with pytest.raises(UserError, match="has no snapshot after step 7; it has those of 1, 2"):
         reconstruct(tmp_path, 0.1, 7)
+
+
+def test_a_checkpoint_is_as_large_as_the_space_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(checkpoints, "check_free_space", lambda folder, size, total: asked.append(size))
+    callbacks = [EMA(), PostHocEMA(9), checkpoints.Checkpoints(every_n_steps=9)]
+    fit(tmp_path, callbacks, max_steps=1, enable_checkpointing=True)
+    assert asked[0] == pytest.approx(
+        (tmp_path / "last.ckpt").stat().st_size, rel=0.35
+    )  # names and headers are the rest
+    weights_of_one = sum(each.numel() * 4 for each in reconstruct(tmp_path, 0.1).weights.values())
+    assert asked[0] == pytest.approx(6 * weights_of_one, rel=0.02)
