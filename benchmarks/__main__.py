@@ -41,6 +41,7 @@ TIMINGS = {
 """Module, function and options of each timing, and what it measures."""
 SCRIPTS = {
     "digits_tables": "samplers, parameterizations and objectives on digits: docs/results/digits.md",
+    "paths_tables": "what the network predicts, on which path, in which network: docs/results/paths.md",
     "evaluation_tables": "what a Fréchet distance depends on: docs/results/evaluation.md",
     "family_tables": "VAE, GAN, normalizing flow and DDPM at equal CPU time: docs/results/families.md",
     "guidance_tables": "guidance on digits and MNIST: docs/results/guidance.md",

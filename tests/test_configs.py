@@ -32,6 +32,7 @@ DIGITS = (
     "digits_edm",
     "digits_flow",
     "digits_dit",
+    "digits_meanflow",
 )
 GUIDES = ("digits_classifier", "mnist_classifier", "cifar10_classifier")
 GPU = [path.stem for path in CONFIGS if "GPU" in path.read_text().split("# hardware:")[1].splitlines()[0]]
@@ -119,7 +120,7 @@ def count_parameters(module):
 
 def test_all_documented_configs_exist():
     documented = {"digits", "mnist", "fashion_mnist", "cifar10", "cifar10_fast", "image_folder", "arrays"}
-    documented |= {"digits_edm", "digits_flow", "cifar10_edm"}
+    documented |= {"digits_edm", "digits_flow", "digits_meanflow"}
     documented |= {f"{name}_conditional" for name in ("digits", "mnist", "fashion_mnist", "cifar10")}
     documented |= {
         *FEATURES,

@@ -9,6 +9,7 @@ from lightning_ddpm.callbacks.checkpoints import Checkpoints as Checkpoints
 from lightning_ddpm.callbacks.compile import Compile as Compile
 from lightning_ddpm.callbacks.ema import EMA as EMA
 from lightning_ddpm.callbacks.evaluation import Evaluation as Evaluation
+from lightning_ddpm.callbacks.flow_likelihood import FlowLikelihood as FlowLikelihood
 from lightning_ddpm.callbacks.learning_rate import LearningRate as LearningRate
 from lightning_ddpm.callbacks.memorisation import Memorisation as Memorisation
 from lightning_ddpm.callbacks.nonfinite import NonFinite as NonFinite

@@ -76,7 +76,7 @@ class BitsPerDim(Measurement):
     def announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
         """Print the cost, estimated from one timed batch, and refuse before any work what cannot be measured."""
         model, _, n = self._get_inputs(trainer, module)
-        schedule = require_chain(model.schedule, "BitsPerDim")
+        schedule = require_chain(model.schedule, "BitsPerDim", "the callback FlowLikelihood in its place")
         denoise, _ = build_denoisers(model, trainer.precision_plugin.forward_context)
         _, _, size = split_evenly(n, 0, self.batch_size, Ranks(0, trainer.world_size))[0]
         x = torch.zeros(size, *model.image_shape, dtype=schedule.beta.dtype, device=model.device)

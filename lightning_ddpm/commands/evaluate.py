@@ -21,6 +21,7 @@ from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, require_chain
 from lightning_ddpm.diffusion.elbo import get_half_bin
 from lightning_ddpm.metrics import METRICS, FeatureExtractor, Inception, MetricSuite, RequestedClasses, Resize
 from lightning_ddpm.metrics.bits_per_dim import measure_bits_per_dim
+from lightning_ddpm.metrics.flow_likelihood import NAME, measure_flow_likelihood
 from lightning_ddpm.metrics.frechet import write_statistics
 from lightning_ddpm.metrics.image_batches import iterate_shard
 from lightning_ddpm.metrics.suite import check_metrics, check_reference
@@ -37,7 +38,9 @@ from lightning_ddpm.utils.image_size import shorten_size
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser
 
-BITS_PER_DIM = "bpd"
+BITS_PER_DIM, FLOW = "bpd", "bpd_flow"
+LIKELIHOODS = {BITS_PER_DIM, FLOW}
+"""Metrics of a model, of held-out images, by the variational bound and by the probability-flow ODE."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -52,7 +55,7 @@ def run(arguments: Sequence[str]) -> None:
             check_output_file(path, name, [suffix], read)
     model = model_options.load_model(parser, options) if options.ckpt else None
     evaluated = inputs.load_evaluated_images(options, model)
-    if of_features := metrics - {BITS_PER_DIM}:
+    if of_features := metrics - LIKELIHOODS:
         check_metrics(of_features, evaluated.n)
         if model:
             require_uint8(model, f"evaluate --metrics {','.join(sorted(of_features))}")
@@ -64,8 +67,8 @@ def run(arguments: Sequence[str]) -> None:
         require_conditions(model, conditions.given, conditions.guidance)
     if reference and (reference.images is not None or reference.statistics):
         check_reference(of_features, reference.origin["n"] or 2, str(reference.origin["from"]))
-    if BITS_PER_DIM in metrics:
-        _check_bits_per_dim(model, options, data)
+    if metrics & LIKELIHOODS:
+        _check_bits_per_dim(model, options, data, metrics)
     extractors = _load_extractors(parser, options, evaluated.shape) if of_features or options.save_stats else []
 
     fabric = model_options.launch_fabric(options)
@@ -106,6 +109,10 @@ def run(arguments: Sequence[str]) -> None:
         assert data
         variance = parser.instantiate(Namespace(variance=options.variance)).variance or FixedLarge()  # type: ignore[no-untyped-call]
         found |= _measure_bits_per_dim(model, data, variance, options, ranks, fabric)
+    if FLOW in metrics:
+        assert isinstance(model, DDPM)
+        assert data
+        found |= _measure_flow(model, data, options, ranks, fabric)
     if not ranks.is_first:
         return
     results.print_metrics(found, evaluated.n)
@@ -136,7 +143,12 @@ def _build_parser() -> ArgumentParser:
     counts = f"number of images; default: {inputs.PUBLISHED}, or all of --images, and all held-out ones for bpd"
     add("--n", type=int, help=f"{counts}; fewer of them are spread evenly")
     listed = "; ".join(f"{name}: {what}" for name, what in METRICS.items())
-    add("--metrics", type=str, nargs="+", help=f"{listed}; bpd: bits/dim of held-out images; default: fid")
+    add(
+        "--metrics",
+        type=str,
+        nargs="+",
+        help=f"{listed}; bpd: bits/dim of held-out images; bpd_flow: by the flow; default: fid",
+    )
     references = inputs.REFERENCES.replace("npz file", "npz file (mu and sigma, or arr_0)")
     add("--reference", type=str, help=f"{references}; default: the config.yaml beside --ckpt")
     add("--root", type=str, help="folder of the dataset that --reference names; default: that of the config, or data")
@@ -168,26 +180,29 @@ def _read_metrics(options: Namespace) -> set[str]:
     if bool(options.ckpt) == bool(options.images):
         raise UserError("evaluate takes either --ckpt CHECKPOINT or --images FOLDER; give one of the two")
     metrics = set(options.metrics or ([] if options.save_stats and not options.reference else ["fid"]))
-    unknown = metrics - {*METRICS, BITS_PER_DIM}
+    unknown = metrics - {*METRICS, *LIKELIHOODS}
     if unknown:
-        raise UserError(f"there is no metric {min(unknown)!r}; there are {', '.join([*METRICS, BITS_PER_DIM])}")
+        raise UserError(f"there is no metric {min(unknown)!r}; there are {', '.join([*METRICS, BITS_PER_DIM, FLOW])}")
     if options.images:
         of_generation = "steps", "sampler", "threshold", "raw", "compile", *model_options.CONDITIONS
         given = [name for name in of_generation if options[name] is not None and options[name] is not False]
         if given:
             raise UserError(f"--{given[0]} is an option of generating images, and --images exist already; leave it out")
-        if BITS_PER_DIM in metrics:
-            raise UserError("bpd is a metric of a model; give --ckpt in place of --images")
+        if likelihoods := metrics & LIKELIHOODS:
+            raise UserError(f"{min(likelihoods)} is a metric of a model; give --ckpt in place of --images")
     if options.save_stats and options.protocols and len(options.protocols) > 1:
         raise UserError("--save_stats writes the statistics of one protocol; give one of --protocols")
     return metrics
 
 
-def _check_bits_per_dim(model: ImageGenerator | None, options: Namespace, data: ImageDataModule | None) -> None:
+def _check_bits_per_dim(
+    model: ImageGenerator | None, options: Namespace, data: ImageDataModule | None, metrics: set[str]
+) -> None:
     """Check that bits/dim can be measured, before any work.
 
     Raises:
-        UserError: there are no held-out images or only one, or the schedule has one step, or the model has none.
+        UserError: there are no held-out images or only one, or the schedule has one step or is continuous, or the model
+            has none.
     """
     if not isinstance(model, DDPM):
         raise UserError(
@@ -198,8 +213,10 @@ def _check_bits_per_dim(model: ImageGenerator | None, options: Namespace, data: 
         raise UserError("bpd needs held-out images; give a run's config.yaml or a dataset's name as --reference")
     if (n := len(data.held_out)) < 2:
         raise UserError(f"the standard error of bpd needs at least 2 held-out images, got {n}; hold out more")
+    if BITS_PER_DIM not in metrics:
+        return
     get_half_bin(model.values.levels)  # raises for continuous data
-    if require_chain(model.schedule, "bpd").T < 2:
+    if require_chain(model.schedule, "bpd", "evaluate bpd_flow in its place").T < 2:
         raise UserError("bpd needs a schedule of at least 2 steps: the decoder takes its variance from t = 2, got T=1")
 
 
@@ -246,3 +263,19 @@ def _measure_bits_per_dim(
     chosen = f"{n} of {held_out} held-out images, spread evenly" if n < held_out else f"{n} held-out images"
     protocol = f"variational bound of {chosen}, {variance}"
     return {name: results.describe_bits_per_dim(each, protocol) for name, each in estimates.items()}
+
+
+def _measure_flow(
+    model: DDPM, data: ImageDataModule, options: Namespace, ranks: Ranks, fabric: Fabric
+) -> dict[str, dict[str, Any]]:
+    """Measure the likelihood of the held-out images by the probability-flow ODE."""
+    images, held_out, tolerance = data.held_out, len(data.held_out), 1e-3
+    n = min(options.n or held_out, held_out)
+    progress = partial(show_progress, what="likelihood", show=ranks.is_first)
+    estimate = measure_flow_likelihood(
+        model, images, n, options.seed, options.batch_size, tolerance, ranks, fabric.autocast, progress
+    )
+    protocol = (
+        f"probability-flow ODE, tolerance {tolerance:g}, {estimate.nfe:.0f} NFE, of {n} of {held_out} held-out images"
+    )
+    return {NAME: results.describe_bits_per_dim(estimate, protocol)}

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_ddpm.commands.evaluation_inputs import PUBLISHED, Reference
 from lightning_ddpm.metrics import BitsPerDimEstimate, FeatureExtractor, MetricValue
+from lightning_ddpm.metrics.flow_likelihood import FlowEstimate
 from lightning_ddpm.metrics.image_batches import BATCH
 from lightning_ddpm.metrics.scores import NEIGHBOURS, SEED, SPLITS, SUBSET_SIZE, SUBSETS
 from lightning_ddpm.utils.console import report
@@ -34,8 +35,8 @@ def describe_metric(measured: MetricValue, protocol: str) -> dict[str, Any]:
     return {"value": _finite_or_none(measured.value), **deviation, "protocol": protocol}
 
 
-def describe_bits_per_dim(estimate: BitsPerDimEstimate, protocol: str) -> dict[str, Any]:
-    """Return the JSON entry of a variational bound."""
+def describe_bits_per_dim(estimate: BitsPerDimEstimate | FlowEstimate, protocol: str) -> dict[str, Any]:
+    """Return the JSON entry of a variational bound, or of a likelihood by the flow."""
     mean, error = _finite_or_none(estimate.mean), _finite_or_none(estimate.standard_error)
     return {"value": mean, "standard_error": error, "n": estimate.n, "protocol": protocol}
 

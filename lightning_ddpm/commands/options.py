@@ -16,12 +16,18 @@ from lightning_ddpm.commands.condition_files import GivenConditions, add_conditi
 from lightning_ddpm.commands.parsing import instantiate, parse
 from lightning_ddpm.commands.trainer_options import check_strategy, explain_options
 from lightning_ddpm.data.class_labels import parse_labels
-from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, QuantileThreshold, Sampler
+from lightning_ddpm.diffusion import DDIM, ClassifierFree, Guidance, MeanFlowSampler, QuantileThreshold, Sampler
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.checkpoint_guidance import Autoguidance, ClassifierGuidance
 from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.models.image_generator import ImageGenerator, name_sampler, refuse_option, require_generator
+from lightning_ddpm.models.image_generator import (
+    ImageGenerator,
+    check_sampling,
+    name_sampler,
+    refuse_option,
+    require_generator,
+)
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.compile import compile_in_place
 from lightning_ddpm.utils.distributed import Ranks
@@ -157,8 +163,9 @@ def _set_sampler(model: DDPM, parser: ArgumentParser, options: Namespace) -> Non
     if options.sampler:
         model.sampler = instantiate(parser, Namespace(sampler=options.sampler)).sampler  # type: ignore[no-untyped-call]
     elif options.steps is not None and options.steps != model.sampler.nfe(T):
-        model.sampler = DDIM(options.steps)
-    model.sampler.check_path(model.schedule)
+        few_steps = isinstance(model.sampler, MeanFlowSampler)
+        model.sampler = MeanFlowSampler(options.steps) if few_steps else DDIM(options.steps)
+    model.sampler.check_denoiser(model.denoiser)
     if options.threshold is not None:
         model.set_clipping(QuantileThreshold(options.threshold))
 
@@ -186,7 +193,7 @@ def read_conditions(options: Namespace, model: ImageGenerator) -> Conditions:
         given = "weaker" if options.weaker else "guidance_interval"
         raise UserError(f"--{given} needs a guidance scale; add --guidance W, or remove it")
     if guidance:
-        guidance.check_model(model)
+        check_sampling(model, model.sampler, guidance)
     names = model.list_class_names(guidance)
     if options.labels is not None and options.class_names is not None:
         raise UserError("--labels and --class_names both name classes; give one of them")

@@ -30,6 +30,7 @@ from lightning_ddpm.diffusion.losses import Simple as Simple
 from lightning_ddpm.diffusion.losses import SimpleWeighted as SimpleWeighted
 from lightning_ddpm.diffusion.losses import SNRWeight as SNRWeight
 from lightning_ddpm.diffusion.losses import TruncatedSNR as TruncatedSNR
+from lightning_ddpm.diffusion.mean_flow import MeanFlow as MeanFlow
 from lightning_ddpm.diffusion.parameterization import X0 as X0
 from lightning_ddpm.diffusion.parameterization import Denoised as Denoised
 from lightning_ddpm.diffusion.parameterization import Epsilon as Epsilon
@@ -54,6 +55,7 @@ from lightning_ddpm.diffusion.samplers.ddrm import Identity as Identity
 from lightning_ddpm.diffusion.samplers.dpm_solver import DPMSolverPP as DPMSolverPP
 from lightning_ddpm.diffusion.samplers.edm import EDMHeun as EDMHeun
 from lightning_ddpm.diffusion.samplers.heun import Heun as Heun
+from lightning_ddpm.diffusion.samplers.mean_flow import MeanFlowSampler as MeanFlowSampler
 from lightning_ddpm.diffusion.samplers.ode import AdaptiveODE as AdaptiveODE
 from lightning_ddpm.diffusion.samplers.repaint import RePaint as RePaint
 from lightning_ddpm.diffusion.samplers.sde import EulerMaruyama as EulerMaruyama

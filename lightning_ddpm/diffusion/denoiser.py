@@ -15,7 +15,9 @@ NetworkFunction = Callable[..., Tensor]
 """(x_t (b, c, h, w), t (b,) in 1..T) -> (b, c, h, w), or (b, 2c, h, w) from a network that learns the variance too.
 
 A conditional network takes a third argument, a :class:`Condition` or, where there is nothing else, labels (b,) int64
-alone, with -1 for no class; without this argument it is unconditional."""
+alone, with -1 for no class; without this argument it is unconditional. One with ``intervals`` takes the keyword
+argument ``interval`` (b,), too: the t - s of a step from t to s, over which it predicts the mean velocity; without this
+argument, the velocity at t."""
 
 
 GuidedFunction = Callable[[Tensor, Timestep], Tensor]
@@ -52,6 +54,7 @@ class Denoiser:
         self.parameterization, self.clipping = parameterization or Epsilon(), clipping or ClipToRange()
         self.parameterization.check_schedule(schedule)
         self.guided: GuidedFunction | None = None
+        self.intervals: bool = getattr(network, "intervals", False)
 
     def with_network(self, network: NetworkFunction) -> "Denoiser":
         """Return a denoiser with the same settings and another network."""
@@ -66,12 +69,21 @@ class Denoiser:
     def conditioned_on(self, condition: Condition | Tensor) -> "Denoiser":
         """Return a denoiser that passes this condition, or labels (b,) alone, to the network with every batch."""
         argument = as_condition(condition).argument
-        return self.with_network(lambda x_t, t: self.network(x_t, t, argument))
+        conditioned = self.with_network(lambda x_t, t, **interval: self.network(x_t, t, argument, **interval))
+        conditioned.intervals = self.intervals
+        return conditioned
+
+    def over_step(self, s: Timestep) -> "Denoiser":
+        """Return a denoiser by the mean velocity of the step from t to s, of a network with ``intervals``.
+
+        Its x^_0 and eps^ are the ends of the straight line through x_t and x_s: ``q_sample(path, x_0, s, eps)`` is x_s.
+        """
+        return self.with_network(lambda x_t, t: self.network(x_t, t, interval=t - s))
 
     def without_clipping(self) -> "Denoiser":
         """Return a denoiser with the same network that does not clip x^_0."""
         denoise = Denoiser(self.network, self.schedule, None, self.parameterization, self.levels)
-        denoise.guided = self.guided
+        denoise.guided, denoise.intervals = self.guided, self.intervals
         return denoise
 
     def __call__(self, x_t: Tensor, t: Timestep) -> Denoised:

@@ -30,7 +30,8 @@ def get_half_bin(levels: int | None) -> float:
     if levels is None:
         raise UserError(
             "the data have continuous values, which have a density and no probability: the variational bound with a "
-            "discretised decoder needs levels; use the probability-flow ODE's likelihood, or an objective without it"
+            "discretised decoder needs levels; measure the likelihood of the flow (FlowLikelihood, evaluate --metrics "
+            "bpd_flow), and train by another objective"
         )
     return 1 / (levels - 1)
 

@@ -50,6 +50,12 @@ class GaussianPath(nn.Module, ABC):
     def T(self) -> int:
         """Number of timesteps; t = T is the noisiest, from which sampling starts."""
 
+    @property
+    @final
+    def ends_in_noise(self) -> bool:
+        """Whether x_T has no signal, or less than float32 can hold: T is then infinitely far in lambda and sigma."""
+        return self.alpha_bar_T < torch.finfo(torch.float32).tiny
+
     @abstractmethod
     def angle_at(self, t: Timestep) -> Tensor:
         """Return phi_t = atan(sigma / alpha), from 0 at the data up to pi/2, where no signal is left; t may be real."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.formatting import format_call
 from lightning_ddpm.diffusion.gaussian_path import GaussianPath, Timestep
+from lightning_ddpm.diffusion.parameterization import Epsilon
 from lightning_ddpm.diffusion.process import expand_timesteps, scale
 from lightning_ddpm.utils.condition import Condition, as_condition
 from lightning_ddpm.utils.errors import UserError
@@ -188,22 +189,32 @@ def guide_by_classifier(denoise: Denoiser, log_probability: LogProbability, weig
     x^_0 is clipped. ADM's code (guided-diffusion) applies it after clipping, which we measured to be worse: 0.755 of
     the samples are of the requested class, against 0.985.
 
+    Where x_T is pure noise, as on RectifiedFlow, it does not depend on y: the exact gradient is 0 there, and the
+    classifier's is not evaluated at T.
+
     Args:
         denoise: the model, with any parameterization.
         log_probability: the classifier's; it is evaluated only if some weight is not 0.
         weight: w.
     """
-    unclipped = denoise.without_clipping()
+    unclipped, path = denoise.without_clipping(), denoise.schedule
+    # x^_0 does not follow from eps^ where no signal is left: there the guided output is what the model itself predicts
+    output = denoise.parameterization if path.ends_in_noise else Epsilon()
 
     def guided(x_t: Tensor, t: Timestep) -> Tensor:
         denoised, w = unclipped(x_t, t), weight(t)
-        eps = denoised.eps
+        x_0, eps = denoised
+        if path.ends_in_noise:
+            w = torch.where(t == path.T, 0.0, torch.as_tensor(w)) if isinstance(t, Tensor) else w * (t != path.T)
         if is_any_other(w, 0):
             with torch.inference_mode(False), torch.enable_grad():
                 x = x_t.detach().clone().requires_grad_()
                 (gradient,) = torch.autograd.grad(log_probability(x, expand_timesteps(t, x).clone()).sum(), x)
-            eps = eps - scale(torch.as_tensor(w) * denoise.schedule.noise_at(t), gradient)
-        return eps if denoised.nu is None else torch.cat([eps, 2 * denoised.nu - 1], dim=1)
+            change = scale(torch.as_tensor(w) * path.noise_at(t), gradient)
+            eps = eps - change
+            x_0 = x_0 + scale(path.noise_at(t) / path.signal_at(t).clamp(min=torch.finfo(torch.float32).tiny), change)
+        found = output.target(path, x_0, eps, t)
+        return found if denoised.nu is None else torch.cat([found, 2 * denoised.nu - 1], dim=1)
 
-    clipped = Denoiser(denoise.network, denoise.schedule, denoise.clip, clipping=denoise.clipping)
+    clipped = Denoiser(denoise.network, path, denoise.clip, output, denoise.levels, denoise.clipping)
     return clipped.with_guidance(guided)

@@ -65,6 +65,10 @@ class Objective(ABC):
             eps: (b, c, h, w) standard normal noise.
         """
 
+    def check_denoiser(self, denoise: Denoiser) -> None:
+        """Raise a UserError if the objective cannot train this network on this path; called when a model is built."""
+        return
+
     __repr__ = format_settings
 
 

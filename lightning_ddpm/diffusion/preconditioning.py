@@ -45,7 +45,7 @@ class EDM(Parameterization):
                 f"EDM conditions the network on the noise level, and {type(schedule).__name__} has integer timesteps; "
                 "use VarianceExploding as the schedule, or Velocity as the parameterization"
             )
-        if schedule.alpha_bar_T < torch.finfo(torch.float32).tiny:
+        if schedule.ends_in_noise:
             raise UserError(
                 f"EDM conditions the network on ln(sigma) / 4, which is infinite at the end of "
                 f"{type(schedule).__name__}; use VarianceExploding as the schedule, or predict FlowVelocity"

@@ -258,17 +258,17 @@ class ZeroTerminalSNR(NoiseSchedule):
         return _betas_from_alpha_bar(torch.cat([torch.ones(1, dtype=torch.float64), rescaled**2]))
 
 
-def require_chain(path: GaussianPath, what: str) -> NoiseSchedule:
+def require_chain(path: GaussianPath, what: str, instead: str = "") -> NoiseSchedule:
     """Return the path, after checking that it is a discrete chain, which ``what`` needs.
 
     Raises:
-        UserError: it is continuous.
+        UserError: it is continuous; the message names what to do ``instead``, too.
     """
     if isinstance(path, NoiseSchedule):
         return path
     raise UserError(
         f"{what} belongs to a chain of discrete steps, and {type(path).__name__} is continuous; take a NoiseSchedule, "
-        "such as Cosine"
+        "such as Cosine" + (f", or {instead}" if instead else "")
     )
 
 

@@ -1,7 +1,7 @@
 """Distributions of the time t of a training step that put more weight on some noise levels than on others.
 
 They sample real t on a continuous path, and the nearest timestep on a noise schedule. The weight of a loss is 1: the
-distribution itself is the weighting.
+distribution itself is the weighting, in training and in validation.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_ddpm.diffusion.gaussian_path import GaussianPath
+from lightning_ddpm.diffusion.gaussian_path import GaussianPath, choose_precision
 from lightning_ddpm.diffusion.timesteps import Gather, TimestepSampler
 from lightning_ddpm.utils.errors import UserError
 
@@ -35,10 +35,20 @@ class TimeDistribution(TimestepSampler):
     def sample_time(self, path: GaussianPath, n: int, generator: torch.Generator) -> Tensor:
         """Sample n real times (n,) on the generator's device, not yet limited to [1, T]."""
 
+    @abstractmethod
+    def quantile(self, path: GaussianPath, share: Tensor) -> Tensor:
+        """Return the real times (n,) below which these shares (n,) of the distribution lie, not yet limited."""
+
     @final
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         t = self._path[0].nearest_time(self.sample_time(self._path[0], n, generator))
         return t, torch.ones(n, device=generator.device)
+
+    @final
+    def stratify(self, path: GaussianPath, n: int, generator: torch.Generator) -> Tensor:
+        strata = torch.arange(n, device=generator.device)
+        share = (strata + torch.rand(n, device=generator.device, generator=generator)) / n
+        return path.nearest_time(self.quantile(path, share.to(choose_precision(share.device)).clamp(1e-6, 1 - 1e-6)))
 
     @final
     def update(self, t: Tensor, losses: Tensor, gather: Gather) -> None:
@@ -58,8 +68,13 @@ class LogNormal(TimeDistribution):
         self.mean, self.std = _check_normal("LogNormal", mean, std)
 
     def sample_time(self, path: GaussianPath, n: int, generator: torch.Generator) -> Tensor:
-        sigma = (self.mean + self.std * _randn(n, generator)).exp()
-        return path.time_at(sigma.atan())
+        return self._time_at(path, _randn(n, generator))
+
+    def quantile(self, path: GaussianPath, share: Tensor) -> Tensor:
+        return self._time_at(path, torch.special.ndtri(share))
+
+    def _time_at(self, path: GaussianPath, z: Tensor) -> Tensor:
+        return path.time_at((self.mean + self.std * z).exp().atan())
 
     def extra_repr(self) -> str:
         return f"mean={self.mean:g}, std={self.std:g}"
@@ -78,7 +93,13 @@ class LogitNormal(TimeDistribution):
         self.mean, self.std = _check_normal("LogitNormal", mean, std)
 
     def sample_time(self, path: GaussianPath, n: int, generator: torch.Generator) -> Tensor:
-        return path.T * (self.mean + self.std * _randn(n, generator)).sigmoid()
+        return self._time_at(path, _randn(n, generator))
+
+    def quantile(self, path: GaussianPath, share: Tensor) -> Tensor:
+        return self._time_at(path, torch.special.ndtri(share))
+
+    def _time_at(self, path: GaussianPath, z: Tensor) -> Tensor:
+        return path.T * (self.mean + self.std * z).sigmoid()
 
     def extra_repr(self) -> str:
         return f"mean={self.mean:g}, std={self.std:g}"
@@ -92,15 +113,17 @@ class UniformLambda(TimeDistribution):
     """
 
     def check_path(self, path: GaussianPath) -> None:
-        if path.alpha_bar_T < torch.finfo(torch.float32).tiny:
+        if path.ends_in_noise:
             raise UserError(
                 f"UniformLambda needs a finite lambda at T, and {type(path).__name__} ends without signal; take "
                 "LogitNormal or UniformTimesteps"
             )
 
     def sample_time(self, path: GaussianPath, n: int, generator: torch.Generator) -> Tensor:
+        return self.quantile(path, torch.rand(n, device=generator.device, generator=generator))
+
+    def quantile(self, path: GaussianPath, share: Tensor) -> Tensor:
         first, last = (float((path.noise_at(t) / path.signal_at(t)).log()) for t in (1, path.T))
-        share = torch.rand(n, device=generator.device, generator=generator)
         return path.time_at((first + (last - first) * share).exp().atan())
 
 

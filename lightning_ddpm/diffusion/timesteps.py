@@ -34,6 +34,14 @@ class TimestepSampler(nn.Module, ABC):
         the mean of the weighted losses an unbiased estimate of the mean loss under uniform t.
         """
 
+    def stratify(self, path: GaussianPath, n: int, generator: torch.Generator) -> Tensor:
+        """Sample one t from each of n equally probable parts of [1, T], (n,), at which validation measures the loss.
+
+        So its mean is that of the weighted losses of training, with less variance: over uniform t, unless a
+        distribution is itself the weighting.
+        """
+        return sample_stratified(n, path.T, generator)
+
     @abstractmethod
     def update(self, t: Tensor, losses: Tensor, gather: Gather) -> None:
         """Update the history with the losses of a training step; every rank must call it.

@@ -56,6 +56,9 @@ class UncertaintyWeighted(Objective, nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
+    def check_denoiser(self, denoise: Denoiser) -> None:
+        self.objective.check_denoiser(denoise)
+
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         u = self.log_uncertainty(denoise.schedule, t)
         return self.objective.losses(denoise, x_0, t, eps) * (-u).exp() + u

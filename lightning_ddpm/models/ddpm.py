@@ -23,7 +23,7 @@ from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.utils.condition import Condition, as_condition
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import is_accumulating, is_logging_step
-from lightning_ddpm.utils.random import ImageNoise
+from lightning_ddpm.utils.random import ImageNoise, seed_globally
 
 
 class DDPM(LightningModule):
@@ -82,7 +82,6 @@ class DDPM(LightningModule):
         self.parameterization, self.objective = parameterization or diffusion.Epsilon(), objective or diffusion.Simple()
         self.timesteps = timesteps or diffusion.UniformTimesteps()
         self.parameterization.check_schedule(schedule)
-        self.sampler.check_path(schedule)
         self.timesteps.setup(schedule)
         if not 0 <= label_dropout <= 1:
             raise UserError(f"label_dropout must lie in [0, 1], got {label_dropout}; Ho & Salimans use 0.1")
@@ -90,6 +89,8 @@ class DDPM(LightningModule):
         self._batches: list[tuple[Tensor, Tensor]] = []
         self.values, self.condition_values = values or UINT8, condition_values or UINT8
         self.set_clipping(clipping)
+        self.sampler.check_denoiser(self.denoiser)
+        self.objective.check_denoiser(self.denoiser)
         self.class_names: Sequence[str] = name_classes(class_names, network)
         if self.class_names:  # training images of each class, so that generated images can have the same frequencies
             self.register_buffer("class_counts", torch.zeros(len(self.class_names), dtype=torch.long))
@@ -176,8 +177,9 @@ class DDPM(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         x_0, condition = batch[0], self.read_condition(batch[1])
         random = steps.generate_validation(self, len(x_0), batch_idx)
-        t = random(lambda n, generator: diffusion.sample_stratified(n, self.schedule.T, generator))
-        self._sums.add(t, self.loss(x_0, t, random.randn_like(x_0), condition))
+        t = random(lambda n, generator: self.timesteps.stratify(self.schedule, n, generator))
+        with seed_globally(self.device, "validate", index=batch_idx):
+            self._sums.add(t, self.loss(x_0, t, random.randn_like(x_0), condition))
 
     def on_validation_epoch_end(self) -> None:
         self._sums.log_means(self)

@@ -25,6 +25,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from lightning_ddpm.data.value_range import DTYPES, UINT8, ValueRange
+from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.contracts import check_call, describe_class
@@ -82,13 +83,25 @@ def check_request(model: ImageGenerator, request: SampleRequest) -> None:
         UserError: the model is no diffusion model, or one that they do not fit.
     """
     if isinstance(model, DDPM):
-        (request.sampler or model.sampler).check_path(model.schedule)
-        if request.guidance:
-            request.guidance.check_model(model)
+        check_sampling(model, request.sampler or model.sampler, request.guidance)
         return
     for name in ("sampler", "guidance", "labels"):
         if getattr(request, name) is not None:
             refuse_option(model, name)
+
+
+def check_sampling(model: DDPM, sampler: Sampler, guidance: Guidance | None) -> None:
+    """Refuse a sampler or guidance that does not fit the model, or each other, before any work.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    denoise = model.denoiser
+    sampler.check_path(model.schedule)
+    if guidance:
+        guidance.check_model(model)
+        denoise = guidance(denoise, torch.zeros(1, dtype=torch.long, device=model.device))
+    sampler.check_denoiser(denoise)
 
 
 def refuse_option(model: ImageGenerator, option: str) -> None:

@@ -38,9 +38,10 @@ def check_parts(model: DDPM, context: Callable[[], AbstractContextManager[object
     example = make_example(model.condition_format, bool(model.class_names), IMAGES).to(device)
     condition = example.hide(torch.tensor([True, False], device=device))
 
-    def network(x_t: Tensor, t: Tensor, *given: Tensor | Condition) -> Tensor:
+    def network(x_t: Tensor, t: Tensor, *given: Tensor | Condition, **interval: Tensor) -> Tensor:
         with context():
-            output: Tensor = model.network.forward(x_t, t, *given)  # its __call__ would compile it for two images
+            # its __call__ would compile it for two images
+            output: Tensor = model.network.forward(x_t, t, *given, **interval)
             return output
 
     training = model.training

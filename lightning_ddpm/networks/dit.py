@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_ddpm.networks.blocks import run_block
 from lightning_ddpm.networks.condition_embeddings import LabelEmbedding
 from lightning_ddpm.networks.conditions import ConditionEmbedding, Conditions
-from lightning_ddpm.networks.layers import SinusoidalEmbedding
+from lightning_ddpm.networks.layers import IntervalEmbedding, SinusoidalEmbedding
 from lightning_ddpm.networks.positions import RotaryPositions, embed_positions
 from lightning_ddpm.networks.transformer import LastLayer, SelfAttention, SwiGLU, TransformerBlock, make_perceptron
 from lightning_ddpm.utils.condition import Condition, as_condition
@@ -50,6 +50,7 @@ class DiT(nn.Module):
         recompute: blocks compute their activations again in the backward pass in place of keeping them: less memory, a
             third more time, the same gradients.
         conditions: embeddings of what images are conditioned on besides their class.
+        intervals: whether the network is given the length of a step, to predict the mean velocity over it: MeanFlow.
 
     Raises:
         UserError: the combination of arguments cannot be built; the message states the fix.
@@ -78,6 +79,7 @@ class DiT(nn.Module):
         class_tokens_from: int = 4,
         recompute: bool = False,
         conditions: Sequence[ConditionEmbedding] = (),
+        intervals: bool = False,
     ) -> None:
         super().__init__()
         if channels is None or size is None:
@@ -129,6 +131,9 @@ class DiT(nn.Module):
             self.embed_label = LabelEmbedding(classes, width)
         if class_tokens:
             self.class_positions = nn.Parameter(0.02 * torch.randn(class_tokens, width))
+        self.intervals = intervals
+        if intervals:
+            self.embed_interval = IntervalEmbedding(FREQUENCIES, width, cosines_first=True)
         self._initialise()
         self.conditions.build(width)
 
@@ -147,7 +152,9 @@ class DiT(nn.Module):
         if self.classes:
             nn.init.normal_(self.embed_label.vectors.weight, std=0.02)
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Condition | Tensor | None = None, interval: Tensor | None = None
+    ) -> Tensor:
         """Predict eps, x_0 or v, whichever the network is trained for.
 
         Args:
@@ -155,11 +162,14 @@ class DiT(nn.Module):
             t: timesteps (b,) in 1..T.
             condition: of each image, or classes (b,) int64 alone, where -1 is none; ``None`` for an unconditional
                 prediction.
+            interval: lengths t - s of steps (b,), for a network with ``intervals``; ``None`` for 0 everywhere.
 
         Returns:
             (b, outputs * channels, height, width).
         """
         embedding, given = self.embed(t), as_condition(condition)
+        if self.intervals:
+            embedding = embedding + self.embed_interval(interval, t)
         if self.classes:
             vector = self.embed_label(given, t)
             embedding = embedding + vector

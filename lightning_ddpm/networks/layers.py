@@ -94,3 +94,26 @@ class SinusoidalEmbedding(nn.Module):
         """Map timesteps (b,) in 1..T to (b, dim)."""
         angle = rearrange(t - self.offset, "b -> b 1").float() * self.frequency.float()
         return torch.cat([angle.cos(), angle.sin()] if self.cosines_first else [angle.sin(), angle.cos()], dim=1)
+
+
+class IntervalEmbedding(nn.Module):
+    """The embedding of a step's length t - s, which is 0 at first; Geng et al. 2025 (arXiv:2505.13447), section 4.3.
+
+    Args:
+        features: number of sinusoidal features.
+        dim: number of outputs.
+        cosines_first: see :class:`SinusoidalEmbedding`.
+    """
+
+    def __init__(self, features: int, dim: int, cosines_first: bool = False) -> None:
+        super().__init__()
+        last = nn.Linear(dim, dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        first = make_linear(features, dim)
+        self.layers = nn.Sequential(SinusoidalEmbedding(features, cosines_first), first, nn.SiLU(), last)
+
+    def forward(self, interval: Tensor | None, t: Tensor) -> Tensor:
+        """Map t - s (b,), or ``None`` for s = t at every t (b,), to (b, dim)."""
+        interval = torch.zeros_like(t) if interval is None else interval
+        return self.layers(interval + 1)  # type: ignore[no-any-return]  # the embedding counts from 1

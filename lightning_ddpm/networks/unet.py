@@ -14,7 +14,7 @@ from torch.nn import functional
 from lightning_ddpm.networks.blocks import DownsampleConv, ResampleBlock, UNetBlock, UpsampleConv
 from lightning_ddpm.networks.condition_embeddings import LabelEmbedding
 from lightning_ddpm.networks.conditions import ConditionEmbedding, Conditions
-from lightning_ddpm.networks.layers import SinusoidalEmbedding
+from lightning_ddpm.networks.layers import IntervalEmbedding, SinusoidalEmbedding
 from lightning_ddpm.networks.padding import crop, get_padding, pad
 from lightning_ddpm.networks.unet_layers import UNetLayers
 from lightning_ddpm.utils.condition import Condition, as_condition
@@ -169,6 +169,7 @@ class UNet(nn.Module):
         pad_to_multiple: images are padded by zeros on all sides inside the network, until height and width are
             multiples of this number, and the prediction is cropped. With 1 nothing is padded.
         conditions: embeddings of what images are conditioned on besides their class.
+        intervals: whether the network is given the length of a step, to predict the mean velocity over it: MeanFlow.
 
     Raises:
         UserError: the combination of arguments cannot be built; the message states the fix.
@@ -190,6 +191,7 @@ class UNet(nn.Module):
         layers: UNetLayers | None = None,
         pad_to_multiple: int = 1,
         conditions: Sequence[ConditionEmbedding] = (),
+        intervals: bool = False,
     ) -> None:
         super().__init__()
         if outputs < 1:
@@ -222,8 +224,13 @@ class UNet(nn.Module):
         if classes:  # initialised last, so that the others start as they do without classes
             self.embed_label = LabelEmbedding(classes, 4 * width)
         self.conditions.build(4 * width)
+        self.intervals = intervals
+        if intervals:
+            self.embed_interval = IntervalEmbedding(width, 4 * width, layers.cosines_first)
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Condition | Tensor | None = None, interval: Tensor | None = None
+    ) -> Tensor:
         """Predict eps, x_0 or v, whichever the network is trained for.
 
         Args:
@@ -231,11 +238,14 @@ class UNet(nn.Module):
             t: timesteps (b,) in 1..T.
             condition: of each image, or classes (b,) int64 alone, where -1 is none; ``None`` for an unconditional
                 prediction.
+            interval: lengths t - s of steps (b,), for a network with ``intervals``; ``None`` for 0 everywhere.
 
         Returns:
             (b, outputs * channels, height, width).
         """
         embedding, given = self.embed(t), as_condition(condition)
+        if self.intervals:
+            embedding = embedding + self.embed_interval(interval, t)
         if self.classes:
             embedding = embedding + self.embed_label(given, t)
         embedding = self.conditions.add(embedding, given, t)

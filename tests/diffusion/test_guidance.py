@@ -9,10 +9,16 @@ from torch import Tensor
 from lightning_ddpm.diffusion import (
     X0,
     ClassifierFree,
+    Cosine,
     Denoiser,
+    FlowVelocity,
+    GaussianPath,
     Heun,
+    RectifiedFlow,
     Velocity,
+    ZeroTerminalSNR,
     guide_by_classifier,
+    trailing_spacing,
 )
 from lightning_ddpm.utils.errors import UserError
 
@@ -51,6 +57,29 @@ def test_any_sampler_of_a_guided_denoiser_samples_the_class(kind: str, y: int) -
     x = Heun(200).sample(guided, randn(4000, 1, 1, 2, dtype=torch.float64)).flatten(1)
     torch.testing.assert_close(x.mean(0), PARTS[y].mean(), rtol=0, atol=0.02)
     torch.testing.assert_close(x.T.cov(), PARTS[y].covariance(), rtol=0, atol=0.005)
+
+
+@pytest.mark.parametrize("path", [RectifiedFlow(), ZeroTerminalSNR(Cosine(1000))], ids=repr)
+def test_a_classifier_guides_where_the_path_ends_in_noise(path: GaussianPath) -> None:
+    """There eps does not determine x_0, and the class is unknown at T."""
+
+    def on_path(x_t: Tensor, t: Tensor) -> Tensor:
+        assert (t < path.T).all(), "x_T does not depend on the class"
+        signal, noise = path.signal_at(t[0]), path.noise_at(t[0])
+        joint = TWO.weights[0].log() + PARTS[0].log_density(x_t, signal, noise)
+        return joint - TWO.log_density(x_t, signal, noise)
+
+    for parameterization in (Velocity(), X0(), FlowVelocity()):
+        guided = guide_by_classifier(TWO.denoiser_for(path, parameterization), on_path, constant(1.0))
+        x = randn(8, 1, 1, 2, dtype=torch.float64)
+        for t in (1, 500, path.T - 1):
+            expected = PARTS[0].denoiser_for(path, parameterization)(x, t)
+            torch.testing.assert_close(guided(x, t).x_0, expected.x_0, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(guided(x, t).eps, expected.eps, rtol=1e-6, atol=1e-7)
+        at_T, times = guided(x, torch.full((8,), path.T)), torch.full((8,), path.T)
+        torch.testing.assert_close(at_T.x_0, TWO.x_0(path, x, times), rtol=0, atol=1e-9)
+        samples = Heun(60, spacing=trailing_spacing).sample(guided, randn(1000, 1, 1, 2, dtype=torch.float64))
+        torch.testing.assert_close(samples.flatten(1).mean(0), PARTS[0].mean(), rtol=0, atol=0.05)
 
 
 def test_guidance_of_scale_0_is_the_unconditional_network() -> None:

@@ -60,6 +60,22 @@ def test_uniform_lambda_and_uniform_time() -> None:
     check_quantiles(sample(UniformTimesteps(), path), torch.distributions.Uniform(1.0, 1000.0))
 
 
+@pytest.mark.parametrize("timesteps", [LogNormal(), LogitNormal(0.5, 0.8), UniformLambda(), UniformTimesteps()])
+@pytest.mark.parametrize("path", [VarianceExploding(), Cosine()], ids=repr)
+def test_the_times_of_validation_are_strata_of_those_of_training(
+    timesteps: TimestepSampler, path: GaussianPath
+) -> None:
+    trained = sample(timesteps, path).double().sort().values
+    for n in (1, 64):
+        strata = timesteps.stratify(path, n, torch.Generator().manual_seed(1))
+        assert strata.shape == (n,)
+        assert 1 <= strata.min() <= strata.max() <= path.T
+    edges = trained[torch.arange(1, 64) * N // 64]
+    strata, tolerance = strata.double(), 0.02 * path.T
+    assert (strata[:-1] <= edges + tolerance).all(), "one in each part of equal probability"
+    assert (strata[1:] >= edges - tolerance).all()
+
+
 @pytest.mark.parametrize("kind", [LogNormal, LogitNormal])
 def test_invalid_arguments_are_refused(kind: type[LogNormal | LogitNormal]) -> None:
     for mean, std in ((0.0, 0.0), (math.nan, 1.0), (0.0, math.inf)):

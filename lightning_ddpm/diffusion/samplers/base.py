@@ -67,6 +67,10 @@ class Sampler(ABC):
         """Raise a UserError if the sampler cannot be used on the path, or has more steps than it; before any work."""
         self.nfe(path.T)
 
+    def check_denoiser(self, denoise: Denoiser) -> None:
+        """Raise a UserError if the sampler cannot use the denoiser, with its path and its guidance; before any work."""
+        self.check_path(denoise.schedule)
+
     @final
     def sample(self, denoise: Denoiser, x_T: Tensor, noise: Noise = torch.randn_like) -> Tensor:
         """Return x_0 (b, c, h, w), the end of the :meth:`trajectory`, which takes the same arguments."""

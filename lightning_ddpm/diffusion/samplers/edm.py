@@ -58,7 +58,7 @@ class EDMHeun(Sampler):
         return 2 * self.steps - 1
 
     def check_path(self, path: GaussianPath) -> None:
-        if path.alpha_bar_T < torch.finfo(torch.float32).tiny:
+        if path.ends_in_noise:
             raise UserError(
                 f"EDMHeun's noise level is infinite where {type(path).__name__} ends without signal "
                 f"(alpha_bar_T={path.alpha_bar_T:.3g}); sample with Heun, DPMSolverPP or DDIM"

@@ -71,7 +71,7 @@ def flow_log_likelihood(denoise: Denoiser, x: Tensor, divergence: Divergence, to
 
     Args:
         denoise: predicts x_0 and eps; without clipping, because the flow must be smooth.
-        x: (b, c, h, w) images with continuous values: see :func:`dequantise`.
+        x: (b, c, h, w) images with continuous values; integers are dequantised first, as FlowLikelihood does.
         divergence: exact, or an unbiased estimate.
         tolerance: of the solver, per image and step.
 
@@ -89,19 +89,6 @@ def flow_log_likelihood(denoise: Denoiser, x: Tensor, divergence: Divergence, to
     x_T, change = solve_ode(derivative, start, ends, tolerance)
     prior = -0.5 * (x_T.square() + math.log(2 * math.pi)).flatten(1).sum(1)
     return prior + x[0].numel() * change
-
-
-def dequantise(x_0: Tensor, u: Tensor, levels: int = 256) -> Tensor:
-    """Spread each level over its bin of 2/(levels - 1) with ``u``, uniform on [0, 1): integers have no density."""
-    return x_0 + (2 * u - 1) / (levels - 1)
-
-
-def flow_bits_per_dim(log_likelihood: Tensor, dimensions: int, levels: int = 256) -> Tensor:
-    """Convert log p of dequantised images in nats to bits/dim of the discrete images, an upper bound (Jensen).
-
-    A level's probability is the integral of the density over its bin of width 2/(levels - 1).
-    """
-    return -log_likelihood / (dimensions * math.log(2)) - math.log2(2 / (levels - 1))
 
 
 def exact_divergence(field: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

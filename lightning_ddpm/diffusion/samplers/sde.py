@@ -9,7 +9,6 @@ one more.
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.gaussian_path import GaussianPath
@@ -35,7 +34,7 @@ class EulerMaruyama(MarkovSampler):
 
     def check_path(self, path: GaussianPath) -> None:
         self.nfe(path.T)
-        if path.alpha_bar_T < torch.finfo(torch.float32).tiny:
+        if path.ends_in_noise:
             raise UserError(
                 "the reverse SDE cannot start where alpha_bar_T is 0 or nearly 0, got "
                 f"{path.alpha_bar_T:.3g} at T={path.T}; sample with DDIM or Ancestral"

@@ -1,7 +1,5 @@
 """The adaptive solver of the probability-flow ODE and the likelihood of its flow, against known densities."""
 
-import math
-
 import pytest
 import torch
 from helpers.known_data import ONE, TWO, Mixture, randn
@@ -11,9 +9,7 @@ from torch import Tensor
 
 from lightning_ddpm.diffusion import AdaptiveODE, Cosine, Denoiser, Heun
 from lightning_ddpm.diffusion.samplers.ode import (
-    dequantise,
     exact_divergence,
-    flow_bits_per_dim,
     flow_log_likelihood,
     hutchinson_divergence,
 )
@@ -82,12 +78,3 @@ def test_the_flow_likelihood_works_in_inference_mode() -> None:
         with_inference_mode, flow_log_likelihood(denoise, images, hutchinson_divergence(probe), tolerance=1e-2).detach()
     )
     assert with_inference_mode.shape == (2,)
-
-
-def test_dequantised_levels_fill_their_bins_and_a_uniform_density_costs_8_bits() -> None:
-    levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-    ends = torch.stack([dequantise(levels, torch.zeros(256)), dequantise(levels, torch.ones(256))])
-    torch.testing.assert_close(ends[0, 1:], ends[1, :-1])
-    width = float(ends[1, -1] - ends[0, 0])
-    assert width == pytest.approx(2 + 2 / 255)
-    assert float(flow_bits_per_dim(torch.tensor(-3 * math.log(width)), 3)) == pytest.approx(8)
