@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from lightning_ddpm.utils.command_start import mark_start
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.signals import release_signals, watch_signals
 from lightning_ddpm.utils.threads import limit_spinning, limit_threads
@@ -77,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         printable = import_module("lightning_ddpm.utils.paths").printable
         if wrong := [printable(each) for each in arguments if printable(each) != each]:
             raise UserError(f"{wrong[0]} is not UTF-8, and could not be written into a file; rename what it stands for")
-        return _load_command(command)(list(arguments if command in TRAINER else arguments[1:])) or 0
+        with mark_start():
+            return _load_command(command)(list(arguments if command in TRAINER else arguments[1:])) or 0
     except Exception as error:
         failure = error
     return _report(failure)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_ddpm.data.datasets import Batch, ImageDataset, MemoryDataset, describe_file
 from lightning_ddpm.data.decode_cache import MAX_BYTES_IN_MEMORY
+from lightning_ddpm.data.file_table import FileTable
 from lightning_ddpm.data.tiff import TIFF, read_tiff
 from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.data.value_options import measure_channels, pool_channels, standardise
@@ -19,7 +20,7 @@ from lightning_ddpm.data.value_range import DTYPES, ValueRange, check_finite, to
 from lightning_ddpm.utils.cache import find_cached, read_cached, write_cached
 from lightning_ddpm.utils.console import show_progress
 from lightning_ddpm.utils.errors import UserError, first_line
-from lightning_ddpm.utils.hashing import make_cache_key
+from lightning_ddpm.utils.hashing import hash_text, make_cache_key
 from lightning_ddpm.utils.npz import list_npz, read_npz
 
 
@@ -62,9 +63,9 @@ class ArrayFolderImages(ArrayImages):
         labels: (n,) int64.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor) -> None:
+    def __init__(self, paths: FileTable, labels: Tensor) -> None:
         self.paths, self.labels = paths, labels
-        self.state = "\n".join(describe_file(path) for path in paths)
+        self.state = hash_text(f"{each}\n" for each in paths.describe())
         try:
             first = _read_array(paths[0])
         except UserError as error:
@@ -135,14 +136,15 @@ class ArrayDataset(ImageDataset):
     """
 
     def __init__(self, images: ArrayImages, chosen: Sequence[int]) -> None:
-        self.images, self.chosen, self.labels = images, chosen, images.labels[list(chosen)]
+        self.images, self.chosen = images, np.asarray(chosen, np.int64)
+        self.labels = images.labels[torch.from_numpy(self.chosen)]
         self.fingerprint = make_cache_key(f"{images.state}\n{list(chosen)}")
         self.names = [images.get_key(index) for index in chosen]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         arrays = []
         for index in indices:
-            place = self.chosen[index]
+            place = int(self.chosen[index])
             try:
                 arrays.append(to_tensor(self.images.read(place)))
             except UserError as error:

@@ -43,13 +43,13 @@ class ArrayFolder(ImageSource):
         self._files = FolderListing(holdout, (".npy", ".npz", *TIFF))
 
     def inspect(self, root: Path) -> None:
+        self._files.clear()
         images, parts = self._open(root)
         self.channels, self.size = images.shape[0], shorten_size(images.shape[1:])
         declared = choose_values(images.dtype, self.channels, self.low, self.high, self.mean, self.std)
         self.values = scan_values(images, parts["train"], declared, str(root))
 
     def prepare(self, root: Path) -> None:
-        self._files.clear()
         skipped: list[Path] = []
         _, _, parts = self._files.list_split(Path(root), skipped)
         report(self._files.describe_splits(Path(root), parts))

@@ -1,22 +1,23 @@
 """Datasets of images, in memory or in files."""
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_ddpm.data.file_table import ChosenNames, FileNames, FileTable
 from lightning_ddpm.data.image_io import DecodedImage, read_image
 from lightning_ddpm.data.rasters import read_raster
 from lightning_ddpm.data.value_range import DTYPES, UINT8, ValueRange
 from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.hashing import hash_bytes, make_cache_key
+from lightning_ddpm.utils.hashing import hash_bytes, hash_text, make_cache_key
 from lightning_ddpm.utils.image_size import ImageSize, format_size, shorten_size
 
 Batch = tuple[Tensor, Tensor | Condition]
@@ -121,7 +122,8 @@ class FileDataset(ImageDataset):
             worker processes that are not forked.
         labels: (n,) int64, -1 for an image without a label.
         channels, size: shape that every image is converted to; see :func:`decode_image`.
-        state: part of the fingerprint; it must change whenever a file does, see :func:`describe_file`.
+        state: part of the fingerprint, in one or several texts; it must change whenever a file does, see
+            :func:`describe_file`.
         values: type and range of the values. Images of other values than uint8's, or of other numbers of channels than
             1 and 3, are not converted; see :func:`~lightning_ddpm.data.rasters.read_raster`.
     """
@@ -133,7 +135,7 @@ class FileDataset(ImageDataset):
         labels: Tensor,
         channels: int,
         size: ImageSize,
-        state: str,
+        state: str | Iterable[str],
         values: ValueRange = UINT8,
     ) -> None:
         self.names, self.file, self.labels = names, file, labels.long()
@@ -141,7 +143,7 @@ class FileDataset(ImageDataset):
         self.is_converted = is_plain(channels, values)
         shape = f"{channels}x{self.size if isinstance(self.size, int) else format_size(self.size)}"
         shape += "" if self.is_converted else f" {values.dtype} {values.describe() if values.bounded else ''}"
-        self.fingerprint = make_cache_key("\n".join([shape, state, *names]))
+        self.fingerprint = hash_text(_join(shape, [state] if isinstance(state, str) else state, names))[:16]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         return torch.stack([self._pixels(index) for index in indices]), self.labels[torch.as_tensor(indices)]
@@ -164,8 +166,9 @@ class FileDataset(ImageDataset):
 
     def subset(self, indices: Sequence[int]) -> "FileDataset":
         """Return the dataset of the images at these indices."""
-        names, labels = [self.names[index] for index in indices], self.labels[list(indices)]
-        file = partial(_open_chosen, self.file, indices)
+        chosen = np.asarray(indices, np.int64)
+        names, labels = ChosenNames(self.names, chosen), self.labels[torch.from_numpy(chosen)]
+        file = partial(_open_chosen, self.file, chosen)
         return FileDataset(names, file, labels, self.channels, self.size, self.fingerprint, self.values)
 
 
@@ -204,17 +207,26 @@ def build_path_dataset(
         labels, channels, size, values: see :class:`FileDataset`.
         file: maps each path to the one that is opened, or raises UserError if it must not be.
     """
-    names = [os.fsencode(path).decode(errors="backslashreplace") for path in paths]
-    state = " ".join(describe_file(path) for path in paths)
-    return FileDataset(names, partial(_open_path, file, paths), labels, channels, size, state, values)
+    files = FileTable.of(paths)
+    open_file = partial(_open_path, file, files)
+    return FileDataset(FileNames(files), open_file, labels, channels, size, files.describe(), values)
 
 
 def _open_path(file: Callable[[Path], Path], paths: Sequence[Path], index: int) -> Path:
     return file(paths[index])
 
 
-def _open_chosen(file: OpenFile, indices: Sequence[int], index: int) -> Path | BytesIO:
-    return file(indices[index])
+def _open_chosen(file: OpenFile, indices: np.ndarray, index: int) -> Path | BytesIO:
+    return file(int(indices[index]))
+
+
+def _join(shape: str, state: Iterable[str], names: Iterable[str]) -> Iterator[str]:
+    """Yield the text of a fingerprint in parts: a million paths are not held twice in memory."""
+    yield f"{shape}\n"
+    for place, each in enumerate(state):
+        yield f" {each}" if place else each
+    for name in names:
+        yield f"\n{name}"
 
 
 def describe_file(path: Path) -> str:
@@ -222,9 +234,4 @@ def describe_file(path: Path) -> str:
 
     The time of the last change (ctime) cannot be set, as ``touch -r`` or ``cp -p`` set that of the modification.
     """
-    absolute = os.fsencode(path.absolute()).decode(errors="backslashreplace")
-    try:
-        stat = path.stat()
-    except OSError as error:  # such as a broken link: reading it reports the error
-        return f"{absolute} {error.strerror}"
-    return f"{absolute} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    return next(FileTable.of([path]).describe())

@@ -1,19 +1,23 @@
 """The files of a folder: which are training images, which are held out, and the class of each."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ddpm.data.image_paths import EXTENSIONS, NOT_READ, list_images
-from lightning_ddpm.data.splits import choose_held_out, find_splits, hold_out
+from lightning_ddpm.data.file_table import FileTable
+from lightning_ddpm.data.image_paths import EXTENSIONS, NOT_READ
+from lightning_ddpm.data.shared_listing import Listing, share_listing
+from lightning_ddpm.data.splits import choose_held_out, hold_out
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.paths import printable
 
 
 class FolderListing:
-    """Lists a folder once, until :meth:`clear`: listing many folders takes seconds.
+    """Lists a folder once, until :meth:`clear`, and in a command once for all processes of a machine.
 
     Args:
         holdout: fraction of images held out if the folder has no split for that, to one image and at least one.
@@ -24,15 +28,15 @@ class FolderListing:
         if not 0 < holdout < 1:
             raise UserError(f"holdout must lie in (0, 1), got {holdout}")
         self.holdout, self.extensions = holdout, extensions
-        self._listed: dict[Path, tuple[list[Path], list[Path]]] = {}
+        self._listed: tuple[Path, Listing] | None = None
 
     def clear(self) -> None:
-        """Forget what was listed."""
-        self._listed.clear()
+        """Forget what was listed, unless by the running command."""
+        self._listed = None
 
     def list_split(
         self, root: Path, skipped: list[Path] | None = None
-    ) -> tuple[list[Path], Tensor, dict[str, Sequence[int]]]:
+    ) -> tuple[FileTable, Tensor, dict[str, Sequence[int]]]:
         """Return all paths, their labels, and the indices of each split, ``train`` and ``test``, in them.
 
         Args:
@@ -44,34 +48,37 @@ class FolderListing:
         """
         if not root.is_dir():
             raise UserError(f"there is no folder {root}; point data.root at your images")
-        splits = find_splits(root, self.extensions)
-        folder = splits.get("train", root)
-        paths = self._list(folder, skipped)
-        classes = {name: label for label, name in enumerate(_list_classes(folder, paths))}
-        if other := choose_held_out(splits):
+        listing = self._list(root)
+        paths, folder = listing.train, listing.splits.get("train", root)
+        tops = [*_list_tops(paths, folder != root)]
+        classes = {name: label for label, name in enumerate(_sort_classes(folder, tops))}
+        if listing.held_out is not None:
             rest: Sequence[int] = range(len(paths))
-            paths += self._list(other, skipped)
-            held_out: Sequence[int] = range(len(rest), len(paths))
+            held_out: Sequence[int] = range(len(paths), len(paths) + len(listing.held_out))
+            tops += _list_tops(listing.held_out, True)
+            paths = paths + listing.held_out
         else:
             held_out = hold_out(len(paths), self.holdout)
-            rest = sorted(set(range(len(paths))).difference(held_out))
+            rest = np.delete(np.arange(len(paths)), held_out).tolist()
         if not paths:
             extensions = ", ".join(self.extensions)
             raise UserError(
                 f"{root} holds no images ({extensions}), nor do its subfolders; check data.root; {NOT_READ}"
             )
-        depth = len(folder.relative_to(root).parts)
-        labels = torch.tensor([classes.get(path.relative_to(root).parts[depth], -1) for path in paths])
+        if skipped is not None:
+            skipped += listing.skipped
+        labels = torch.tensor([-1 if top is None else classes.get(top, -1) for top in tops])
         return paths, labels, {"train": rest, "test": held_out}
 
     def list_class_names(self, root: Path) -> list[str]:
         """Return the names of the first-level subfolders of the training images."""
-        folder = find_splits(root, self.extensions).get("train", root)
-        return _list_classes(folder, self._list(folder))
+        listing = self._list(root)
+        folder = listing.splits.get("train", root)
+        return _sort_classes(folder, _list_tops(listing.train, folder != root))
 
     def describe_splits(self, root: Path, parts: Mapping[str, Sequence[int]]) -> str:
         """Return a line on where the images of each split come from."""
-        splits = find_splits(root, self.extensions)
+        splits = self._list(root).splits
         other = choose_held_out(splits)
         unread = [str(each) for each in splits.values() if each not in (splits["train"], other)]
         return (
@@ -82,23 +89,27 @@ class FolderListing:
 
     def describe_empty(self, root: Path, split: str) -> str:
         """Return the message for a split without images."""
-        splits = find_splits(root, self.extensions)
+        splits = self._list(root).splits
         folder = (splits.get("train") if split == "train" else choose_held_out(splits)) or root
         return f"{folder} holds no image for the split {split!r}; each split needs at least one"
 
-    def _list(self, folder: Path, skipped: list[Path] | None = None) -> list[Path]:
-        """Return what :func:`list_images` returned at the first call."""
-        if folder not in self._listed:
-            outputs: list[Path] = []
-            self._listed[folder] = list_images(folder, outputs, extensions=self.extensions), outputs
-        paths, outputs = self._listed[folder]
-        if skipped is not None:
-            skipped += outputs
-        return [*paths]
+    def _list(self, root: Path) -> Listing:
+        """Return what :func:`share_listing` returned at the first call."""
+        if self._listed is None or self._listed[0] != root:
+            self._listed = root, share_listing(root, self.extensions)
+        return self._listed[1]
 
 
-def _list_classes(folder: Path, paths: Sequence[Path]) -> list[str]:
-    names = sorted({path.relative_to(folder).parts[0] for path in paths if path.parent != folder})
+def _list_tops(files: FileTable, in_split: bool) -> Iterator[str | None]:
+    """Yield the first-level folder that each file is in, which may be in that of a split; ``None`` for no such one."""
+    depth = int(in_split)
+    for name in files.iterate_names():
+        parts = name.split(os.sep, depth + 1)
+        yield parts[depth] if len(parts) > depth + 1 else None
+
+
+def _sort_classes(folder: Path, tops: Iterable[str | None]) -> list[str]:
+    names = sorted({each for each in tops if each is not None})
     for name in names:
         if printable(name) != name:
             raise UserError(

@@ -1,11 +1,12 @@
 """List the image files of a folder, without output of the program, and refuse unsafe paths."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from lightning_ddpm.data.file_table import FileTable, get_stat
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.run_files import is_output, is_trajectory, list_outputs
@@ -35,8 +36,39 @@ def list_images(
     Raises:
         UserError: a folder cannot be listed.
     """
+    found = sorted((each.path for each in _walk(folder, skipped, ignored, extensions)), key=_order)
+    return [path for path in map(Path, found) if not is_trajectory(path)]
 
-    found: list[str] = []
+
+def tabulate_images(
+    folder: Path, root: Path, skipped: list[Path] | None = None, extensions: tuple[str, ...] = EXTENSIONS
+) -> FileTable:
+    """Return the table of the images that :func:`list_images` lists, with one stat of each file.
+
+    Args:
+        folder, skipped, extensions: as there.
+        root: the folder of the table, which is or holds ``folder``.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    begin = len(os.path.join(root, ""))
+    found = [(each.path[begin:], get_stat(each)) for each in _walk(folder, skipped, (), extensions)]
+    found.sort(key=lambda each: _order(each[0]))
+    # only a .gif can be an animation of samples, so that no other file is opened
+    kept = (each for each in found if not (each[0].lower().endswith(".gif") and is_trajectory(root / each[0])))
+    return FileTable.build(root, kept)
+
+
+def _order(path: str) -> str:
+    """Return a key that sorts paths as lists of their parts."""
+    return path.replace(os.sep, "\0")
+
+
+def _walk(
+    folder: Path, skipped: list[Path] | None, ignored: Collection[str], extensions: tuple[str, ...]
+) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of the images, in any order."""
     waiting = [os.fspath(folder)]
     try:
         while waiting:
@@ -54,11 +86,9 @@ def list_images(
                 if is_folder and not entry.is_symlink():
                     waiting.append(entry.path)
                 elif is_folder or entry.name.lower().endswith(extensions):
-                    found.append(entry.path)
+                    yield entry
     except OSError as error:
         raise UserError(f"cannot list the folder {here}: {error.strerror}") from error
-    paths = (Path(each) for each in sorted(found, key=lambda each: each.split(os.sep)))  # in the order of paths
-    return [path for path in paths if not is_trajectory(path)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

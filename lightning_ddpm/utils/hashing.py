@@ -1,7 +1,7 @@
 """SHA-256 digests of files, tensors and plain data, and the cache keys made of them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,14 @@ from torch import Tensor
 def hash_bytes(content: bytes) -> str:
     """Return the SHA-256 of bytes in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def hash_text(parts: Iterable[str]) -> str:
+    """Return the SHA-256 of text (as UTF-8) in hexadecimal, given in parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode())
+    return digest.hexdigest()
 
 
 def make_cache_key(content: str | bytes) -> str:
