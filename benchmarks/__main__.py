@@ -48,6 +48,7 @@ SCRIPTS = {
     "restoration_tables": "restored digits and MNIST images: docs/results/restoration.md",
     "recipe_search": "the recipe for MNIST with the best Fréchet distance per minute, by successive halving",
     "speedrun": "FID by training time on two cores, beside diffusers and denoising-diffusion-pytorch",
+    "shards_memory": "the memory of reading an epoch of tar files",
     "check_samples": "metrics of a folder of images that are independent of this package",
 }
 """Modules with ``add_options`` and ``run``."""

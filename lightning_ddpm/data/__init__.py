@@ -13,9 +13,12 @@ from lightning_ddpm.data.datamodule import ImageDataModule as ImageDataModule
 from lightning_ddpm.data.datasets import ImageDataset as ImageDataset
 from lightning_ddpm.data.datasets import MemoryDataset as MemoryDataset
 from lightning_ddpm.data.geometric_augmentation import GeometricAugmentation as GeometricAugmentation
+from lightning_ddpm.data.hugging_face import HuggingFace as HuggingFace
 from lightning_ddpm.data.image_folder import ImageFolder as ImageFolder
+from lightning_ddpm.data.padded import Padded as Padded
 from lightning_ddpm.data.paired import Downscaled as Downscaled
 from lightning_ddpm.data.paired import PairedFolders as PairedFolders
+from lightning_ddpm.data.shards import Shards as Shards
 from lightning_ddpm.data.sources import CIFAR10 as CIFAR10
 from lightning_ddpm.data.sources import LSUN as LSUN
 from lightning_ddpm.data.sources import MNIST as MNIST

@@ -1,4 +1,4 @@
-"""Read images from .npy and .npz files, and measure their values."""
+"""Images in arrays: a file for each, and the dataset of arrays in any files; their values are checked and measured."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_ddpm.data.datasets import Batch, ImageDataset, MemoryDataset, describe_file
+from lightning_ddpm.data.datasets import Batch, ImageDataset, MemoryDataset
 from lightning_ddpm.data.decode_cache import MAX_BYTES_IN_MEMORY
 from lightning_ddpm.data.file_table import FileTable
 from lightning_ddpm.data.tiff import TIFF, read_tiff
@@ -63,14 +63,14 @@ class ArrayFolderImages(ArrayImages):
         labels: (n,) int64.
     """
 
-    def __init__(self, paths: FileTable, labels: Tensor) -> None:
-        self.paths, self.labels = paths, labels
-        self.state = hash_text(f"{each}\n" for each in paths.describe())
+    def __init__(self, paths: Sequence[Path], labels: Tensor) -> None:
+        self.paths, self.labels = FileTable.of(paths), labels
+        self.state = hash_text(f"{each}\n" for each in self.paths.describe())
         try:
             first = _read_array(paths[0])
         except UserError as error:
             raise UserError(f"{paths[0]}: {error}") from error
-        self.shape, self.dtype = _get_shape(first.shape, str(paths[0])), _get_type(first.dtype, str(paths[0]))
+        self.shape, self.dtype = get_shape(first.shape, str(paths[0])), get_type(first.dtype, str(paths[0]))
 
     def read(self, index: int) -> np.ndarray:
         array = _read_array(self.paths[index])
@@ -84,47 +84,6 @@ class ArrayFolderImages(ArrayImages):
         return str(self.paths[index])
 
     get_key = name
-
-
-class ArrayFileImages(ArrayImages):
-    """The images (n, c, h, w) or (n, h, w) of a .npy file, which is mapped into memory.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._map()
-        self.labels, self.state = torch.full((len(self.images),), -1), describe_file(path)
-        self.shape, self.dtype = _get_shape(self.images.shape[1:], str(path)), _get_type(self.images.dtype, str(path))
-
-    def _map(self) -> None:
-        try:
-            self.images = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError as error:
-            raise UserError(f"there is no file {self.path}; check data.root and data.source.file") from error
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{self.path} is not a whole .npy file of numbers: {first_line(error)}") from error
-        if not isinstance(self.images, np.ndarray) or not self.images.size:
-            raise UserError(f"{self.path} is not a .npy file of images")
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: each for name, each in vars(self).items() if name != "images"}  # workers map the file, too
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
-        self._map()
-
-    def read(self, index: int) -> np.ndarray:
-        array: np.ndarray = self.images[index]
-        return array[None] if array.ndim == 2 else array
-
-    def name(self, index: int) -> str:
-        return f"image {index} of {self.path}"
-
-    def get_key(self, index: int) -> str:
-        return str(index)
 
 
 class ArrayDataset(ImageDataset):
@@ -228,14 +187,16 @@ def _read_array(path: Path) -> np.ndarray:
         raise UserError(f"it is not a whole file of numbers: {first_line(error)}") from error
 
 
-def _get_shape(shape: Sequence[int], what: str) -> tuple[int, int, int]:
+def get_shape(shape: Sequence[int], what: str) -> tuple[int, int, int]:
+    """Return (c, h, w) of an image of shape (c, h, w) or (h, w); UserError for any other."""
     if len(shape) not in (2, 3) or 0 in shape:
         raise UserError(f"{what} has an image of shape {tuple(shape)}; expected (channels, height, width)")
     channels, height, width = (1, *shape) if len(shape) == 2 else shape
     return channels, height, width
 
 
-def _get_type(dtype: np.dtype, what: str) -> str:
+def get_type(dtype: np.dtype, what: str) -> str:
+    """Return the name of a type of values; UserError if it is none of :data:`DTYPES`."""
     if dtype.name not in DTYPES:
         raise UserError(f"{what} holds {dtype.name}; values have one of the types {', '.join(DTYPES)}")
     return dtype.name

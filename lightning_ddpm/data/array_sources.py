@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from lightning_ddpm.data.array_files import ArrayDataset, ArrayFileImages, ArrayFolderImages, scan_values
+from lightning_ddpm.data.array_files import ArrayDataset, ArrayFolderImages, scan_values
+from lightning_ddpm.data.array_stores import ArrayFileImages
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset
 from lightning_ddpm.data.folder_listing import FolderListing
 from lightning_ddpm.data.image_paths import report_skipped
-from lightning_ddpm.data.sources import ImageSource, Split
+from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.data.splits import hold_out
 from lightning_ddpm.data.tiff import TIFF
 from lightning_ddpm.data.value_options import Numbers, choose_values
@@ -73,13 +74,18 @@ class ArrayFolder(ImageSource):
 
 
 class ArrayFile(ImageSource):
-    """One memory-mapped .npy file of images (n, c, h, w) or (n, h, w), in ``data.root``, without labels.
+    """One file of images (n, c, h, w) or (n, h, w), in ``data.root``: .npy, HDF5 or zarr.
 
-    Its pages are shared by all processes of a machine. Ranges are given or found as in :class:`ArrayFolder`.
+    A .npy file is mapped into memory, and its pages are shared by all processes of a machine. Ranges are given or found
+    as in :class:`ArrayFolder`.
 
     Args:
         file: name of the file in ``data.root``.
         held_out_file: name of a file of the images held out; ``null`` to hold out a fraction of the first one.
+        key: name of the array in an HDF5 file or a zarr group; ``null`` for the only one.
+        labels: name of an array of classes (n,), numbers from 0: in the HDF5 or zarr file, or a .npy file beside it.
+        held_out_labels: the same for ``held_out_file``; not needed if the array has the same name there.
+        classes: names of the classes; ``null`` for their numbers.
         low, high: the range of the values, for all channels or for each.
         mean, std: or their mean and standard deviation.
         holdout: that fraction, evenly spaced, to one image and at least one.
@@ -89,6 +95,10 @@ class ArrayFile(ImageSource):
         self,
         file: str = "train.npy",
         held_out_file: str | None = None,
+        key: str | None = None,
+        labels: str | None = None,
+        held_out_labels: str | None = None,
+        classes: list[str] | None = None,
         low: Numbers | None = None,
         high: Numbers | None = None,
         mean: Numbers | None = None,
@@ -97,7 +107,10 @@ class ArrayFile(ImageSource):
     ) -> None:
         if not 0 < holdout < 1:
             raise UserError(f"holdout must lie in (0, 1), got {holdout}")
+        if classes is not None and labels is None:
+            raise UserError("data.source.classes names the classes in data.source.labels, which is not given")
         self.file, self.held_out_file, self.holdout = file, held_out_file, holdout
+        self.key, self.labels, self.held_out_labels, self.classes = key, labels, held_out_labels or labels, classes
         self.low, self.high, self.mean, self.std = low, high, mean, std
 
     def inspect(self, root: Path) -> None:
@@ -123,9 +136,9 @@ class ArrayFile(ImageSource):
 
     def _open(self, root: Path, split: Literal["train", "test"]) -> tuple[ArrayFileImages, Sequence[int]]:
         if split == "test" and self.held_out_file:
-            images = ArrayFileImages(Path(root) / self.held_out_file)
+            images = ArrayFileImages(Path(root) / self.held_out_file, self.key, self.held_out_labels)
             return images, range(len(images))
-        images = ArrayFileImages(Path(root) / self.file)
+        images = ArrayFileImages(Path(root) / self.file, self.key, self.labels)
         if self.held_out_file:
             return images, range(len(images))
         held_out = hold_out(len(images), self.holdout)
@@ -135,4 +148,12 @@ class ArrayFile(ImageSource):
         return []
 
     def class_names(self, root: Path) -> list[str]:
-        return []
+        if self.labels is None:
+            return []
+        parts = [self._open(root, split)[0].labels for split in SPLITS]
+        greatest = max(int(each.max()) for each in parts)
+        if self.classes is None:
+            return [str(label) for label in range(greatest + 1)]
+        if greatest >= len(self.classes):
+            raise UserError(f"the images have the class {greatest}, and data.source.classes {len(self.classes)} names")
+        return list(self.classes)

@@ -114,8 +114,8 @@ class ShuffledShard(DistributedSampler[int]):
         order = torch.randperm(self.n, generator=make_generator("cpu", "order", self.seed, index=epoch))
         used, left = self._count_used(self._left), order[self.n - self._left :]
         places = (self._locate(batch, used, self.rank) for batch in range(self._count_batches(self._left)))
-        parts = [left[start:stop] for start, stop in places]
-        return iter(torch.cat(parts).tolist() if parts else ())
+        for start, stop in places:  # a batch at a time: a list of all would take 36 bytes an image
+            yield from left[start:stop].tolist()
 
     def _locate(self, batch: int, used: int, rank: int) -> tuple[int, int]:
         """Return the places of a rank's batch among the images that are used."""

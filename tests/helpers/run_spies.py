@@ -5,15 +5,16 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from lightning_ddpm.data import Digits
-from lightning_ddpm.data.datasets import ImageDataset, MemoryDataset
+from lightning_ddpm.data import Digits, Shards
+from lightning_ddpm.data.datasets import Batch, ImageDataset, MemoryDataset
+from lightning_ddpm.data.sources import Split
 from lightning_ddpm.diffusion import DDIM, Sampler
 
 
@@ -30,6 +31,23 @@ class NumberedDigits(Digits):
 
     def class_names(self, root: Path) -> list[str]:
         return [str(index) for index in range(self.n)]
+
+
+class StreamedShards(Shards):
+    """Tar files whose images are read at every access, although they would fit into memory."""
+
+    def open(self, root: Path, split: Split) -> ImageDataset:
+        return Streamed(super().open(root, split))
+
+
+class Streamed(ImageDataset):
+    """A dataset that nothing decodes beforehand."""
+
+    def __init__(self, data: ImageDataset) -> None:
+        self.data, self.labels, self.fingerprint = data, data.labels, data.fingerprint
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        return self.data.__getitems__(indices)
 
 
 class Diary(Callback):
@@ -74,6 +92,25 @@ class Diary(Callback):
 def diary(folder: Path, rank: int = 0) -> list[list[Any]]:
     """Return the events that a rank wrote: [step, what, value]."""
     return [json.loads(line) for line in (folder / f"rank-{rank}.jsonl").read_text().splitlines()]
+
+
+def steps(folder: Path, rank: int = 0) -> dict[int, list[Any]]:
+    """Return the batches and validations of each step, as the last process that did the step recorded them."""
+    done: dict[int, list[Any]] = {}
+    for step, what, value in diary(folder, rank):
+        if what == "start":
+            done = {each: happened for each, happened in done.items() if each < step} | {step: done.get(step, [])}
+            # What followed this step's checkpoint is repeated; the step's validation came before it.
+            done[step] = [each for each in done[step] if each[0] == "validation"]
+        else:
+            done.setdefault(step, []).append((what, value))
+    return done
+
+
+def first_epoch(*ranks: dict[int, list[Any]]) -> list[int]:
+    """Return the sorted indices of the images that the ranks saw in the first epoch."""
+    batches = [value for done in ranks for happened in done.values() for what, value in happened if what == "batch"]
+    return sorted(number for epoch, _, *numbers in batches if epoch == 0 for number in numbers)
 
 
 class Fails(Callback):

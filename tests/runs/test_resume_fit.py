@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
 from helpers.run_results import assert_equal, curves, trained
-from helpers.run_spies import diary
+from helpers.run_spies import diary, first_epoch, steps
 
 from lightning_ddpm.utils.run_files import UNSAVED
 
@@ -47,25 +47,6 @@ def fit(folder: Path, *options: object, two: bool = False, spy: Any = None, ever
     file = write_yaml(folder / "config.yaml", made)
     words = ("fit", "--config", file, *(TWO if two else ()), *options)
     return ddpm(*words, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}", **arguments)
-
-
-def steps(folder: Path, rank: int = 0) -> dict[int, list[Any]]:
-    """Return the batches and validations of each step, as the last process that did the step recorded them."""
-    done: dict[int, list[Any]] = {}
-    for step, what, value in diary(folder, rank):
-        if what == "start":
-            done = {each: happened for each, happened in done.items() if each < step} | {step: done.get(step, [])}
-            # What followed this step's checkpoint is repeated; the step's validation came before it.
-            done[step] = [each for each in done[step] if each[0] == "validation"]
-        else:
-            done.setdefault(step, []).append((what, value))
-    return done
-
-
-def first_epoch(*ranks: dict[int, list[Any]]) -> list[int]:
-    """Return the sorted indices of the images that the ranks saw in the first epoch."""
-    batches = [value for done in ranks for happened in done.values() for what, value in happened if what == "batch"]
-    return sorted(number for epoch, _, *numbers in batches if epoch == 0 for number in numbers)
 
 
 def assert_same_run(one: Path, other: Path, ranks: int = 1, but: int | None = None) -> None:

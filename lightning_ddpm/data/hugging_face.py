@@ -1,0 +1,185 @@
+"""Datasets of Hugging Face: from the Hub, or of Parquet and image files in a folder."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from lightning_ddpm.data.datasets import FileDataset, describe_file
+from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
+from lightning_ddpm.data.splits import hold_out
+from lightning_ddpm.data.validation import find_faults, format_faults
+from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.extras import import_extra
+from lightning_ddpm.utils.image_size import ImageSize
+
+FOLDER = "huggingface"
+"""Folder in ``data.root`` for what is downloaded and converted."""
+
+
+class HuggingFace(ImageSource):
+    """A dataset of the Hub, or of a local folder, read by the package datasets. Images are decoded as in
+    :class:`~lightning_ddpm.data.image_folder.ImageFolder`.
+
+    It is downloaded once, to ``data.root``, and its Arrow files are mapped into memory, shared by all processes of a
+    machine. A set that does not fit on the disk is read from its tar files by
+    :class:`~lightning_ddpm.data.shards.Shards`.
+
+    Args:
+        name: name on the Hub, such as ``ylecun/mnist``, or a folder of its files, such as Parquet.
+        config: configuration of a dataset that has several.
+        revision: version on the Hub, best a commit, so that the data stay the same.
+        image: name of the column of images.
+        label: name of the column of classes; ``null`` for none.
+        train: name of the split to train on.
+        held_out: name of the split held out; ``null`` to hold out a fraction of the first one.
+        holdout: that fraction, evenly spaced, to one image and at least one.
+        channels, size: as in ``ImageFolder``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        revision: str | None = None,
+        image: str = "image",
+        label: str | None = None,
+        train: str = "train",
+        held_out: str | None = None,
+        holdout: float = 0.02,
+        channels: int = 3,
+        size: ImageSize = 64,
+    ) -> None:
+        if not 0 < holdout < 1:
+            raise UserError(f"holdout must lie in (0, 1), got {holdout}")
+        if channels not in (1, 3):
+            raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {channels}")
+        self.name, self.config, self.revision = name, config, revision
+        self.image, self.label, self.train, self.held_out, self.holdout = image, label, train, held_out, holdout
+        self.channels, self.size = channels, size
+        self._loaded: dict[tuple[Path, str], Any] = {}
+
+    def prepare(self, root: Path) -> None:
+        """Download the dataset unless it is there, and read every image once, until a file changes.
+
+        Raises:
+            UserError: it cannot be loaded, lacks a split or a column, or has images that cannot be used.
+        """
+        for split in SPLITS:
+            data = self.open(root, split)
+            if bad := find_faults(data, self.name):
+                raise UserError(
+                    f"{len(bad)} of the {len(data)} images in {self.name} cannot be used:\n"
+                    f"{format_faults(list(bad.values()))}"
+                )
+
+    def open(self, root: Path, split: Split) -> FileDataset:
+        rows = self._load(Path(root), self.train if split == "train" or not self.held_out else self.held_out)
+        held_out = hold_out(len(rows), self.holdout)
+        if self.held_out:
+            chosen = np.arange(len(rows))
+        else:
+            chosen = np.array(held_out) if split == "test" else np.delete(np.arange(len(rows)), held_out)
+        labels, columns = self._read_labels(root, rows)[chosen], rows.select_columns([self.image])
+        state = " ".join(describe_file(Path(each["filename"])) for each in rows.cache_files)
+        names = RowNames(f"{self.name}[{rows.split}]", chosen)
+        return FileDataset(
+            names, partial(_read_row, columns, self.image, chosen), labels, self.channels, self.size, state
+        )
+
+    def image_files(self, root: Path) -> list[FileDataset]:
+        return [self.open(root, split) for split in SPLITS]
+
+    def class_names(self, root: Path) -> list[str]:
+        return [] if self.label is None else self._list_classes(self._load(Path(root), self.train))
+
+    def _list_classes(self, rows: Any) -> list[str]:
+        """Return the names that a column of classes declares, or else its values, sorted."""
+        names = getattr(rows.features[self.label], "names", None)
+        return list(names) if names else [str(each) for each in sorted(rows.unique(self.label))]
+
+    def _read_labels(self, root: Path, rows: Any) -> torch.Tensor:
+        if self.label is None:
+            return torch.full((len(rows),), -1)
+        column = rows.with_format(None)[self.label][:]
+        if getattr(rows.features[self.label], "names", None):
+            return torch.tensor([-1 if each is None else each for each in column])
+        numbers = {name: number for number, name in enumerate(self.class_names(root))}
+        if unknown := {str(each) for each in column} - numbers.keys():
+            raise UserError(f"{self.name} has the class {min(unknown)} in {rows.split} alone, and not in {self.train}")
+        return torch.tensor([numbers[str(each)] for each in column])
+
+    def _load(self, root: Path, split: str) -> Any:
+        """Return the rows of a split, with images as the bytes of their files."""
+        if (root, split) not in self._loaded:
+            self._loaded[root, split] = self._check(self._load_anew(root, split), split)
+        return self._loaded[root, split]
+
+    def _load_anew(self, root: Path, split: str) -> Any:
+        datasets = import_extra("datasets", "datasets of Hugging Face", "huggingface")
+        datasets.disable_progress_bars()
+        path = (
+            self.name if self.name.count("/") <= 1 and not Path(self.name).is_dir() else os.path.expanduser(self.name)
+        )
+        options = {"cache_dir": str(root / FOLDER), "split": split, "revision": self.revision}
+        try:
+            return datasets.load_dataset(path, self.config, **options)
+        except Exception as error:  # of many kinds: no network, no such name, split or configuration
+            raise UserError(
+                f"{self.name} cannot be loaded from {'the folder' if Path(path).is_dir() else 'Hugging Face'}, split "
+                f"{split}: {first_line(error)}; check data.source.name, config, train and held_out, or the network"
+            ) from error
+
+    def _check(self, rows: Any, split: str) -> Any:
+        """Check that there are images and classes in their columns; return the rows with images as bytes."""
+        datasets = import_extra("datasets", "datasets of Hugging Face", "huggingface")
+        for column in filter(None, (self.image, self.label)):
+            if column not in rows.features:
+                raise UserError(
+                    f"{self.name} has no column {column}; it has {', '.join(rows.features)}: set data.source.image and "
+                    "data.source.label"
+                )
+        if not isinstance(rows.features[self.image], datasets.Image):
+            raise UserError(f"the column {self.image} of {self.name} holds no images; set data.source.image")
+        if not len(rows):
+            raise UserError(f"{self.name} holds no image in the split {split}; each split needs at least one")
+        return rows.cast_column(self.image, datasets.Image(decode=False))
+
+
+class RowNames(Sequence[str]):
+    """The names of rows in messages.
+
+    Args:
+        table: name of the table.
+        rows: numbers of the rows, (n,) int64.
+    """
+
+    def __init__(self, table: str, rows: np.ndarray) -> None:
+        self._table, self._rows = table, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [f"row {row} of {self._table}" for row in self._rows[index]]
+        return f"row {self._rows[index]} of {self._table}"
+
+
+def _read_row(rows: Any, column: str, chosen: np.ndarray, index: int) -> Path | BytesIO:
+    """Return the file in a row, whose bytes stand there, or its path."""
+    image = rows[int(chosen[index])][column]
+    if image is None:
+        raise UserError("it has no image")
+    if image["bytes"] is not None:
+        return BytesIO(image["bytes"])
+    return Path(image["path"])

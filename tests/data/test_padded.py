@@ -1,0 +1,38 @@
+"""Images are put into the center of larger ones, whatever they are stored in."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_ddpm.data import ArrayFolder, Digits, ImageDataModule, MemoryDataset, Padded
+from lightning_ddpm.data.padded import PaddedDataset
+from lightning_ddpm.data.value_range import UINT8
+from lightning_ddpm.utils.errors import UserError
+
+
+def test_digits_stand_in_the_center_on_black(tmp_path) -> None:
+    data = ImageDataModule(Padded(Digits(), (16, 11)), root=str(tmp_path))
+    plain = Digits().open(tmp_path, "train")
+    images, labels = data.train.__getitems__(range(50))
+    assert (data.image_shape, images.shape[1:], data.class_names()[:2]) == ((1, 16, 11), (1, 16, 11), ["0", "1"])
+    assert torch.equal(images[:, :, 4:12, 1:9], plain.__getitems__(range(50))[0])
+    assert int(images.sum()) == int(plain.__getitems__(range(50))[0].sum())
+    assert torch.equal(labels, plain.labels[:50])
+    batched = PaddedDataset(plain, (16, 11), UINT8)
+    assert torch.equal(batched.__getitems__(range(50))[0], images)
+    assert batched.fingerprint != plain.fingerprint
+
+
+def test_unbounded_values_have_a_border_of_their_mean(tmp_path) -> None:
+    for index in range(4):
+        np.save(tmp_path / f"{index}.npy", np.random.default_rng(index).normal([[[5]], [[-70]]], 2, (2, 4, 4)))
+    data = ImageDataModule(Padded(ArrayFolder(holdout=0.3), 8), root=str(tmp_path))
+    assert isinstance(data.train, MemoryDataset)
+    x_0, _ = data.on_after_batch_transfer(data.train.__getitems__([0]), 0)
+    assert x_0.shape == (1, 2, 8, 8)
+    torch.testing.assert_close(x_0[:, :, :2], torch.zeros(1, 2, 2, 8), atol=1e-6, rtol=0)
+
+
+def test_a_smaller_size_is_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"images of 8x8 cannot be padded to 8x7; raise data\.source\.size"):
+        ImageDataModule(Padded(Digits(), (8, 7)), root=str(tmp_path))
