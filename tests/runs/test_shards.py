@@ -1,7 +1,6 @@
 """A run on tar files, by two ranks with two workers each, is killed and resumed: every image once an epoch."""
 
 import io
-import signal
 import tarfile
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def test_two_ranks_with_two_workers_are_killed_and_resume_with_every_image_once(
     whole = fit(tmp_path / "whole", shards)
     assert whole.returncode == 0, whole.stderr
     killed = fit(tmp_path / "killed", shards, kill_at=5)
-    assert killed.returncode not in (0, -signal.SIGTERM)
+    assert killed.returncode != 0
     resumed = fit(tmp_path / "killed", shards, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step 3 " in resumed.stdout
