@@ -11,6 +11,7 @@ import torch
 import yaml
 from helpers.command_line import REPOSITORY, ddpm
 from helpers.tiny import real_data, tiny_model
+from jsonargparse import Namespace
 from PIL import Image
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -489,4 +490,4 @@ def test_bits_per_dim_that_cannot_be_measured_are_refused_before_any_work(held_o
     data, model = ImageDataModule(Digits()), tiny_model(schedule=Cosine(steps), sampler=DDIM(1))
     data.held_out = MemoryDataset(digits(0, held_out), torch.zeros(held_out))
     with pytest.raises(UserError, match=message):
-        _check_bits_per_dim(model, data)
+        _check_bits_per_dim(model, Namespace(ckpt="model.ckpt"), data, {"bpd"})
