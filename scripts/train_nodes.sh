@@ -4,6 +4,7 @@
 # command:   NODES=2 GPUS=8 HOST=first-machine bash scripts/train_nodes.sh configs/cifar10.yaml /nfs/run --data.batch_size 8
 #
 # All machines must see the run's folder; HOST is the first of them. After a failure, the same command resumes the run.
+# In a container: CONTAINER="apptainer exec --nv FILE.sif" NODES=2 ...
 config=$1 run=$2
 shift 2
 resume=()
@@ -11,6 +12,7 @@ resume=()
 if [ -e "$run/last.ckpt" ] || [ -e "$run/last-previous.ckpt" ] || [ -e "$run/.unsaved" ]; then
     resume=(--ckpt_path last)
 fi
-exec torchrun --nnodes "$NODES" --nproc_per_node "$GPUS" --rdzv_backend c10d --rdzv_endpoint "$HOST:29400" \
+# shellcheck disable=SC2086  # several words
+exec ${CONTAINER:-} torchrun --nnodes "$NODES" --nproc_per_node "$GPUS" --rdzv_backend c10d --rdzv_endpoint "$HOST:29400" \
     -m lightning_ddpm fit --config "$config" --trainer.default_root_dir "$run" --trainer.strategy ddp \
     --trainer.num_nodes "$NODES" --trainer.devices "$GPUS" "$@" "${resume[@]}"

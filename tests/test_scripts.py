@@ -102,3 +102,17 @@ def test_both_scripts_resume_where_there_is_a_checkpoint(
     for line in read_calls(machine):
         assert line.endswith("--ckpt_path last" if existing else "--ckpt_path old.ckpt")
     assert "--rdzv_endpoint first:29400 -m lightning_ddpm fit --config c.yaml" in read_calls(machine)[1]
+
+
+def test_both_scripts_start_the_same_command_in_a_container(machine: dict[str, str], tmp_path: Path) -> None:
+    apptainer = Path(machine["PATH"].split(":")[0]) / "apptainer"
+    apptainer.write_text(STAND_IN)
+    apptainer.chmod(0o755)
+    variables = {"NODES": "2", "GPUS": "8", "HOST": "first", "CONTAINER": "apptainer exec --nv image.sif"}
+    for script in ("train.sbatch", "train_nodes.sh"):
+        assert start(machine, script, "c.yaml", tmp_path, **variables).wait(30) == 0
+    job, nodes = read_calls(machine)
+    assert job.startswith(
+        "srun --kill-on-bad-exit=1 apptainer exec --nv image.sif python -m lightning_ddpm fit --config"
+    )
+    assert nodes.startswith("apptainer exec --nv image.sif torchrun --nnodes 2")
