@@ -5,6 +5,7 @@ import sys
 import sysconfig
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def test_configs_and_checkpoints_are_in_the_wheel(installed: Path, tmp_path: Pat
     for inside, beside in (("configs", "configs"), ("pretrained", "checkpoints/pretrained")):
         files = {path.name: path.read_bytes() for path in (shipped / inside).iterdir()}
         assert files == {path.name: path.read_bytes() for path in (REPOSITORY / beside).iterdir()}
+
+
+def test_an_editable_installation_has_no_copies_of_them(tmp_path: Path) -> None:
+    built = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel:editable", "-d", tmp_path)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in names if name.startswith("lightning_ddpm/")]
+    assert any(name.endswith(".pth") for name in names)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,21 @@
-"""The sweep of its page: a trial that is killed is resumed by the next call, with its settings."""
+"""The sweeps of their page: a trial that is killed is resumed by the next call, with its settings."""
 
+import io
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import optuna
 import pytest
+import yaml
 from helpers.command_line import REPOSITORY, run
+
+from lightning_ddpm.commands.main import main
 
 PAGE = REPOSITORY / "docs" / "how-to" / "sweeps.md"
 TINY = {
@@ -56,3 +62,37 @@ def test_a_trial_that_is_killed_is_resumed_by_the_next_call(tmp_path: Path) -> N
     assert [killed.state.name, resumed.state.name] == ["FAIL", "COMPLETE"]
     assert killed.params == resumed.params
     assert len(list(tmp_path.glob("checkpoints/sweep/*/best.ckpt"))) == 1
+
+
+def test_a_trial_of_wandb_is_a_run_of_its_own_that_is_resumed(tmp_path: Path) -> None:
+    """The agent's command, expanded by wandb itself, with a stand-in that prints what it is given."""
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    sweep, trial = (
+        re.search(rf":caption: {name}\n\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)[1]  # type: ignore[index]
+        for name in ("sweep.yaml", "trial.sh")
+    )
+    config = yaml.safe_load(sweep)
+    (tmp_path / "trial.sh").write_text(trial)
+    program = tmp_path / "lightning-ddpm"
+    program.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    values = {"args": {name: {"value": 1e-3 if "lr" in name else 16} for name in config["parameters"]}}
+    assert config["command"][-1] == "${args}"
+    command = [*config["command"][:-1], *utils.create_sweep_command_args(values)["args"]]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WANDB_RUN_ID": "abc"}
+    for existing in (False, True):
+        if existing:
+            (tmp_path / "checkpoints" / "sweep" / "abc").mkdir(parents=True)
+            (tmp_path / "checkpoints" / "sweep" / "abc" / "last.ckpt").touch()
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        words = ran.stdout.splitlines()
+        assert words[words.index("--trainer.default_root_dir") + 1] == "checkpoints/sweep/abc"
+        assert (words[-2:] == ["--ckpt_path", "last"]) == existing
+    options = words[:-2]
+    assert options[:3] == ["fit", "--config", "digits"]
+    with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
+        main([*options, "--print_config"])
+    parsed = yaml.safe_load(printed.getvalue())
+    assert parsed["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-3
+    assert parsed["model"]["init_args"]["network"]["init_args"]["width"] == 16
+    assert parsed["trainer"]["logger"]["class_path"].endswith("WandbLogger")
