@@ -27,6 +27,7 @@ USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightni
   test        compute the test metrics:       test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   predict     sample images by the Trainer:   predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   export      convert or release a model:     export --ckpt RUN/best.ckpt --format release --out DIR
+  demo        show a model on a page:     demo --ckpt digits
   push        upload a release to the Hub:    push DIR USER/MODEL
   import      read another program's model:   import --folder DIR --out FILE.ckpt
 
@@ -46,6 +47,7 @@ COMMANDS = TRAINER | {
     "export": "convert.run_export",
     "import": "convert.run_import",
     "push": "push.run",
+    "demo": "demo.command.run",
 }
 """The module and the function of each command, in this package."""
 MAX_MESSAGE = 8000
@@ -119,7 +121,7 @@ def _load_command(command: str) -> Callable[[Sequence[str]], int | None]:
     Its imports create half a million objects that stay. The garbage collector is off meanwhile, which saves a tenth of
     the time, and does not search them afterwards, which would take some 0.4 s each time.
     """
-    module, _, name = COMMANDS[command].partition(".")
+    module, _, name = COMMANDS[command].rpartition(".")
     module = f"{__package__}.{module}"
     if module not in sys.modules:
         limit_spinning()

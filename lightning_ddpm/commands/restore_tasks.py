@@ -14,6 +14,36 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import ImageNoise
 
+STEPS, PASSES, JUMP = 100, 5, 5
+"""Defaults: steps of ancestral sampling, and RePaint's passes and steps in a block."""
+
+
+def choose_markov_sampler(task: str, sampler: Sampler | None, steps: int | None, model: DDPM) -> MarkovSampler:
+    """Return the sampler whose steps a task makes.
+
+    Args:
+        task: its name, for the message.
+        sampler: the requested one; ``None`` for ancestral sampling.
+        steps: of ancestral sampling; ``None`` for :data:`STEPS`.
+        model: the model.
+
+    Raises:
+        UserError: the requested one makes no single steps.
+    """
+    if sampler is None:
+        return Ancestral(FixedSmall(), steps or min(STEPS, model.schedule.T))
+    if not isinstance(sampler, MarkovSampler):
+        raise UserError(
+            f"{task} needs a sampler that takes single steps, got {type(sampler).__name__}; use Ancestral or DDIM, or "
+            "leave --sampler out"
+        )
+    return sampler
+
+
+def build_repaint(sampler: MarkovSampler, image: Tensor, known: Tensor, passes: int | None) -> RePaint:
+    """Return the sampler that fills in the unknown pixels of images (b, c, h, w) in [-1, 1]; ``known`` is 1, h, w."""
+    return RePaint(sampler, image, known, passes=passes or PASSES, jump=JUMP)
+
 
 class Task(ABC):
     """A way to restore or edit images.
@@ -40,16 +70,10 @@ class Task(ABC):
             noise: for the degradation.
         """
 
-    def _build_sampler(self, default_steps: int) -> MarkovSampler:
+    def _build_sampler(self) -> MarkovSampler:
         """Return the requested sampler, or ancestral sampling with the requested number of steps."""
-        if not self.options.sampler:
-            return Ancestral(FixedSmall(), self.options.steps or min(default_steps, self.model.schedule.T))
-        if not isinstance(self.model.sampler, MarkovSampler):
-            raise UserError(
-                f"{self.options.task} needs a sampler that takes single steps, got "
-                f"{type(self.model.sampler).__name__}; use Ancestral or DDIM, or leave --sampler out"
-            )
-        return self.model.sampler
+        requested = self.model.sampler if self.options.sampler else None
+        return choose_markov_sampler(self.options.task, requested, self.options.steps, self.model)
 
 
 class InpaintTask(Task):
@@ -64,7 +88,7 @@ class InpaintTask(Task):
         self.known = ~(self._make_box() if options.mask is None else self._read_mask())
         if not self.known.any():
             raise UserError("the mask leaves no pixel known; use `sample` to generate whole images")
-        self.sampler = self._build_sampler(default_steps=100)
+        self.sampler = self._build_sampler()
 
     def _make_box(self) -> Tensor:
         left, top, right, bottom = self.options.box
@@ -90,8 +114,7 @@ class InpaintTask(Task):
 
     def prepare(self, x: Tensor, noise: ImageNoise) -> tuple[Tensor, Sampler]:
         known = self.known.to(x.device)
-        sampler = RePaint(self.sampler, x, known, passes=self.options.passes or 5, jump=5)
-        return torch.where(known, x, 0.0), sampler
+        return torch.where(known, x, 0.0), build_repaint(self.sampler, x, known, self.options.passes)
 
 
 class LinearTask(Task):
@@ -158,7 +181,7 @@ class SDEditTask(Task):
 
     def __init__(self, options: Namespace, model: DDPM) -> None:
         super().__init__(options, model)
-        self.sampler = self._build_sampler(default_steps=100)
+        self.sampler = self._build_sampler()
         sdedit = SDEdit(self.sampler, torch.zeros(model.image_shape), options.strength)
         sdedit.nfe(model.schedule.T)  # raises UserError, as the line before does, for a bad strength
 
