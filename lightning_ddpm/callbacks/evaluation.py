@@ -12,10 +12,19 @@ from lightning_ddpm.callbacks import trainer_access
 from lightning_ddpm.callbacks.interval import Interval, PeriodicCallback
 from lightning_ddpm.callbacks.run_logger import get_writers
 from lightning_ddpm.data.sharding import split_evenly
+from lightning_ddpm.data.value_range import DTYPES
 from lightning_ddpm.diffusion import Guidance, Sampler
-from lightning_ddpm.metrics import FeatureExtractor, MetricSuite, MetricValue, RequestedClasses
+from lightning_ddpm.metrics import FeatureExtractor, MetricValue, RequestedClasses
 from lightning_ddpm.metrics.image_batches import BATCH
-from lightning_ddpm.metrics.suite import check_metrics, check_reference, list_metric_names
+from lightning_ddpm.metrics.references import TRAINING, ReferenceSet, open_reference
+from lightning_ddpm.metrics.suite import (
+    Suite,
+    build_suites,
+    check_metrics,
+    check_reference,
+    list_metric_names,
+    needs_features,
+)
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode, list_labels
 from lightning_ddpm.models.image_generator import count_nfe, name_sampler, require_generator
@@ -24,11 +33,11 @@ from lightning_ddpm.utils.console import format_duration, report, show_progress
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
-PURPOSE = "Evaluation compares with an ImageDataModule's training set"
+PURPOSE = "Evaluation compares with an ImageDataModule's images"
 
 
 class Evaluation(PeriodicCallback):
-    """Computes metrics of n generated images against the un-augmented training set, on all ranks, with EMA weights.
+    """Computes metrics of n generated images against the un-augmented training images, on all ranks, with EMA weights.
 
     The model is a DDPM or any other :class:`~lightning_ddpm.models.image_generator.ImageGenerator`.
     The n images start from the same noise every time, and all metrics share one pass of the feature network. In fit the
@@ -45,10 +54,12 @@ class Evaluation(PeriodicCallback):
         seconds: duration of each evaluation since fit began; max_share uses the first rank's.
 
     Args:
-        extractor: the feature network; Inception's Frechet distance is the FID.
+        extractor: the feature network; Inception's Frechet distance is the FID. ``null`` for metrics without one.
         n: number of images to generate; 50,000 for a published metric.
         metrics: any of fid, kid, pr (precision and recall), is (Inception Score) and accuracy (how often the feature
-            network predicts the requested class: ``val/accuracy_...`` and, for each class, ``val/accuracy_.../class``).
+            network predicts the requested class: ``val/accuracy_...`` and, for each class, ``val/accuracy_.../class``);
+            without a network spectrum (``val/spectrum_db``) and marginals (``val/wasserstein``), of any values and
+            channels, see :mod:`lightning_ddpm.metrics.fields`.
         sampler: the sampler; ``null`` for the model's own.
         every_n_steps: interval in optimizer steps, or
         every_n_epochs: in epochs; give one of the two, or neither for one evaluation at the end.
@@ -59,11 +70,13 @@ class Evaluation(PeriodicCallback):
         seed: seed of the set of images.
         guidance: guidance towards the images' classes, which have the training data's frequencies; ``null`` for no
             guidance beyond conditioning the network on them.
+        reference: what the images are compared with: ``training``, ``held_out``, a folder, whose images are read as
+            training reads them, or an npz file of images (``arr_0``) or of statistics (``mu``, ``sigma``).
     """
 
     def __init__(
         self,
-        extractor: FeatureExtractor,
+        extractor: FeatureExtractor | None,
         n: int,
         metrics: Sequence[str] = ("fid",),
         sampler: Sampler | None = None,
@@ -73,6 +86,7 @@ class Evaluation(PeriodicCallback):
         batch_size: int = 64,
         seed: int = 0,
         guidance: Guidance | None = None,
+        reference: str = TRAINING,
     ) -> None:
         if n < 2 or batch_size < 1:
             raise UserError(f"an evaluation needs at least 2 images in batches of at least 1, got {n} and {batch_size}")
@@ -81,10 +95,17 @@ class Evaluation(PeriodicCallback):
         if max_share is not None and every_n_steps is None and every_n_epochs is None:
             raise UserError("max_share limits evaluations at an interval; give every_n_steps, or remove max_share")
         check_metrics(metrics, n)
+        if needs_features(metrics) != (extractor is not None):
+            given = "is null" if extractor is None else f"is {type(extractor).__name__}"
+            raise UserError(
+                f"the extractor {given}, and metrics are {', '.join(metrics)}: spectrum and marginals are computed "
+                "without a network, all others with one"
+            )
         super().__init__(Interval.or_end(every_n_steps, every_n_epochs))
         self.extractor, self.metrics, self.max_share = extractor, metrics, max_share
         self.request = SampleRequest(n, seed, batch_size, sampler, guidance)
-        self.suite: MetricSuite | None = None
+        self.reference, self._opened = reference, ReferenceSet(None, None, "")
+        self.suites: list[Suite] = []
         self.evaluated_step = -1
         self.last_metrics: dict[str, float] = {}
         self.seconds: list[float] = []
@@ -94,9 +115,12 @@ class Evaluation(PeriodicCallback):
         if stage == "predict" or (self.interval is None and stage != "fit"):
             return
         trainer_access.prepare_evaluation(trainer, pl_module, self.extractor, self.request)
-        images = trainer_access.require_image_data(trainer, PURPOSE).train
-        check_reference(self.metrics, len(images), "the training set")
-        if "fid" in self.metrics and self.request.n < self.extractor.num_features and trainer.is_global_zero:
+        self._opened = open_reference(self.reference, trainer_access.require_image_data(trainer, PURPOSE))
+        if (n := self._opened.n) is not None:
+            check_reference(self.metrics, n, self._opened.name)
+        if not self.extractor or "fid" not in self.metrics or self.request.n >= self.extractor.num_features:
+            return
+        if trainer.is_global_zero:
             warnings.warn(
                 f"{self.request.n} images are too few for the covariance of {self.extractor.num_features} features: "
                 f"{self.extractor.metric} will be inaccurate; generate at least {self.extractor.num_features}",
@@ -147,10 +171,12 @@ class Evaluation(PeriodicCallback):
     def evaluate(self, trainer: Trainer, module: LightningModule, stage: str = "val") -> dict[str, float]:
         """Return the metrics of the current weights, on all ranks, as ``stage/<metric>``; every rank must call."""
         started = time.monotonic()
-        suite = self._prepare(trainer, module)
+        suites, ranks = self._prepare(trainer, module), trainer_access.get_ranks(trainer)
         for start, pixels in trainer_access.generate_images(trainer, module, self.request, "evaluation"):
-            suite.update(start, pixels)
-        values = trainer.strategy.broadcast(suite.compute(trainer_access.get_ranks(trainer)))
+            for suite in suites:
+                suite.update(start, pixels)
+        found = [suite.compute(ranks) for suite in suites]
+        values: dict[str, MetricValue] = trainer.strategy.broadcast({k: v for each in found for k, v in each.items()})
         self.evaluated_step = trainer.global_step
         self.seconds.append(time.monotonic() - started)
         if trainer.is_global_zero:
@@ -164,7 +190,7 @@ class Evaluation(PeriodicCallback):
         _, _, size = split_evenly(n, 0, self.request.batch_size, Ranks(0, trainer.world_size))[0]
         measured = min(BATCH, n)
         estimate = partial(trainer_access.estimate_seconds, trainer, n=n)
-        pixels = torch.zeros(measured, *model.image_shape, dtype=torch.uint8, device=model.device)
+        zeros = torch.zeros(measured, *model.image_shape, dtype=DTYPES[model.values.dtype], device=model.device)
         with evaluation_mode(module):
             with trainer.precision_plugin.forward_context():
                 if isinstance(model, DDPM) and count_nfe(model, self.request):
@@ -173,34 +199,43 @@ class Evaluation(PeriodicCallback):
                     sampling = nfe * estimate(lambda: denoise(x, schedule.T // 2 + 1).x_0, batch_size=size)
                 else:  # the number of network evaluations is not known, so that a whole batch of images is generated
                     sampling = estimate(lambda: model.generate(self.request, 0, size), batch_size=size)
-            extraction = estimate(lambda: self.extractor(pixels), batch_size=measured)
+            extraction = estimate(partial(self.extractor, zeros), batch_size=measured) if self.extractor else 0.0
         self._estimate = sampling + extraction
+        features = f"{format_duration(extraction)} of it for features; " if self.extractor else ""
         return (
-            f"{trainer_access.describe_work(model, self.request)}, about {format_duration(self._estimate)}, "
-            f"{format_duration(extraction)} of it for features; "
-            f"{', '.join(self._list_logged_names())} by {self.extractor.protocol}; {self.reference}"
+            f"{trainer_access.describe_work(model, self.request)}, about {format_duration(self._estimate)}, {features}"
+            f"{', '.join(self._list_logged_names())} by {self._list_protocols()}; {self._compared_with}"
         )
 
-    def _list_logged_names(self) -> list[str]:
-        stage = "val" if self.interval else "final"
-        return [f"{stage}/{name}" for name in list_metric_names(self.extractor.metric, self.metrics)]
+    def _list_protocols(self) -> str:
+        return "; ".join(each.protocol for each in self.suites)
 
-    def _prepare(self, trainer: Trainer, module: LightningModule) -> MetricSuite:
-        if self.suite is None:
+    def _list_logged_names(self) -> list[str]:
+        stage, of_features = "val" if self.interval else "final", self.extractor.metric if self.extractor else ""
+        return [f"{stage}/{name}" for name in list_metric_names(of_features, self.metrics)]
+
+    def _prepare(self, trainer: Trainer, module: LightningModule) -> list[Suite]:
+        if not self.suites:
             model, ranks = require_generator(module), trainer_access.get_ranks(trainer)
             data = trainer_access.require_image_data(trainer, PURPOSE)
             n, guidance, classes = self.request.n, self.request.guidance, None
             if isinstance(model, DDPM) and (labels := list_labels(model, self.request)) is not None:
                 classes = RequestedClasses(labels, model.list_class_names(guidance))
-            self.suite = MetricSuite(self.extractor, module.device, self.metrics, n, classes)
+            extractors = [self.extractor] if self.extractor else []
+            self.suites = build_suites(extractors, module.device, self.metrics, n, model.image_shape, classes)
             show = partial(show_progress, what="reference", show=trainer.is_global_zero, bar=False)
-            self.reference = self.suite.set_reference(data.train, None, ranks, show, data.num_workers)
+            images, statistics = self._opened.images, self._opened.statistics
+            described = [
+                suite.set_reference(images, statistics, ranks, show, data.num_workers) for suite in self.suites
+            ]
+            name = "" if self.reference == TRAINING else f"{self._opened.name}: "
+            self._compared_with = name + "; ".join(described)
             protocol = f"n={n}, sampler {name_sampler(model, self.request)}, seed={self.request.seed}"
             protocol += f", guidance {guidance}" if guidance else ""
             for writer in get_writers(trainer):
                 for name in self._list_logged_names():
-                    writer.add_text(f"{name}/protocol", f"{protocol}, {self.extractor.protocol}, {self.reference}")
-        return self.suite
+                    writer.add_text(f"{name}/protocol", f"{protocol}, {self._list_protocols()}, {self._compared_with}")
+        return self.suites
 
 
 def _format_metric(each: MetricValue) -> str:

@@ -17,9 +17,10 @@ from lightning_ddpm.data import ImageDataModule, ImageDataset
 from lightning_ddpm.data.image_io import arrange_grid
 from lightning_ddpm.diffusion import Sampler
 from lightning_ddpm.metrics import FeatureExtractor, NeighbourDistances, extract_features, find_nearest
+from lightning_ddpm.metrics.feature_table import FeatureTable
 from lightning_ddpm.metrics.nearest_neighbours import MIN_HELD_OUT, QUANTILE
-from lightning_ddpm.metrics.suite import FeatureTable, map_metric_names
-from lightning_ddpm.models.image_generator import require_generator
+from lightning_ddpm.metrics.suite import map_metric_names
+from lightning_ddpm.models.image_generator import require_generator, require_uint8
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
@@ -85,6 +86,7 @@ class Memorisation(Measurement):
         """Load the extractor's weights, and refuse before any work what cannot be measured."""
         if stage not in ("fit", "test"):
             return
+        require_uint8(require_generator(pl_module), "Memorisation")
         trainer_access.prepare_evaluation(trainer, pl_module, self.extractor, self.request)
         training = self._data(trainer).train
         if self.neighbours > len(training):

@@ -12,7 +12,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.data.value_range import DTYPES
 from lightning_ddpm.metrics import FeatureExtractor
+from lightning_ddpm.metrics.extractors import check_extractor
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.image_generator import (
@@ -21,13 +23,11 @@ from lightning_ddpm.models.image_generator import (
     count_nfe,
     name_sampler,
     require_generator,
-    require_uint8,
 )
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import count, show_progress
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.image_size import shorten_size
 from lightning_ddpm.utils.signals import get_signal
 
 Item = TypeVar("Item")
@@ -163,14 +163,14 @@ def describe_work(model: ImageGenerator, request: SampleRequest) -> str:
 
 
 def prepare_evaluation(
-    trainer: Trainer, module: LightningModule, extractor: FeatureExtractor, request: SampleRequest
+    trainer: Trainer, module: LightningModule, extractor: FeatureExtractor | None, request: SampleRequest
 ) -> None:
     """Load the extractor's weights, on the first rank first, and refuse before any work what cannot be evaluated."""
     model = require_generator(module)
-    require_uint8(model, type(extractor).__name__)
-    channels, *sides = model.image_shape
-    extractor.check_images(channels, shorten_size(sides))
     check_request(model, request)
+    if extractor is None:
+        return
+    check_extractor(extractor, model.image_shape, DTYPES[model.values.dtype])
     if trainer.is_global_zero:
         extractor.load()
     trainer.strategy.barrier()

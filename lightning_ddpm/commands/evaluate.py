@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -21,20 +21,21 @@ from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, require_chain
 from lightning_ddpm.diffusion.elbo import get_half_bin
 from lightning_ddpm.metrics import METRICS, FeatureExtractor, Inception, MetricSuite, RequestedClasses, Resize
 from lightning_ddpm.metrics.bits_per_dim import measure_bits_per_dim
+from lightning_ddpm.metrics.extractors import check_extractor
 from lightning_ddpm.metrics.flow_likelihood import NAME, measure_flow_likelihood
 from lightning_ddpm.metrics.frechet import write_statistics
 from lightning_ddpm.metrics.image_batches import iterate_shard
-from lightning_ddpm.metrics.suite import check_metrics, check_reference
+from lightning_ddpm.metrics.suite import build_suites, check_metrics, check_reference, needs_features
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate_batches, list_labels
-from lightning_ddpm.models.image_generator import ImageGenerator, require_uint8
+from lightning_ddpm.models.image_generator import ImageGenerator
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.devices import name_device
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_output_file
-from lightning_ddpm.utils.image_size import shorten_size
+from lightning_ddpm.utils.image_size import ImageSize
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.yaml_text import build_parser
 
@@ -55,21 +56,20 @@ def run(arguments: Sequence[str]) -> None:
             check_output_file(path, name, [suffix], read)
     model = model_options.load_model(parser, options) if options.ckpt else None
     evaluated = inputs.load_evaluated_images(options, model)
-    if of_features := metrics - LIKELIHOODS:
-        check_metrics(of_features, evaluated.n)
-        if model:
-            require_uint8(model, f"evaluate --metrics {','.join(sorted(of_features))}")
+    if of_images := metrics - LIKELIHOODS:
+        check_metrics(of_images, evaluated.n)
     conditions = model_options.read_conditions(options, model) if model else model_options.Conditions(None, None, ())
-    reference = inputs.load_reference(options, evaluated.shape) if metrics - {"is", "accuracy"} else None
+    reference = inputs.load_reference(options, evaluated.like) if metrics - {"is", "accuracy"} else None
     data = reference.data if reference else None
-    if isinstance(model, DDPM) and model.condition_format.kinds and of_features:
+    if isinstance(model, DDPM) and model.condition_format.kinds and of_images:
         conditions = conditions._replace(given=conditions.given or take_conditions(data))
         require_conditions(model, conditions.given, conditions.guidance)
     if reference and (reference.images is not None or reference.statistics):
-        check_reference(of_features, reference.origin["n"] or 2, str(reference.origin["from"]))
+        check_reference(of_images, reference.origin["n"] or 2, str(reference.origin["from"]))
     if metrics & LIKELIHOODS:
         _check_bits_per_dim(model, options, data, metrics)
-    extractors = _load_extractors(parser, options, evaluated.shape) if of_features or options.save_stats else []
+    with_features = needs_features(of_images) or options.save_stats
+    extractors = _load_extractors(parser, options, evaluated.like) if with_features else []
 
     fabric = model_options.launch_fabric(options)
     options.batch_size = choose_batch_size(model, evaluated.n, conditions, options, fabric) if model else DEFAULT
@@ -77,9 +77,9 @@ def run(arguments: Sequence[str]) -> None:
     batch_sizes = model_options.place_model(model, options, fabric) if model else []
     labels = list_labels(model, request) if isinstance(model, DDPM) and extractors else None
     classes = None if labels is None else RequestedClasses(labels, conditions.names)
-    suites = [MetricSuite(each, fabric.device, of_features, evaluated.n, classes) for each in extractors]
+    suites = build_suites(extractors, fabric.device, of_images, evaluated.n, evaluated.shape, classes)
     if ranks.is_first:
-        if model and extractors:
+        if model and suites:
             report(model_options.describe_generation(model, evaluated.n, options.raw, conditions))
         results.warn_if_few_images(evaluated.n, extractors)
     if reference:
@@ -98,12 +98,13 @@ def run(arguments: Sequence[str]) -> None:
 
     found: dict[str, dict[str, Any]] = {}
     if options.save_stats:
+        assert isinstance(suites[0], MetricSuite)
         statistics = suites[0].frechet.compute_statistics(ranks)
         if ranks.is_first:
             write_statistics(options.save_stats, statistics)
     for suite in suites:
         for name, measured in suite.compute(ranks).items():
-            found[name] = results.describe_metric(measured, suite.extractor.protocol)
+            found[name] = results.describe_metric(measured, suite.protocol)
     if BITS_PER_DIM in metrics:
         assert isinstance(model, DDPM)
         assert data
@@ -151,6 +152,13 @@ def _build_parser() -> ArgumentParser:
     )
     references = inputs.REFERENCES.replace("npz file", "npz file (mu and sigma, or arr_0)")
     add("--reference", type=str, help=f"{references}; default: the config.yaml beside --ckpt")
+    add("--size", type=ImageSize, help="read a folder named by --reference as training does, at this size")
+    add(
+        "--on_error",
+        type=Literal["refuse", "skip"],
+        help="read a folder named by --reference as training does: refuse or skip images that cannot be used",
+    )
+    add("--max_skipped", type=float, default=0.01, help="largest share of images that --on_error skip may skip")
     add("--root", type=str, help="folder of the dataset that --reference names; default: that of the config, or data")
     parser.add_subclass_arguments(
         FeatureExtractor, "extractor", required=False, help=f"{list_classes(FeatureExtractor)}; default: Inception"
@@ -220,7 +228,7 @@ def _check_bits_per_dim(
         raise UserError("bpd needs a schedule of at least 2 steps: the decoder takes its variance from t = 2, got T=1")
 
 
-def _load_extractors(parser: ArgumentParser, options: Namespace, shape: tuple[int, ...]) -> list[FeatureExtractor]:
+def _load_extractors(parser: ArgumentParser, options: Namespace, like: Tensor) -> list[FeatureExtractor]:
     """Load the feature network, once for each requested protocol."""
     given = Namespace(extractor=options.extractor, protocols=options.protocols)  # type: ignore[no-untyped-call]
     built = parser.instantiate(given)
@@ -229,7 +237,7 @@ def _load_extractors(parser: ArgumentParser, options: Namespace, shape: tuple[in
         if not isinstance(extractor, Inception):
             raise UserError(f"--weights_path is an option of Inception, got {type(extractor).__name__}; leave it out")
         extractor.weights_path = options.weights_path
-    extractor.check_images(shape[0], shorten_size(shape[1:]))
+    check_extractor(extractor, like.shape, like.dtype)
     extractor.load()
     return [extractor.with_resize(resize) for resize in built.protocols] if built.protocols else [extractor]
 

@@ -2,15 +2,20 @@
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from jsonargparse import Namespace
+from torch import Tensor
 
 from lightning_ddpm import data as datasets
 from lightning_ddpm.commands.options import describe_clipping
 from lightning_ddpm.data import ImageDataModule, ImageDataset
-from lightning_ddpm.data.sample_images import open_npz_samples, open_sample_folder
-from lightning_ddpm.metrics import Statistics, read_statistics
+from lightning_ddpm.data.comparison_images import check_same_kind, open_samples, open_training_folder
+from lightning_ddpm.data.sample_images import open_npz_samples
+from lightning_ddpm.data.value_range import DTYPES
+from lightning_ddpm.metrics import Statistics
+from lightning_ddpm.metrics.references import open_npz
 from lightning_ddpm.models.image_generator import ImageGenerator, name_sampler
 from lightning_ddpm.models.trusted_imports import restrict_imports
 from lightning_ddpm.utils.console import report
@@ -34,12 +39,14 @@ class EvaluatedImages(NamedTuple):
     Attributes:
         n: number of images.
         shape: (channels, height, width) of each image.
+        like: an image (c, h, w) of their shape and type.
         images: the existing images, or ``None`` for those that a model generates.
         origin: where they come from, for the provenance.
     """
 
     n: int
     shape: tuple[int, ...]
+    like: Tensor
     images: ImageDataset | None
     origin: dict[str, Any]
 
@@ -70,7 +77,8 @@ def load_evaluated_images(options: Namespace, model: ImageGenerator | None) -> E
             "sampler": name_sampler(model),
             "seed": options.seed,
         } | describe_clipping(model)
-        evaluated = EvaluatedImages(options.n or PUBLISHED, model.image_shape, None, origin)
+        like = torch.zeros(model.image_shape, dtype=DTYPES[model.values.dtype])
+        evaluated = EvaluatedImages(options.n or PUBLISHED, model.image_shape, like, None, origin)
     else:
         images = _open_images(options.images)
         if options.n and options.n > len(images):
@@ -79,7 +87,8 @@ def load_evaluated_images(options: Namespace, model: ImageGenerator | None) -> E
         if options.n and options.n < len(images):
             origin["chosen"] = "spread evenly"
             report(f"evaluating {options.n} of the {len(images)} images in {options.images}, spread evenly")
-        evaluated = EvaluatedImages(options.n or len(images), images[0][0].shape, images, origin)
+        like = images[0][0]
+        evaluated = EvaluatedImages(options.n or len(images), like.shape, like, images, origin)
     if evaluated.n < 2:
         raise UserError(f"evaluate needs at least 2 images, got {evaluated.n}; published metrics use {PUBLISHED}")
     return evaluated
@@ -88,15 +97,15 @@ def load_evaluated_images(options: Namespace, model: ImageGenerator | None) -> E
 def _open_images(path: Path) -> ImageDataset:
     """Open the images of a folder or an npz file."""
     if path.suffix != ".npz":
-        return open_sample_folder(path)
+        return open_samples(path)
     samples = open_npz_samples(path)
     if samples is None:
         raise UserError(f"{path} has no images: it has no arr_0; a file of statistics can only be the --reference")
     return samples
 
 
-def load_reference(options: Namespace, shape: tuple[int, ...]) -> Reference:
-    """Open the reference; UserError if its images do not have the shape (c, h, w) of the evaluated ones."""
+def load_reference(options: Namespace, like: Tensor) -> Reference:
+    """Open the reference; UserError if its images do not have the shape (c, h, w) and type of an evaluated one."""
     name = options.reference
     if name is None:
         beside = options.ckpt.parent / "config.yaml" if options.ckpt else None
@@ -105,25 +114,29 @@ def load_reference(options: Namespace, shape: tuple[int, ...]) -> Reference:
         name = str(beside)
     path, data, statistics = resolve_path(name), None, None
     if path.suffix == ".npz":
-        images = open_npz_samples(path)
-        try:
-            statistics = read_statistics(path)
-        except UserError:
-            if images is None:
-                raise
+        images, statistics = open_npz(name)
         n = statistics.n if statistics else len(images or ())
         origin: dict[str, Any] = {"from": name, "sha256": hash_file(path), "n": n}
     else:
         data = None if path.is_dir() else _load_data(name, options.root)
-        images = data.train if data else open_sample_folder(path)
+        images = data.train if data else _open_folder(path, options, like)
         origin = {"from": name, "fingerprint": images.fingerprint, "n": len(images)}
-    if images is not None and images[0][0].shape != shape:
-        found, expected = ("x".join(map(str, each)) for each in (images[0][0].shape, shape))
-        raise UserError(
-            f"the reference {name} has images of {found} and the evaluated ones are {expected} (channels x height x "
-            "width); give a reference of the same shape"
-        )
+    if images is not None:
+        check_same_kind(images[0][0], like, f"the reference {name}")
     return Reference(images, statistics, data, origin)
+
+
+def _open_folder(path: Path, options: Namespace, like: Tensor) -> ImageDataset:
+    """Open a folder of finished images, or with --size or --on_error one that is read as training would read it."""
+    if options.size is None and options.on_error is None:
+        return open_samples(path)
+    dtype = next(name for name, each in DTYPES.items() if each == like.dtype)
+    try:
+        size = options.size or (like.shape[1], like.shape[2])
+        on_error: Literal["refuse", "skip"] = options.on_error or "refuse"
+        return open_training_folder(path, len(like), size, dtype, on_error, options.max_skipped)
+    except UserError as error:  # in the words of a config's options
+        raise UserError(re.sub(r"(--)?\bdata\.source\.", "--", str(error))) from error
 
 
 def _load_data(name: str, root: str | None) -> ImageDataModule:

@@ -62,6 +62,16 @@ class ArrayFolder(ImageSource):
             raise UserError(self._files.describe_empty(Path(root), split))
         return ArrayDataset(images, parts[split]).in_memory(self.values)
 
+    def open_all(self, root: Path) -> ImageDataset:
+        """Open the images of all splits together."""
+        images, _ = self._open(root)
+        return ArrayDataset(images, range(len(images))).in_memory(self.values)
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """Those of the files that are read."""
+        return self._files.extensions
+
     def _open(self, root: Path) -> tuple[ArrayFolderImages, dict[str, Sequence[int]]]:
         paths, labels, parts = self._files.list_split(Path(root))
         return ArrayFolderImages(paths, labels), parts

@@ -120,6 +120,12 @@ class ImageFolder(ImageSource):
             raise UserError(self._files.describe_empty(Path(root), split))
         return data.subset(chosen)
 
+    def open_all(self, root: Path) -> ImageDataset:
+        """Open the images of all splits together."""
+        data, _ = self._list_split(Path(root))
+        bad = self._find_unusable(data, root)
+        return data.subset([index for index in range(len(data)) if index not in bad])
+
     def image_files(self, root: Path) -> list[FileDataset]:
         skipped: list[Path] = []
         data, parts = self._list_split(Path(root), skipped)

@@ -37,7 +37,7 @@ def read_raster(file: Path | BinaryIO, channels: int, size: ImageSize, values: V
     Raises:
         UserError: it cannot be read, or is not such an image.
     """
-    form, array = _read_array(file)
+    form, array = read_array(file)
     if len(array) != channels:
         raise UserError(f"it has {len(array)} channels, expected {channels}; set data.source.channels")
     values.check(array)
@@ -54,12 +54,12 @@ def _fit(pixels: Tensor, height: int, width: int, values: ValueRange) -> Tensor:
     return transforms.center_crop(pixels, [height, width]).contiguous()  # type: ignore[no-any-return]
 
 
-def _read_array(file: Path | BinaryIO) -> tuple[str, np.ndarray]:
+def read_array(file: Path | BinaryIO) -> tuple[str, np.ndarray]:
     """Return the name of a file's format, and its image (c, h, w) in the file's own type."""
     if isinstance(file, Path):
         try:
             with file.open("rb") as opened:
-                return _read_array(opened)
+                return read_array(opened)
         except OSError as error:
             raise UserError(first_line(error)) from error
     begin = file.read(DEPTH.stop)

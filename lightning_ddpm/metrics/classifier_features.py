@@ -8,7 +8,9 @@ from lightning_ddpm.utils.image_size import ImageSize, format_size
 
 
 class ClassifierFeatures(CNNFeatures):
-    """The features of a classifier that this package trained, as configs/digits_features.yaml does.
+    """The features of a classifier that this package trained, of any values and number of channels.
+
+    configs/digits_features.yaml trains one. The range of the values is that of the classifier's own training.
 
     Args:
         ckpt: the classifier's checkpoint.
@@ -21,7 +23,8 @@ class ClassifierFeatures(CNNFeatures):
 
     def load(self) -> None:
         if not hasattr(self, "network"):
-            self.network = load(self.ckpt, ImageClassifier).network.eval().requires_grad_(False)
+            classifier = load(self.ckpt, ImageClassifier)
+            self.network, self.values = classifier.network.eval().requires_grad_(False), classifier.values
             self.num_features, self.classes = self.network.features, self.network.classes
             self.protocol = f"classifier {self.weights_sha256()[:12]}, penultimate layer"
 
@@ -30,4 +33,4 @@ class ClassifierFeatures(CNNFeatures):
         c, s = self.network.channels, self.network.size
         if (channels, size) != (c, s):
             taken, given = f"{c}x{format_size(s)}", f"{channels}x{format_size(size)}"
-            raise UserError(f"{self.ckpt} takes images of {taken}, got {given}; use Inception")
+            raise UserError(f"{self.ckpt} takes images of {taken}, got {given}; train one of these images")

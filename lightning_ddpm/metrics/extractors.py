@@ -1,35 +1,38 @@
 """Feature networks. The name of a metric names its network and its protocol."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_dinov2 import MODEL_METADATA, FeatureExtractorDinoV2
 
-from lightning_ddpm.data.image_io import to_float
+from lightning_ddpm.data.value_range import DTYPES, UINT8, ValueRange
 from lightning_ddpm.metrics.resize import TF1, Resize
 from lightning_ddpm.networks import SmallCNN
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.hashing import hash_file, hash_tensors
-from lightning_ddpm.utils.image_size import ImageSize, format_size
+from lightning_ddpm.utils.image_size import ImageSize, format_size, shorten_size
 from lightning_ddpm.utils.precision import compute_exactly
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """Computes features of uint8 images.
+    """Computes features of images.
 
     Attributes:
         metric: name of the Fréchet distance between these features in logs: ``fid``, ``fid_...`` or ``fd_...``.
         num_features: length of a feature vector.
         protocol: network, weights and resize in words, part of the key of cached statistics.
         classes: number of logits; ``None`` where the network has none.
+        values: type and range of the values of the images that it takes.
     """
 
     metric: str
     num_features: int
     protocol: str
     classes: int | None = None
+    values: ValueRange = UINT8
 
     @abstractmethod
     def load(self) -> None:
@@ -45,7 +48,7 @@ class FeatureExtractor(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return features (b, num_features) float32 of images (b, c, h, w) uint8, outside autocast."""
+        """Return features (b, num_features) float32 of images (b, c, h, w) in their own values, outside autocast."""
 
     def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the features of :meth:`forward` and, from the same pass, logits (b, classes) where there are any."""
@@ -64,6 +67,22 @@ class FeatureExtractor(nn.Module, ABC):
         return hash_tensors(self.state_dict())
 
 
+def check_extractor(extractor: FeatureExtractor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Check that a feature network takes images (c, h, w) of this shape, kept as tensors of this type.
+
+    Raises:
+        UserError: it does not.
+    """
+    extractor.check_images(shape[0], shorten_size(shape[1:]))
+    if dtype != DTYPES[extractor.values.dtype]:
+        kind = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"{type(extractor).__name__} needs images of {extractor.values.dtype} with values "
+            f"{extractor.values.describe()}, and these are {kind}; use ClassifierFeatures of a classifier of such "
+            "images, or the metrics spectrum and marginals, which need no network"
+        )
+
+
 def compute_features(extractor: FeatureExtractor, pixels: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Compute a batch's features and, where the network has them, logits.
 
@@ -72,7 +91,7 @@ def compute_features(extractor: FeatureExtractor, pixels: Tensor, device: torch.
 
     Args:
         extractor: loaded feature network, on the device.
-        pixels: images (b, c, h, w) uint8.
+        pixels: images (b, c, h, w) in their own values.
         device: where the features are computed.
 
     Returns:
@@ -121,16 +140,18 @@ class DINOv2(FeatureExtractor):
 
 
 class ModuleFeatures(FeatureExtractor):
-    """Wraps any network that maps images (b, c, h, w) in [-1, 1] to features (b, d).
+    """Wraps any network that maps images (b, c, h, w), as models are trained on them, to features (b, d).
 
     Args:
         network: the network, with its weights.
         num_features: d.
         name: suffix of the metrics' names, as in ``fd_<name>``.
+        values: type and range of the images' values; uint8 become floats in [-1, 1].
     """
 
-    def __init__(self, network: nn.Module, num_features: int, name: str) -> None:
+    def __init__(self, network: nn.Module, num_features: int, name: str, values: ValueRange = UINT8) -> None:
         super().__init__()
+        self.values = values
         self.network = network.eval().requires_grad_(False)
         self.num_features, self.metric = num_features, f"fd_{name}"
         self.protocol = f"{type(network).__name__} {self.weights_sha256()[:12]}"
@@ -142,7 +163,7 @@ class ModuleFeatures(FeatureExtractor):
         pass
 
     def forward(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.network(to_float(pixels))
+        features: Tensor = self.network(self.values.to_float(pixels))
         if features.shape != (len(pixels), self.num_features):
             raise UserError(
                 f"the feature network returns {tuple(features.shape)} for {len(pixels)} images and num_features is "
@@ -164,7 +185,7 @@ class CNNFeatures(FeatureExtractor):
         return self.features_and_logits(pixels)[0]
 
     def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        features = self.network.embed(to_float(pixels))
+        features = self.network.embed(self.values.to_float(pixels))
         return features, self.network.head(features)
 
 

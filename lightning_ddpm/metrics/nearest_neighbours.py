@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics.extractors import FeatureExtractor, compute_features
+from lightning_ddpm.metrics.feature_table import FeatureTable
 from lightning_ddpm.metrics.frechet import Progress
 from lightning_ddpm.metrics.image_batches import BATCH, iterate_shard
-from lightning_ddpm.metrics.suite import FeatureTable
 from lightning_ddpm.utils.distributed import Ranks
 
 QUANTILE = 0.05

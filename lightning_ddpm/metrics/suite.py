@@ -4,7 +4,7 @@ Features are computed once and kept in the order of the images; torchmetrics doe
 distance, torch-fidelity that of the other metrics.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics import scores
 from lightning_ddpm.metrics.extractors import FeatureExtractor, compute_features
+from lightning_ddpm.metrics.feature_table import FeatureTable
+from lightning_ddpm.metrics.fields import FIELD_METRICS, NAMES, FieldMetrics
 from lightning_ddpm.metrics.frechet import FrechetDistance, Progress, Statistics
 from lightning_ddpm.metrics.image_batches import BATCH
 from lightning_ddpm.metrics.scores import MetricValue, RequestedClasses
@@ -24,10 +26,13 @@ METRICS = {
     "pr": "precision and recall (Kynkäänniemi et al. 2019)",
     "is": "Inception Score (Salimans et al. 2016)",
     "accuracy": "share of images whose predicted class is the requested one, of all images and of each class",
+    "spectrum": "distance of radially averaged power spectra in dB, without a network (Harris et al. 2022)",
+    "marginals": "Wasserstein-1 distance of each channel's values, without a network",
 }
 """The metrics that can be requested."""
 
 MIN_IMAGES = {"fid": 2, "kid": 2, "pr": scores.NEIGHBOURS + 1, "is": scores.SPLITS, "accuracy": 1}
+MIN_IMAGES |= dict.fromkeys(FIELD_METRICS, 1)
 """The smallest set of images that each metric can be computed of."""
 
 
@@ -55,8 +60,13 @@ def map_metric_names(metric: str) -> dict[str, str]:
 
 def list_metric_names(metric: str, metrics: Iterable[str]) -> list[str]:
     """Return the names of these :data:`METRICS`, given that of the Fréchet distance between the same features."""
-    names = map_metric_names(metric)
+    names = map_metric_names(metric) | NAMES
     return [names[key] for each in metrics for key in (("precision", "recall") if each == "pr" else (each,))]
+
+
+def needs_features(metrics: Collection[str]) -> bool:
+    """Return whether some of these metrics are of a feature network."""
+    return not set(metrics) <= set(FIELD_METRICS)
 
 
 def is_higher_better(name: str) -> bool:
@@ -85,27 +95,6 @@ def check_reference(metrics: Collection[str], n: int, what: str) -> None:
             )
 
 
-class FeatureTable:
-    """Vectors of n images in the order of the images; each is computed on one of the ranks.
-
-    Args:
-        n: number of images of all ranks.
-        width: length of a vector.
-    """
-
-    def __init__(self, n: int, width: int) -> None:
-        self.rows = torch.zeros(n, width)
-
-    def put(self, start: int, rows: Tensor) -> None:
-        """Store the vectors of images start, start + 1, ..."""
-        self.rows[start : start + len(rows)] = rows.cpu()
-
-    def gather(self, ranks: Ranks, device: torch.device) -> Tensor:
-        """Return the vectors of all ranks, (n, width) float32 on the CPU; every rank must call."""
-        # Where one rank has a vector, the others have zeros. The sum may be in place: it gets a copy.
-        return ranks.reduce(self.rows.to(device, copy=True)).cpu()
-
-
 class MetricSuite:
     """The metrics of one set of n images against a reference, in the features of one network.
 
@@ -129,6 +118,7 @@ class MetricSuite:
     ) -> None:
         self.extractor, self.device, self.metrics, self.n, self.classes = extractor, device, metrics, n, classes
         self.frechet = FrechetDistance(extractor, device)
+        self.protocol = extractor.protocol
         self.features = None if {"kid", "pr"}.isdisjoint(metrics) else FeatureTable(n, extractor.num_features)
         self.reference: Tensor | None = None
         self.logits: FeatureTable | None = None
@@ -231,3 +221,22 @@ class MetricSuite:
                 assert self.classes is not None
                 found |= scores.compute_accuracy(names["accuracy"], logits, self.classes)
         return found
+
+
+Suite = MetricSuite | FieldMetrics
+
+
+def build_suites(
+    extractors: Iterable[FeatureExtractor],
+    device: torch.device,
+    metrics: Collection[str],
+    n: int,
+    shape: Sequence[int],
+    classes: RequestedClasses | None = None,
+) -> list[Suite]:
+    """Return what computes these metrics of n images (c, h, w): one object for each network, then one without.
+
+    The arguments are those of :class:`MetricSuite` and :class:`~lightning_ddpm.metrics.fields.FieldMetrics`.
+    """
+    suites: list[Suite] = [MetricSuite(each, device, metrics, n, classes) for each in extractors]
+    return suites + ([] if set(FIELD_METRICS).isdisjoint(metrics) else [FieldMetrics(shape, device, metrics, n)])

@@ -8,6 +8,7 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_ddpm.data.value_range import UINT8, ValueRange
 from lightning_ddpm.models.optimizer import build_optimizer, clip_gradients
 from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.models.steps import StepBatch
@@ -21,6 +22,7 @@ class ImageClassifier(LightningModule):
         network: images -> logits, with features.
         optimizer: parameters -> optimizer.
         lr_scheduler: optimizer -> scheduler, stepped after every optimizer step.
+        values: type and range of the images' values; ``null`` on the command line for those of the data.
     """
 
     def __init__(
@@ -28,10 +30,11 @@ class ImageClassifier(LightningModule):
         network: SmallCNN,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, fused=True),
         lr_scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1),
+        values: ValueRange | None = None,
     ) -> None:
         super().__init__()
         self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
-        self._step_mean = StepMean()
+        self._step_mean, self.values = StepMean(), values or UINT8
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, label = batch

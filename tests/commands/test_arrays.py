@@ -73,7 +73,12 @@ def test_a_model_of_fields_samples_fields_and_refuses_what_is_for_bytes(command,
     assert "continuous values, which have a density" in err
     status, _, err = command("evaluate", "--ckpt", ckpt, "--n", 4, "--metrics", "fid", "--accelerator", "cpu")
     assert status == 2
-    assert "needs images of uint8 with values 0..255, and the model's are float32" in err
+    assert "takes grayscale or RGB images, got 5 channels" in err
+    metrics = ("--n", 4, "--steps", 2, "--metrics", "spectrum", "marginals", "--accelerator", "cpu")
+    status, out, err = command("evaluate", "--ckpt", ckpt, *metrics)
+    assert status == 0, err
+    assert "spectrum_db/channel_4" in out
+    assert "reference: 36 images" in out
     restore = ("--task", "sdedit", "--strength", 0.5, "--images", fields, "--out", tmp_path / "restored")
     status, _, err = command("restore", "--ckpt", ckpt, *restore, "--accelerator", "cpu")
     assert status == 2
