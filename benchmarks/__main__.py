@@ -46,6 +46,7 @@ SCRIPTS = {
     "family_tables": "VAE, GAN, normalizing flow and DDPM at equal CPU time: docs/results/families.md",
     "guidance_tables": "guidance on digits and MNIST: docs/results/guidance.md",
     "restoration_tables": "restored digits and MNIST images: docs/results/restoration.md",
+    "superresolution_tables": "super-resolution of MNIST that is trained on pairs: docs/results/restoration.md",
     "recipe_search": "the recipe for MNIST with the best Fréchet distance per minute, by successive halving",
     "speedrun": "FID by training time on two cores, beside diffusers and denoising-diffusion-pytorch",
     "shards_memory": "the memory of reading an epoch of tar files",
