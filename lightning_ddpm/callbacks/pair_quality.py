@@ -114,8 +114,8 @@ class PairQuality(PeriodicCallback):
             image = condition.image.to(model.device)
             given = show_given(image, model.condition_values, model.image_shape, model.values)
             given = model.values.to_float(given)
-            metrics[start:stop, :2] = measure_pairs(generated, original, 2.0)
-            metrics[start:stop, 2:] = measure_pairs(given, original, 2.0)
+            metrics[start:stop, :2] = measure_pairs(generated + 1, original + 1, 2.0)  # SSIM is for values from 0
+            metrics[start:stop, 2:] = measure_pairs(given + 1, original + 1, 2.0)
             if start < len(shown):
                 rows = torch.stack([given, generated, original], dim=1)
                 shown[start:stop] = rows[: len(shown) - start]
