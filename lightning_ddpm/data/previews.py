@@ -33,7 +33,7 @@ class Preview(ABC):
         """Return values (n, c, h, w) as (n, 1 or 3, h, w') uint8."""
 
     @abstractmethod
-    def draw_legend(self, values: ValueRange, channels: int) -> Tensor | None:
+    def render_legend(self, values: ValueRange, channels: int) -> Tensor | None:
         """Return what the colors of images with this many channels mean, (3, H, W) uint8; ``None`` for nothing."""
 
     def check(self, shape: tuple[int, int, int], n: int) -> None:
@@ -61,7 +61,7 @@ class Preview(ABC):
         strips = shown.shape[3] // pixels.shape[3]
         enlarged = shown.repeat_interleave(scale, 3).repeat_interleave(scale, 2)
         grid = arrange_grid(enlarged, columns or max(1, round((len(pixels) / strips) ** 0.5)), titles)
-        legend = self.draw_legend(values, pixels.shape[1])
+        legend = self.render_legend(values, pixels.shape[1])
         if legend is None:
             return grid
         width = max(grid.shape[2], legend.shape[2])
@@ -84,7 +84,7 @@ class Gray(Preview):
         shown = _scale(values, pixels)
         return shown if shown.shape[1] in (1, 3) else _put_side_by_side(shown)
 
-    def draw_legend(self, values: ValueRange, channels: int) -> None:
+    def render_legend(self, values: ValueRange, channels: int) -> None:
         return None
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class Channels(Preview):
         shown = _scale(values, pixels)[:, self.channels]
         return shown if shown.shape[1] in (1, 3) else _put_side_by_side(shown)
 
-    def draw_legend(self, values: ValueRange, channels: int) -> None:
+    def render_legend(self, values: ValueRange, channels: int) -> None:
         return None
 
     def __str__(self) -> str:
@@ -147,27 +147,27 @@ class ColorMap(Preview):
         levels = _put_side_by_side(_scale(values, pixels)[:, self.list_channels(pixels.shape[1])])
         return self.colors[levels[:, 0].cpu().long()].permute(0, 3, 1, 2)
 
-    def draw_legend(self, values: ValueRange, channels: int) -> Tensor:
+    def render_legend(self, values: ValueRange, channels: int) -> Tensor:
         ends = {f"channel {each}": _get_ends(values, each) for each in self.list_channels(channels)}
         if len(ends) > 1 and len(set(ends.values())) == 1:
             ends = {"all channels": next(iter(ends.values()))}
         bars = [(name, f"{low:.4g}", f"{high:.4g}") for name, (low, high) in ends.items()]
-        legend: Tensor = pil_to_tensor(self._draw_bars(bars))
+        legend: Tensor = pil_to_tensor(self._render_bars(bars))
         return legend
 
-    def _draw_bars(self, bars: Sequence[tuple[str, str, str]]) -> Image.Image:
-        """Draw a row for each bar: its name, its low value, the colors, its high value."""
+    def _render_bars(self, bars: Sequence[tuple[str, str, str]]) -> Image.Image:
+        """Render a row for each bar: its name, its low value, the colors, its high value."""
         font = ImageFont.load_default(11)
         widths = [max(int(font.getlength(each)) + 1 for each in column) for column in zip(*bars, strict=True)]
         left = GAP + widths[0] + GAP + widths[1] + GAP
         size = left + BAR_WIDTH + GAP + widths[2] + GAP, len(bars) * (BAR_HEIGHT + 2) + GAP
         legend, strip = Image.new("RGB", size, "white"), self.colors.expand(BAR_HEIGHT - 2, -1, -1).contiguous()
-        draw = ImageDraw.Draw(legend)
+        canvas = ImageDraw.Draw(legend)
         for row, (name, low, high) in enumerate(bars):
             top = GAP // 2 + row * (BAR_HEIGHT + 2)
-            draw.text((GAP, top), name, fill="black", font=font)
-            draw.text((left - GAP - font.getlength(low), top), low, fill="black", font=font)
-            draw.text((left + BAR_WIDTH + GAP, top), high, fill="black", font=font)
+            canvas.text((GAP, top), name, fill="black", font=font)
+            canvas.text((left - GAP - font.getlength(low), top), low, fill="black", font=font)
+            canvas.text((left + BAR_WIDTH + GAP, top), high, fill="black", font=font)
             legend.paste(Image.fromarray(strip.numpy()), (left, top + 1))
         return legend
 

@@ -12,7 +12,7 @@ from lightning_ddpm.diffusion.losses import VLB, Hybrid, Objective, Simple
 from lightning_ddpm.utils.errors import UserError
 
 FINITE = 20.0
-"""Largest |ln sigma|: a path that ends without signal has an infinite one."""
+"""Largest absolute value of ln sigma: a path that ends without signal has an infinite one."""
 
 
 @final

@@ -32,7 +32,7 @@ def compute_radial_spectrum(images: Tensor) -> Tensor:
     """Compute the radially averaged power spectrum of each channel.
 
     Ring k has all frequencies (f_y, f_x), in cycles per pixel, with |f| L rounded to k, where L is the shorter side;
-    the mean, k = 0, is left out, as are frequencies above Nyquist's in the corners. Images are taken to be periodic.
+    the mean, k = 0, is excluded, as are frequencies above Nyquist's in the corners. Images are taken to be periodic.
 
     Args:
         images: (n, c, h, w).

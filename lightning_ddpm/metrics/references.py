@@ -28,7 +28,7 @@ class ReferenceSet(NamedTuple):
 
     @property
     def n(self) -> int | None:
-        """Number of images; ``None`` where a file does not tell."""
+        """Number of images; ``None`` where a file does not say."""
         return len(self.images) if self.images is not None else (self.statistics and self.statistics.n) or None
 
 

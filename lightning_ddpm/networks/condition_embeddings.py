@@ -171,13 +171,13 @@ class ConcatenatedImage(ConcatenatedCondition):
         image = condition.image
         if image is None:
             return torch.cat([x_t, x_t.new_zeros(len(x_t), self.channels, *x_t.shape[2:])], dim=1)
-        image = enlarge(image.to(x_t.dtype), x_t.shape[2:])
+        image = upsample_to(image.to(x_t.dtype), x_t.shape[2:])
         given = image.new_ones(len(image)) if condition.given is None else condition.given.to(image.dtype)
         given = given[:, None, None, None]
         return torch.cat([x_t, image * given, given.expand(-1, 1, *x_t.shape[2:])], dim=1)
 
 
-def enlarge(image: Tensor, sides: Sequence[int]) -> Tensor:
+def upsample_to(image: Tensor, sides: Sequence[int]) -> Tensor:
     """Resize images (b, c, h, w) to height and width by bicubic interpolation, if they have others."""
     return image if image.shape[2:] == tuple(sides) else functional.interpolate(image, tuple(sides), mode="bicubic")
 

@@ -54,8 +54,8 @@ def test_a_color_map_shows_its_colors_and_a_bar_with_the_ends_of_each_channel(mo
     assert torch.equal(shown[0, :, 0].T, torch.from_numpy(expected))
     drawn: list[tuple[str, str, str]] = []
     preview = ColorMap()
-    draw = preview._draw_bars
-    monkeypatch.setattr(preview, "_draw_bars", lambda bars: (drawn.extend(bars), draw(bars))[1])
+    render = preview._render_bars
+    monkeypatch.setattr(preview, "_render_bars", lambda bars: (drawn.extend(bars), render(bars))[1])
     grid = preview.arrange(FIELDS, pixels.expand(4, -1, -1, -1))
     assert drawn == [("channel 0", "-6", "6"), ("channel 1", "250", "310")]
     assert grid.shape[0] == 3

@@ -47,7 +47,8 @@ def read_blocks(page: str) -> list[Block]:
 
 
 def read_commands(page: str) -> list[str]:
-    return [line for block in read_blocks(page) if block.language == "bash" for line in block.text.splitlines() if line]
+    blocks = [block.text.replace("\\\n", "") for block in read_blocks(page) if block.language == "bash"]
+    return [line for text in blocks for line in text.splitlines() if line]
 
 
 def split_command(line: str) -> tuple[dict[str, str], list[str]]:
