@@ -10,7 +10,7 @@ from lightning_ddpm.utils.errors import UserError
 
 DIGITS = ("fit", "--config", REPOSITORY / "configs" / "digits.yaml")
 SAMPLE = ("sample", "--ckpt", "none.ckpt", "--out", "none")
-SAMPLERS = "There are AdaptiveODE, Ancestral, DDIM, DPMSolverPP, EDMHeun, EulerMaruyama, Heun, PredictorCorrector"
+SAMPLERS = "There are AdaptiveODE, Ancestral, DDIM, DPMSolverPP, "
 
 
 @pytest.mark.parametrize(
