@@ -31,14 +31,14 @@ FLOOR = 1e-12
 def compute_radial_spectrum(images: Tensor) -> Tensor:
     """Compute the radially averaged power spectrum of each channel.
 
-    Ring k has all frequencies (f_y, f_x), in cycles per pixel, with |f| L rounded to k, where L is the shorter side;
+    Ring k has all frequencies (f_y, f_x), in cycles per pixel, of length k / L after rounding, with the shorter side L;
     the mean, k = 0, is excluded, as are frequencies above Nyquist's in the corners. Images are taken to be periodic.
 
     Args:
         images: (n, c, h, w).
 
     Returns:
-        (n, c, L // 2) float64, the mean of |FFT|^2 / (h w) over the ring k = 1..L // 2.
+        (n, c, L // 2) float64, the mean of abs(FFT)^2 / (h w) over the ring k = 1..L // 2.
     """
     h, w = images.shape[2:]
     power = torch.fft.fft2(images.double(), norm="ortho").abs().square().flatten(2)
