@@ -115,7 +115,7 @@ class ShuffledShard(DistributedSampler[int]):
         used, left = self._count_used(self._left), order[self.n - self._left :]
         places = (self._locate(batch, used, self.rank) for batch in range(self._count_batches(self._left)))
         for start, stop in places:  # a batch at a time: a list of all would take 36 bytes an image
-            yield from left[start:stop].tolist()
+            yield from left[start:stop].numpy().tolist()
 
     def _locate(self, batch: int, used: int, rank: int) -> tuple[int, int]:
         """Return the places of a rank's batch among the images that are used."""

@@ -394,9 +394,12 @@ def test_one_image_is_not_enough() -> None:
         ({"max_share": 0.0}, "above 0 and at most 1, got 0.0"),
         ({"max_share": 1.5}, "above 0 and at most 1, got 1.5"),
         ({"max_share": 0.5, "every_n_steps": None}, "max_share limits evaluations at an interval"),
-        ({"metrics": ["fid", "FID"]}, "one or more of fid, kid, pr, is, accuracy, got .'fid', 'FID'."),
-        ({"metrics": "fid"}, "one or more of fid, kid, pr, is, accuracy, got 'fid'"),
-        ({"metrics": []}, r"one or more of fid, kid, pr, is, accuracy, got \[\]"),
+        (
+            {"metrics": ["fid", "FID"]},
+            "accuracy, spectrum, marginals, got .'fid', 'FID'.",
+        ),
+        ({"metrics": "fid"}, "one or more of fid, kid, pr, is, accuracy, spectrum, marginals, got 'fid'"),
+        ({"metrics": []}, r"one or more of fid, kid, pr, is, accuracy, spectrum, marginals, got \[\]"),
         ({"metrics": ["is"], "n": 9}, "Inception Score .* takes at least 10 images, got 9; leave out 'is'"),
     ],
 )

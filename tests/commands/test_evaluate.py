@@ -335,7 +335,10 @@ def test_exactly_one_of_checkpoint_and_images_is_required(refused, folders):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--metrics", "fidd"), "there is no metric 'fidd'; there are fid, kid, pr, is, accuracy, bpd"),
+        (
+            ("--metrics", "fidd"),
+            "there is no metric 'fidd'; there are fid, kid, pr, is, accuracy, spectrum,",
+        ),
         (("--reference", "CIFAR100"), "there is no reference CIFAR100: give a folder of images"),
         (("--reference", "lost.yaml"), "there is no file lost.yaml"),
         ((), "there is nothing to compare with: give --reference"),

@@ -1,7 +1,7 @@
 """Configs and checkpoints that ship are found by their names, wherever a command runs."""
 
+import runpy
 import shutil
-import tomllib
 
 import pytest
 import yaml
@@ -14,10 +14,9 @@ from lightning_ddpm.utils.shipped import CHECKPOINTS, CONFIGS, TEMPLATE
 
 
 def test_every_shipped_folder_exists_and_a_wheel_finds_it_where_the_package_looks():
-    content = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    included = content["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     shipped = (CONFIGS, CHECKPOINTS, TEMPLATE)
-    assert included == {each.beside: f"lightning_ddpm/{each.inside}" for each in shipped}
+    included = runpy.run_path(str(REPOSITORY / "hatch_build.py"))["SHIPPED"]
+    assert included == {each.beside: each.inside for each in shipped}
     assert all(each.get_folder() == REPOSITORY / each.beside for each in shipped)
 
 
