@@ -1,6 +1,7 @@
 """The paths of many files with their sizes and dates, in some 60 bytes each."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -89,7 +90,26 @@ class FileTable(Sequence[Path]):
             yield f"{escape(folder + name if not os.path.isabs(name) else name)} {state}"
 
 
-class FileNames(Sequence[str]):
+class Names(Sequence[str], ABC):
+    """Text for messages, one for each image, that is made when it is read: a list would take memory for each image."""
+
+    @abstractmethod
+    def get(self, index: int) -> str:
+        """Return the text of the image at an index from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self.get(each) for each in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.get(index % len(self))
+
+
+class FileNames(Names):
     """The paths in a table as text for messages.
 
     Args:
@@ -102,17 +122,11 @@ class FileNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._files)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [escape(path) for path in self._files[index]]
+    def get(self, index: int) -> str:
         return escape(self._files[index])
 
 
-class ChosenNames(Sequence[str]):
+class ChosenNames(Names):
     """Some of many names.
 
     Args:
@@ -126,13 +140,7 @@ class ChosenNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self._names[each] for each in self._chosen[index].tolist()]
+    def get(self, index: int) -> str:
         return self._names[int(self._chosen[index])]
 
 

@@ -1,16 +1,16 @@
 """Datasets of Hugging Face: from the Hub, or of Parquet and image files in a folder."""
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 
 from lightning_ddpm.data.datasets import FileDataset, describe_file
+from lightning_ddpm.data.file_table import Names
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.data.splits import hold_out
 from lightning_ddpm.data.validation import find_faults, format_faults
@@ -151,7 +151,7 @@ class HuggingFace(ImageSource):
         return rows.cast_column(self.image, datasets.Image(decode=False))
 
 
-class RowNames(Sequence[str]):
+class RowNames(Names):
     """The names of rows in messages.
 
     Args:
@@ -165,13 +165,7 @@ class RowNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [f"row {row} of {self._table}" for row in self._rows[index]]
+    def get(self, index: int) -> str:
         return f"row {self._rows[index]} of {self._table}"
 
 

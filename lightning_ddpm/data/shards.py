@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import fsspec
 import numpy as np
 import torch
 
 from lightning_ddpm.data.datasets import FileDataset
+from lightning_ddpm.data.file_table import Names
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.data.splits import hold_out
 from lightning_ddpm.data.tar_index import index_tar, read_range
@@ -195,7 +196,7 @@ class ShardFiles:
         return f"the image at byte {self.places[index, 0]:,} of {self.urls[int(self.shards[index])]}"
 
 
-class ShardNames(Sequence[str]):
+class ShardNames(Names):
     """The names of images in tar files, for messages.
 
     Args:
@@ -208,13 +209,5 @@ class ShardNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._files.shards)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self._files.name(each) for each in range(*index.indices(len(self)))]
-        if index >= len(self):
-            raise IndexError(index)
+    def get(self, index: int) -> str:
         return self._files.name(index)
