@@ -29,7 +29,7 @@ from benchmarks.cpu_time import read_seconds
 from benchmarks.family_metrics import SAMPLED, SHOWN, measure, open_data
 from benchmarks.models import CONFIGS, read_config
 from benchmarks.page import DOCS, PAGES, format_table, save_image_grid, write_table
-from benchmarks.recipe_runs import read_step
+from benchmarks.recipe_runs import prepare_fit, read_step
 from lightning_ddpm.commands.main import main
 from lightning_ddpm.data.image_io import arrange_grid
 from lightning_ddpm.data.sharding import spread_indices
@@ -105,15 +105,8 @@ def fit(config: dict[str, Any], folder: Path) -> None:
     Raises:
         SystemExit: fit failed, or was stopped before its last step.
     """
-    steps = config["trainer"]["max_steps"]
-    if read_step(folder) >= steps:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    config["trainer"]["default_root_dir"] = str(folder)
-    file = folder.parent / f"{folder.name}.yaml"
-    file.write_text(yaml.safe_dump(config))
-    resume = ["--ckpt_path", "last"] if read_step(folder) else []
-    if main(["fit", "--config", str(file), *resume]) or read_step(folder) < steps:
+    words = prepare_fit(config, folder)
+    if words and (main(words) or read_step(folder) < config["trainer"]["max_steps"]):
         sys.exit(f"fit ended after step {read_step(folder)} in {folder}; the same command continues")
 
 

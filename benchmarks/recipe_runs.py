@@ -36,28 +36,34 @@ def build_config(recipe: Recipe, steps: int, seed: int, options: Namespace) -> d
     return config
 
 
+def prepare_fit(config: dict[str, Any], folder: Path) -> list[str]:
+    """Write the config beside the folder; return fit's words, which continue its run, or none if it is complete."""
+    if read_step(folder) >= config["trainer"]["max_steps"]:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    config["trainer"]["default_root_dir"] = str(folder)
+    file = folder.parent / f"{folder.name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return ["fit", "--config", str(file), *(["--ckpt_path", "last"] if read_step(folder) else [])]
+
+
 def fit(config: dict[str, Any], folder: Path) -> None:
     """Train in a process of its own; continue the run that is in the folder, unless it is complete.
 
     Raises:
         SystemExit: fit failed, or was stopped before its last step.
     """
-    steps = config["trainer"]["max_steps"]
-    if read_step(folder) >= steps:
+    words = prepare_fit(config, folder)
+    if not words:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    config["trainer"]["default_root_dir"] = str(folder)
-    file = folder.parent / f"{folder.name}.yaml"
-    file.write_text(yaml.safe_dump(config))
-    resume = ["--ckpt_path", "last"] if read_step(folder) else []
-    child = subprocess.Popen([sys.executable, "-m", "lightning_ddpm", "fit", "--config", str(file), *resume])
+    child = subprocess.Popen([sys.executable, "-m", "lightning_ddpm", *words])
     try:
         status = child.wait()
     except BaseException:
         child.terminate()  # fit saves and ends
         child.wait()
         raise
-    if status or read_step(folder) < steps:
+    if status or read_step(folder) < config["trainer"]["max_steps"]:
         sys.exit(f"fit ended with {status} after step {read_step(folder)} in {folder}; the same command continues")
 
 
