@@ -30,6 +30,10 @@ TIMINGS = {
     "start": ("start.run rounds", "time until --help, and until the first training step is done"),
     "compiled": ("start.run_compiled rounds", "the first step with torch.compile, with an empty and a warm cache"),
     "threads": ("threads.run config rounds", "a training step by number of threads and how they wait, idle and busy"),
+    "huge_pages": (
+        "huge_pages.run config precision batch_size rounds",
+        "a training step on the CPU with memory in pages of 4 KiB and of 2 MiB",
+    ),
     "growth": ("growth.run config rounds", "time and memory by batch, image size, T and number of images"),
     "optimizer": ("weights.run_optimizers config rounds", "Adam's step alone, fused and not"),
     "average": ("weights.run_averages config rounds", "the average of the weights, beside diffusers' and torch's"),
@@ -49,6 +53,7 @@ SCRIPTS = {
     "superresolution_tables": "super-resolution of MNIST that is trained on pairs: docs/results/restoration.md",
     "recipe_search": "the recipe for MNIST with the best Fréchet distance per minute, by successive halving",
     "speedrun": "FID by training time on two cores, beside diffusers and denoising-diffusion-pytorch",
+    "golden_curves": "the band of many seeds' curves that fit compares a run with",
     "shards_memory": "the memory of reading an epoch of tar files",
     "check_samples": "metrics of a folder of images that are independent of this package",
 }

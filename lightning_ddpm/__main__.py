@@ -3,6 +3,14 @@
 import sys
 
 from lightning_ddpm.commands.main import main
+from lightning_ddpm.utils.huge_pages import restart_with_huge_pages
+
+
+def run() -> int:
+    """Run this process as the program; return its exit status."""
+    restart_with_huge_pages()
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

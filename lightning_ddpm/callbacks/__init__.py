@@ -20,6 +20,7 @@ from lightning_ddpm.callbacks.progress import ProgressLines as ProgressLines
 from lightning_ddpm.callbacks.progress import ProgressRich as ProgressRich
 from lightning_ddpm.callbacks.rank_exchange import RankExchange as RankExchange
 from lightning_ddpm.callbacks.rank_failure import StopAllRanks as StopAllRanks
+from lightning_ddpm.callbacks.reference_curves import ReferenceCurves as ReferenceCurves
 from lightning_ddpm.callbacks.resume import Resume as Resume
 from lightning_ddpm.callbacks.run_logger import RunLogger as RunLogger
 from lightning_ddpm.callbacks.run_summary import RunSummary as RunSummary

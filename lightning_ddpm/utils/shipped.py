@@ -58,6 +58,7 @@ class Shipped(NamedTuple):
 
 
 CONFIGS = Shipped("configs", "configs", ".yaml")
+CURVES = Shipped("configs/curves", "configs/curves", ".json")
 CHECKPOINTS = Shipped("pretrained", "checkpoints/pretrained", ".ckpt")
 TEMPLATE = Shipped("template", "template", "")
 """The files of a new project, which :mod:`lightning_ddpm.commands.new` copies."""
