@@ -5,7 +5,8 @@
 
 Prints the Fréchet distance to the real images in raw pixels scaled to [-1, 1] (scipy's matrix square root); that of as
 many real images to the others, which a perfect generator would have; that between two halves of the real images; and
-the share of each class by scikit-learn's support vector classifier, trained on real images only.
+the share of each class by scikit-learn's support vector classifier, trained on real images only, and of how many images
+it is sure, beside how many held-out ones.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -15,9 +16,13 @@ import numpy as np
 import scipy.linalg
 import torch
 from PIL import Image
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.svm import SVC
 
 from lightning_ddpm import data
+
+LEVELS = (0.5, 0.9)
+"""Probabilities from which on a classifier counts as sure."""
 
 
 def compute_frechet(a: np.ndarray, b: np.ndarray) -> float:
@@ -55,7 +60,12 @@ def run(options: Namespace) -> None:
     print(f"  {n} of the real images to the others: {compute_frechet(real[order[n:]], real[order[:n]]):.3f}")
     print(f"  two halves of the real images: {compute_frechet(real[order[:half]], real[order[half:]]):.3f}")
     print(f"  Gaussian noise to real: {compute_frechet(real, noise):.1f}")
-    classifier = SVC().fit(train, labels)
+    classifier = CalibratedClassifierCV(SVC(), ensemble=False).fit(train, labels)
     print(f"classifier's accuracy on held-out images: {classifier.score(held_out, held_out_labels):.3f}")
-    shares = np.bincount(classifier.predict(generated), minlength=10) / len(generated)
+    found = classifier.predict_proba(generated)
+    shares = np.bincount(found.argmax(1), minlength=10) / len(generated)
     print("share of each class in per cent:", " ".join(f"{100 * share:.1f}" for share in shares))
+    for name, probabilities in (("generated", found), ("held-out", classifier.predict_proba(held_out))):
+        sure = [100 * (probabilities.max(1) > level).mean() for level in LEVELS]
+        text = ", ".join(f"{level} of {share:.1f}" for level, share in zip(LEVELS, sure, strict=True))
+        print(f"its probability is over {text} per cent of the {name} images")

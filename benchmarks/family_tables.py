@@ -80,6 +80,7 @@ def build_config(family: str, seed: int, steps: int, rate: float, options: Names
         config["data"] = read_config("mnist")["data"] | {"root": str(options.data)}
         if family == "ddpm":
             model |= read_config("mnist")["model"]["init_args"]
+            model["lr_scheduler"]["init_args"] = {"max_lr": rate * 1e-3, "total_steps": steps}
         else:
             model |= {"size": 28} | MNIST[family]
     adam = {"lr": rate * 1e-3, "fused": True} | ({"betas": [0.0, 0.99]} if family == "gan" else {})

@@ -1,6 +1,6 @@
 """Makes the table of docs/results/restoration.md and its image, on the CPU.
 
-    python -m benchmarks restoration_tables --root data     # some 5 minutes, after training configs/mnist.yaml
+    python -m benchmarks restoration_tables --root data     # some 5 minutes
 
 ``restore --degrade`` degrades and restores held-out images; its commands are printed. Results are kept in ``--out``,
 and a second run reuses them.
@@ -39,7 +39,7 @@ class Subject(NamedTuple):
 
 SUBJECTS = {
     "digits": Subject(Digits(), 8, "checkpoints/pretrained/digits.ckpt"),
-    "MNIST": Subject(MNIST(), 28, "checkpoints/mnist/last.ckpt"),
+    "MNIST": Subject(MNIST(), 28, "checkpoints/pretrained/mnist.ckpt"),
 }
 
 

@@ -13,11 +13,13 @@ The rules:
   Samples are by each program's own sampler, with its NFE named.
 - This program has the dataset's config as it is shipped. The others have the better of their own defaults and of what
   an hour of trying found; their images are decoded before the clock starts.
+- All programs compute in huge pages of memory (lightning_ddpm/utils/huge_pages.py), as `python -m lightning_ddpm` does.
 
 ``score`` may run later and elsewhere, and the same command continues what was stopped.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -34,6 +36,7 @@ from benchmarks.speedrun_programs import PROGRAMS
 from lightning_ddpm.commands.main import main
 from lightning_ddpm.data import MNIST, FashionMNIST
 from lightning_ddpm.utils.files import write_atomically
+from lightning_ddpm.utils.huge_pages import VARIABLE, format_tunables
 
 DATASETS = {"mnist": MNIST, "fashion_mnist": FashionMNIST}
 PREPARED = "images"
@@ -92,7 +95,9 @@ def train(options: Namespace) -> None:
     start = time.time()
     where = ["--folder", str(options.folder), "--data", str(options.data), "--start", repr(start)]
     status = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "speedrun", "train-here", *given, *where], check=False
+        [sys.executable, "-m", "benchmarks", "speedrun", "train-here", *given, *where],
+        env={**os.environ, VARIABLE: format_tunables()},
+        check=False,
     ).returncode
     snapshots = read_snapshots(folder)
     if status or not snapshots:

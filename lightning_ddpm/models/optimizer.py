@@ -24,7 +24,7 @@ def build_optimizer(
     """Return what Lightning expects of configure_optimizers; the scheduler is stepped after every optimizer step.
 
     Raises:
-        UserError: the optimizer or the scheduler refuses its arguments.
+        UserError: the optimizer or the scheduler refuses its arguments, or the scheduler ends before the run.
     """
     try:
         built: Any = optimizer(module.parameters())
@@ -34,10 +34,17 @@ def build_optimizer(
     built.register_load_state_dict_post_hook(normalize_optimizer_state)
     try:
         scheduler = lr_scheduler(built)
+        steps = count_steps(module)
         if isinstance(scheduler, WarmUp):
-            scheduler.set_length(count_steps(module))
+            scheduler.set_length(steps)
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"model.lr_scheduler cannot be built: {first_line(error)}; change its arguments") from error
+    end = getattr(scheduler, "total_steps", math.inf)  # OneCycleLR's step after the last one is an error
+    if end < steps < math.inf:
+        raise UserError(
+            f"model.lr_scheduler has total_steps {end}, and the run has {steps:.0f} steps: set its total_steps to "
+            f"{steps:.0f}, or trainer.max_steps to {end}"
+        )
     return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

@@ -91,6 +91,20 @@ def test_a_resumed_run_decays_to_its_new_end(command: Any, tmp_path: Path) -> No
     assert content["lr_schedulers"][0]["last_epoch"] == 6
 
 
+def test_a_schedule_that_ends_before_the_run_is_refused_and_can_be_lengthened(command: Any, tmp_path: Path) -> None:
+    config = tiny_digits(tmp_path / "run")
+    arguments = {"max_lr": 0.01, "total_steps": 3}
+    cycle = {"class_path": "torch.optim.lr_scheduler.OneCycleLR", "init_args": arguments}
+    config["model"]["init_args"] |= {"lr_scheduler": cycle}
+    words = ("fit", "--config", write_yaml(tmp_path / "config.yaml", config), "--trainer.max_steps")
+    status, _, err = command(*words, 5)
+    assert status == 2
+    assert "model.lr_scheduler has total_steps 3, and the run has 5 steps: set its total_steps to 5" in err
+    assert command(*words, 3)[0] == 0
+    status, _, err = command(*words, 5, "--model.lr_scheduler.total_steps", 5, "--ckpt_path", "last")
+    assert status == 0, err
+
+
 def test_a_checkpoint_has_the_next_rate_of_the_present_length() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     old = WarmUp(optimizer, steps=0, decay="linear", length=2)
