@@ -10,7 +10,7 @@ from lightning_ddpm.data.datasets import FileDataset, ImageDataset
 from lightning_ddpm.data.folder_listing import FolderListing
 from lightning_ddpm.data.image_paths import report_skipped
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
-from lightning_ddpm.data.splits import hold_out
+from lightning_ddpm.data.splits import check_holdout, describe_empty, split_indices
 from lightning_ddpm.data.tiff import TIFF
 from lightning_ddpm.data.value_options import Numbers, choose_values
 from lightning_ddpm.utils.console import report
@@ -115,8 +115,7 @@ class ArrayFile(ImageSource):
         std: Numbers | None = None,
         holdout: float = 0.02,
     ) -> None:
-        if not 0 < holdout < 1:
-            raise UserError(f"holdout must lie in (0, 1), got {holdout}")
+        check_holdout(holdout)
         if classes is not None and labels is None:
             raise UserError("data.source.classes names the classes in data.source.labels, which is not given")
         self.file, self.held_out_file, self.holdout = file, held_out_file, holdout
@@ -142,6 +141,8 @@ class ArrayFile(ImageSource):
 
     def open(self, root: Path, split: Split) -> ImageDataset:
         images, chosen = self._open(root, split)
+        if not chosen:
+            raise UserError(describe_empty(images.path, split))
         return ArrayDataset(images, chosen).in_memory(self.values)
 
     def _open(self, root: Path, split: Literal["train", "test"]) -> tuple[ArrayFileImages, Sequence[int]]:
@@ -151,8 +152,7 @@ class ArrayFile(ImageSource):
         images = ArrayFileImages(Path(root) / self.file, self.key, self.labels)
         if self.held_out_file:
             return images, range(len(images))
-        held_out = hold_out(len(images), self.holdout)
-        return images, held_out if split == "test" else sorted(set(range(len(images))).difference(held_out))
+        return images, split_indices(len(images), self.holdout)[split].tolist()
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return []

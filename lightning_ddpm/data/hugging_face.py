@@ -11,8 +11,9 @@ import torch
 
 from lightning_ddpm.data.datasets import FileDataset, describe_file
 from lightning_ddpm.data.file_table import Names
+from lightning_ddpm.data.image_io import check_channels
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
-from lightning_ddpm.data.splits import hold_out
+from lightning_ddpm.data.splits import check_holdout, describe_empty, split_indices
 from lightning_ddpm.data.validation import find_faults, format_faults
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.extras import import_extra
@@ -55,10 +56,8 @@ class HuggingFace(ImageSource):
         channels: int = 3,
         size: ImageSize = 64,
     ) -> None:
-        if not 0 < holdout < 1:
-            raise UserError(f"holdout must lie in (0, 1), got {holdout}")
-        if channels not in (1, 3):
-            raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {channels}")
+        check_holdout(holdout)
+        check_channels(channels)
         self.name, self.config, self.revision = name, config, revision
         self.image, self.label, self.train, self.held_out, self.holdout = image, label, train, held_out, holdout
         self.channels, self.size = channels, size
@@ -80,11 +79,9 @@ class HuggingFace(ImageSource):
 
     def open(self, root: Path, split: Split) -> FileDataset:
         rows = self._load(Path(root), self.train if split == "train" or not self.held_out else self.held_out)
-        held_out = hold_out(len(rows), self.holdout)
-        if self.held_out:
-            chosen = np.arange(len(rows))
-        else:
-            chosen = np.array(held_out) if split == "test" else np.delete(np.arange(len(rows)), held_out)
+        chosen = np.arange(len(rows)) if self.held_out else split_indices(len(rows), self.holdout)[split]
+        if not len(chosen):
+            raise UserError(describe_empty(self.name, split))
         labels, columns = self._read_labels(root, rows)[chosen], rows.select_columns([self.image])
         state = " ".join(describe_file(Path(each["filename"])) for each in rows.cache_files)
         names = RowNames(f"{self.name}[{rows.split}]", chosen)

@@ -92,6 +92,12 @@ def _allow_long_metadata() -> Iterator[None]:
         PngImagePlugin.MAX_TEXT_CHUNK = before
 
 
+def check_channels(*channels: int) -> None:
+    """Raise a UserError unless all of these are numbers of channels that :func:`decode_image` converts to."""
+    if wrong := [each for each in channels if each not in (1, 3)]:
+        raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {wrong[0]}")
+
+
 def read_image(file: Path | BinaryIO, channels: int, size: ImageSize) -> DecodedImage:
     """Open and decode the image in a file.
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset, build_path_dataset
 from lightning_ddpm.data.folder_listing import FolderListing
-from lightning_ddpm.data.image_io import open_image
+from lightning_ddpm.data.image_io import check_channels, open_image
 from lightning_ddpm.data.image_paths import list_images, report_skipped, resolve_inside
 from lightning_ddpm.data.sources import ImageSource, Split
 from lightning_ddpm.data.validation import find_faults, format_faults
@@ -105,8 +105,7 @@ class PairedFolders(ImageSource):
         holdout: float = 0.02,
     ) -> None:
         given_channels, given_size = given_channels or channels, given_size or size
-        if not {channels, given_channels} <= {1, 3}:
-            raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {channels} and {given_channels}")
+        check_channels(channels, given_channels)
         self.channels, self.size, self.given, self.target = channels, size, given, target
         self.given_channels, self.given_size = given_channels, given_size
         self.condition = ConditionFormat(image=(given_channels, *get_sides(given_size)))

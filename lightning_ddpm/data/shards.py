@@ -13,8 +13,9 @@ import torch
 
 from lightning_ddpm.data.datasets import FileDataset
 from lightning_ddpm.data.file_table import Names
+from lightning_ddpm.data.image_io import check_channels
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
-from lightning_ddpm.data.splits import hold_out
+from lightning_ddpm.data.splits import check_holdout, describe_empty, split_indices
 from lightning_ddpm.data.tar_index import index_tar, read_range
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError, first_line
@@ -54,10 +55,8 @@ class Shards(ImageSource):
         channels: int = 3,
         size: ImageSize = 64,
     ) -> None:
-        if not 0 < holdout < 1:
-            raise UserError(f"holdout must lie in (0, 1), got {holdout}")
-        if channels not in (1, 3):
-            raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {channels}")
+        check_holdout(holdout)
+        check_channels(channels)
         self.train, self.held_out, self.holdout = train, held_out, holdout
         self.image, self.label, self.classes = image, label, classes
         self.channels, self.size = channels, size
@@ -78,15 +77,12 @@ class Shards(ImageSource):
             report(f"{split}: {len(index.labels):,} images in {len(index.urls)} tar files")
 
     def open(self, root: Path, split: Split) -> FileDataset:
-        if split == "test" and self.held_out:
-            index = self._load(Path(root), "held_out")
-            return self._build(index, np.arange(len(index.labels)))
-        index = self._load(Path(root), "train")
+        index = self._load(Path(root), "held_out" if split == "test" and self.held_out else "train")
         n = len(index.labels)
-        if self.held_out:
-            return self._build(index, np.arange(n))
-        held_out = hold_out(n, self.holdout)
-        return self._build(index, np.array(held_out) if split == "test" else np.delete(np.arange(n), held_out))
+        chosen = np.arange(n) if self.held_out else split_indices(n, self.holdout)[split]
+        if not len(chosen):
+            raise UserError(describe_empty(", ".join(index.urls), split))
+        return self._build(index, chosen)
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return [self.open(root, split) for split in SPLITS]

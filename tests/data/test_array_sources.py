@@ -155,6 +155,14 @@ def test_a_file_that_is_missing_or_cut_off_is_refused(tmp_path) -> None:
         ImageDataModule(ArrayFile(), root=str(tmp_path))
 
 
+def test_a_single_image_cannot_be_held_out(tmp_path) -> None:
+    np.save(tmp_path / "train.npy", climate(1))
+    data = ImageDataModule(ArrayFile(), root=str(tmp_path))
+    assert len(data.train) == 1
+    with pytest.raises(UserError, match=r"train.npy holds no image for the split 'test'; each split needs at least"):
+        _ = data.held_out
+
+
 def test_images_are_checked_once_until_a_file_changes(tmp_path, monkeypatch) -> None:
     write_folder(tmp_path, climate(4))
     first = ImageDataModule(ArrayFolder(), root=str(tmp_path)).values

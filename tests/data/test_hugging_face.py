@@ -85,6 +85,12 @@ def test_what_cannot_be_read_is_refused_before_training(settings, message, folde
         HuggingFace(**({"name": str(folder), "size": 8} | settings)).prepare(tmp_path)
 
 
+def test_a_single_image_cannot_be_held_out(tmp_path: Path) -> None:
+    write(tmp_path / "data", "train", [0], datasets.Value("int64"))
+    with pytest.raises(UserError, match=r"data holds no image for the split 'test'; each split needs at least one"):
+        HuggingFace(str(tmp_path / "data"), size=8).prepare(tmp_path)
+
+
 def test_a_missing_image_and_a_missing_package_are_named(tmp_path: Path, monkeypatch) -> None:
     write(tmp_path / "data", "train", [0, 0], datasets.Value("int64"), [encode(IMAGES[0]), None])
     source = HuggingFace(str(tmp_path / "data"), size=8, holdout=0.5)

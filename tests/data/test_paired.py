@@ -57,6 +57,8 @@ def test_a_changed_partner_is_other_data(tmp_path: Path) -> None:
 
 
 def test_missing_partners_and_folders_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"channels must be 1 \(grayscale\) or 3 \(RGB\), got 2"):
+        PairedFolders(given_channels=2)
     with pytest.raises(UserError, match="has no folder input; pairs are in input and target"):
         make_source().prepare(tmp_path)
     write_pairs(tmp_path)

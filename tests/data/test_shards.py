@@ -92,6 +92,14 @@ def test_a_split_of_its_own_is_held_out_and_classes_have_names(root: Path) -> No
         Shards("*.tar", label="cls", classes=names[:2], size=8).prepare(root)
 
 
+def test_a_single_image_cannot_be_held_out(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", sample(0))
+    source = Shards(size=8)
+    assert len(source.open(tmp_path, "train")) == 1
+    with pytest.raises(UserError, match=r"a.tar holds no image for the split 'test'; each split needs at least one"):
+        source.open(tmp_path, "test")
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
