@@ -94,7 +94,7 @@ class ArrayFile(ImageSource):
         held_out_file: name of a file of the images held out; ``null`` to hold out a fraction of the first one.
         key: name of the array in an HDF5 file or a zarr group; ``null`` for the only one.
         labels: name of an array of classes (n,), numbers from 0: in the HDF5 or zarr file, or a .npy file beside it.
-        held_out_labels: the same for ``held_out_file``; not needed if the array has the same name there.
+        held_out_labels: the same for ``held_out_file``; not needed if its array, or the file beside it, has that name.
         classes: names of the classes; ``null`` for their numbers.
         low, high: the range of the values, for all channels or for each.
         mean, std: or their mean and standard deviation.
@@ -118,6 +118,15 @@ class ArrayFile(ImageSource):
         check_holdout(holdout)
         if classes is not None and labels is None:
             raise UserError("data.source.classes names the classes in data.source.labels, which is not given")
+        if held_out_file == file:
+            raise UserError(
+                f"{file} is both data.source.file and held_out_file; name another one, or leave held_out_file out"
+            )
+        beside = held_out_file and Path(held_out_file).parent == Path(file).parent
+        if beside and labels and labels.endswith(".npy") and held_out_labels in (None, labels):
+            raise UserError(
+                f"{labels} holds the classes of {file}; name those of {held_out_file} in data.source.held_out_labels"
+            )
         self.file, self.held_out_file, self.holdout = file, held_out_file, holdout
         self.key, self.labels, self.held_out_labels, self.classes = key, labels, held_out_labels or labels, classes
         self.low, self.high, self.mean, self.std = low, high, mean, std
