@@ -1,6 +1,7 @@
 """Images in arrays of any type and number of channels: a folder of an array each, or one file of all."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +9,7 @@ from lightning_ddpm.data.array_files import ArrayDataset, ArrayFolderImages, sca
 from lightning_ddpm.data.array_stores import ArrayFileImages
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset
 from lightning_ddpm.data.folder_listing import FolderListing
-from lightning_ddpm.data.image_paths import report_skipped
+from lightning_ddpm.data.image_paths import report_skipped, resolve_inside
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.data.splits import check_holdout, describe_empty, split_indices
 from lightning_ddpm.data.tiff import TIFF
@@ -46,6 +47,8 @@ class ArrayFolder(ImageSource):
     def inspect(self, root: Path) -> None:
         self._files.clear()
         images, parts = self._open(root)
+        if not parts["train"]:
+            raise UserError(self._files.describe_empty(Path(root), "train"))
         self.channels, self.size = images.shape[0], shorten_size(images.shape[1:])
         declared = choose_values(images.dtype, self.channels, self.low, self.high, self.mean, self.std)
         self.values = scan_values(images, parts["train"], declared, str(root))
@@ -74,7 +77,7 @@ class ArrayFolder(ImageSource):
 
     def _open(self, root: Path) -> tuple[ArrayFolderImages, dict[str, Sequence[int]]]:
         paths, labels, parts = self._files.list_split(Path(root))
-        return ArrayFolderImages(paths, labels), parts
+        return ArrayFolderImages(paths, labels, partial(resolve_inside, Path(root).resolve())), parts
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return []

@@ -87,6 +87,8 @@ class ImageFolder(ImageSource):
         data, parts = self._list_split(root)
         bad = self._find_unusable(data, root)
         training = data.subset([index for index in parts["train"] if index not in bad])
+        if not len(training):
+            raise UserError(self._files.describe_empty(root, "train"))
         path = find_cached(f"values/{make_decode_key(training)}.json")
         if (cached := read_cached(path)) is not None:
             mean, std = json.loads(cached)

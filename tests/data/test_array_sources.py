@@ -1,6 +1,7 @@
 """Folders of arrays and one array of all images: what is taken from them, and what is refused in words."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,37 @@ def test_a_file_that_is_missing_or_cut_off_is_refused(tmp_path) -> None:
     (tmp_path / "train.npy").write_bytes((tmp_path / "train.npy").read_bytes()[:-100])
     with pytest.raises(UserError, match=r"is not a whole .npy file of numbers"):
         ImageDataModule(ArrayFile(), root=str(tmp_path))
+
+
+def write_header(path: Path, header: bytes) -> None:
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
+def test_a_file_that_is_no_array_of_an_image_is_refused_for_its_own_reason(tmp_path, monkeypatch) -> None:
+    write_folder(tmp_path, climate(3))
+    write_header(tmp_path / "0001.npy", b"{'descr': ('<f4', ")
+    write_header(tmp_path / "0002.npy", b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 1000, 1000)}")
+    np.savez(tmp_path / "0003.npz", a=np.ones(2), b=np.ones(2))
+    outside = tmp_path.parent / f"{tmp_path.name}.npy"
+    np.save(outside, climate(1)[0])
+    (tmp_path / "0004.npy").symlink_to(outside)
+    (tmp_path / "0005.npy").touch()
+    (tmp_path / "0006.tif").write_bytes(b"II*\0")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(UserError) as caught:
+        ImageDataModule(ArrayFolder(), root=str(tmp_path))
+    _, *faults = str(caught.value).splitlines()
+    expected = ("it is not a whole file of numbers", "it is not a whole file of numbers", "it has the arrays a, b; an")
+    expected += ("it is a link that leads out of", "the file is empty", "TIFF files need the package tifffile")
+    assert len(faults) == len(expected)
+    assert all(f": {reason}" in fault for reason, fault in zip(expected, faults, strict=True))
+
+
+def test_a_folder_without_training_images_is_refused(tmp_path) -> None:
+    (tmp_path / "train").mkdir()
+    write_folder(tmp_path / "test", climate(2))
+    with pytest.raises(UserError, match=r"train holds no image for the split 'train'; each split needs at least one"):
+        ImageDataModule(ArrayFolder(), root=str(tmp_path))
 
 
 def test_a_single_image_cannot_be_held_out(tmp_path) -> None:

@@ -125,6 +125,14 @@ def test_a_folder_is_standardised_over_its_training_images(tmp_path: Path) -> No
     assert torch.equal(arrays.train.images, data.train.images)
 
 
+def test_a_folder_without_training_images_cannot_be_measured(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+    write_folder(tmp_path / "test", [make_image("float32", 2)])
+    with pytest.raises(UserError, match=r"train holds no image for the split 'train'; each split needs at least one"):
+        ImageDataModule(ImageFolder(2, (8, 12), dtype="float32"), root=str(tmp_path))
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_decoded_images_are_cached_in_their_own_type(dtype: str, tmp_path: Path) -> None:
     write_folder(tmp_path, [make_image(dtype, 2) for _ in range(4)])
