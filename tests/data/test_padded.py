@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_ddpm.data import ArrayFolder, Digits, ImageDataModule, MemoryDataset, Padded
+from lightning_ddpm.data import ArrayFile, ArrayFolder, Described, Digits, ImageDataModule, MemoryDataset, Padded
 from lightning_ddpm.data.padded import PaddedDataset
 from lightning_ddpm.data.value_range import UINT8
 from lightning_ddpm.utils.errors import UserError
@@ -31,6 +31,24 @@ def test_unbounded_values_have_a_border_of_their_mean(tmp_path) -> None:
     x_0, _ = data.on_after_batch_transfer(data.train.__getitems__([0]), 0)
     assert x_0.shape == (1, 2, 8, 8)
     torch.testing.assert_close(x_0[:, :, :2], torch.zeros(1, 2, 2, 8), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_images_with_conditions_are_padded_inside_and_outside(in_memory, tmp_path, monkeypatch) -> None:
+    if not in_memory:
+        monkeypatch.setattr("lightning_ddpm.data.array_files.MAX_BYTES_IN_MEMORY", 0)
+    np.save(tmp_path / "train.npy", np.arange(8, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2))
+    (tmp_path / "conditions.csv").write_text("number\n" + "\n".join(map(str, range(8))))
+    outside = Padded(Described(ArrayFile(holdout=0.25), ["number"]), 6)
+    inside = Described(Padded(ArrayFile(holdout=0.25), 6), ["number"])
+    for source in (outside, inside):
+        data = ImageDataModule(source, root=str(tmp_path))
+        data.prepare_data()
+        for part in (data.train, data.held_out):
+            images, condition = part.__getitems__(range(len(part)))
+            assert images.shape[1:] == (1, 6, 6)
+            assert torch.equal(condition.vector[:, 0], images[:, 0, 2, 2].float())
+            assert int(images[:, 0, 0].sum()) == 0
 
 
 def test_a_smaller_size_is_refused(tmp_path) -> None:
