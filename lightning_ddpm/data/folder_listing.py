@@ -78,12 +78,16 @@ class FolderListing:
         """Return a line on where the images of each split come from."""
         splits = self._list(root).splits
         other = choose_held_out(splits)
-        unread = [str(each) for each in splits.values() if each not in (splits["train"], other)]
         return (
             f"images: {len(parts['train'])} to train on in {splits.get('train', root)}, {len(parts['test'])} held out "
             + (f"in {other}" if other else f"of the same folder, spread evenly (holdout {self.holdout:g})")
-            + "".join(f"; {each} is not read" for each in unread)
+            + "".join(f"; {each} is not read" for each in self.list_unread(root))
         )
+
+    def list_unread(self, root: Path) -> list[Path]:
+        """Return the folders of splits that are neither trained on nor held out."""
+        splits = self._list(root).splits
+        return [each for each in splits.values() if each not in (splits["train"], choose_held_out(splits))]
 
     def describe_empty(self, root: Path, split: str) -> str:
         """Return the message for a split without images."""

@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -34,6 +34,9 @@ def to_uint8(x: Tensor) -> Tensor:
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 """Formats that are read, whatever the file's name; Pillow would open PostScript with another program."""
+
+QUARTER_TURNS = (5, 6, 7, 8)
+"""EXIF orientations of images whose stored height is their width."""
 
 GRID_PADDING = 2
 TITLE_HEIGHT = 14
@@ -106,6 +109,20 @@ def read_image(file: Path | BinaryIO, channels: int, size: ImageSize) -> Decoded
     """
     with open_image(file) as image:
         return DecodedImage(image.format or "", image.mode, image.size, decode_image(image, channels, size))
+
+
+def read_upright_size(file: Path | BinaryIO) -> tuple[int, int]:
+    """Return width and height of the image in a file when it is turned upright by its EXIF orientation.
+
+    No pixels are decoded; an orientation that a PNG has behind its pixels is therefore not seen.
+
+    Raises:
+        UserError: :func:`open_image` refuses it.
+    """
+    with open_image(file) as image:
+        has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow would decode a PNG to look for it
+        orientation = image.getexif().get(ExifTags.Base.Orientation) if has_exif else None
+        return (image.height, image.width) if orientation in QUARTER_TURNS else image.size
 
 
 def decode_image(image: Image.Image, channels: int, size: ImageSize) -> Tensor:
