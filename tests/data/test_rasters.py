@@ -193,6 +193,28 @@ def test_a_tiff_of_more_axes_is_refused(tmp_path: Path) -> None:
         read_raster(tmp_path / "a.tif", 2, (8, 12), any_range("uint16"))
 
 
+def test_indices_of_palettes_and_scaled_values_are_refused(tmp_path: Path) -> None:
+    image, values = make_image("uint8", 1)[0] % 100, ValueRange("uint8", 0.0, 100.0)
+    palette = Image.fromarray(image).convert("RGB").quantize(16)
+    for name in ("a.png", "a.gif"):
+        palette.save(tmp_path / name)
+    colors = np.arange(3 * 256, dtype=np.uint16).reshape(3, 256)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="palette", colormap=colors)
+    for name in ("a.png", "a.gif", "a.tif"):
+        with pytest.raises(UserError, match="it has a palette, whose indices are not values; save it as grayscale"):
+            read_raster(tmp_path / name, 1, (8, 12), values)
+    for largest, dtype in ((4095, "uint16"), (100, "uint8")):
+        pixels = (make_image(dtype, 1)[0] % (largest + 1)).astype(">u2" if largest > 255 else "u1")
+        (tmp_path / "a.pgm").write_bytes(b"P5\n12 8\n%d\n" % largest + pixels.tobytes())
+        with pytest.raises(UserError, match=f"its largest value is {largest}, and Pillow scales its values to"):
+            read_raster(tmp_path / "a.pgm", 1, (8, 12), any_range(dtype))
+    full = make_image("uint16", 1)
+    (tmp_path / "a.pgm").write_bytes(b"P5\n12 8\n65535\n" + full.astype(">u2").tobytes())
+    assert np.array_equal(read_raster(tmp_path / "a.pgm", 1, (8, 12), any_range("uint16")).pixels.numpy(), full)
+    (tmp_path / "a.pgm").write_bytes(b"P5\n12 8\n255\n" + image.tobytes())
+    assert np.array_equal(read_raster(tmp_path / "a.pgm", 1, (8, 12), values).pixels[0].numpy(), image)
+
+
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch) -> None:
     write_folder(tmp_path, [make_image("uint16", 2)] * 2)
     monkeypatch.setitem(sys.modules, "tifffile", None)

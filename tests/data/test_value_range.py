@@ -47,6 +47,13 @@ def test_unbounded_values_have_mean_0_and_deviation_1_in_each_channel_and_are_no
     assert values.levels is values.clip is None
 
 
+@pytest.mark.parametrize("bounded", [True, False])
+def test_values_at_the_ends_of_int32_stay_inside(bounded: bool) -> None:
+    values = ValueRange("int32", -(2.0**31), 2.0**31 - 1, bounded)
+    found = values.to_data(torch.tensor([-2.0, -1.0, 1.0, 2.0])[None, None, None]).flatten().tolist()
+    assert found == [-(2**31), -(2**31), 2**31 - 1, 2**31 - 1]
+
+
 def test_bytes_of_another_order_are_read_as_the_numbers_that_they_are() -> None:
     numbers = np.array([[1, 65535, 256]], ">u2")
     assert to_tensor(numbers).tolist() == [[1, 65535, 256]]
