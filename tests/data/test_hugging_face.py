@@ -68,6 +68,21 @@ def test_classes_without_names_are_their_values(tmp_path: Path) -> None:
     assert source.open(tmp_path, "train").labels.tolist() == [1, 0]
 
 
+def test_missing_classes_are_no_label_and_lists_of_them_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "data", "train", ["b", None, "a", "b"], datasets.Value("string"))
+    source = HuggingFace(str(tmp_path / "data"), label="kind", size=8, holdout=0.3)
+    assert source.class_names(tmp_path) == ["a", "b"]
+    assert source.open(tmp_path, "train").labels.tolist() == [1, -1, 0]
+    write(tmp_path / "lists", "train", [[0, 1], [1]], datasets.Sequence(datasets.Value("int64")))
+    with pytest.raises(UserError, match=r"the column kind of .*lists holds more than a class of each image; set data"):
+        HuggingFace(str(tmp_path / "lists"), label="kind", size=8).prepare(tmp_path)
+
+
+def test_a_folder_may_be_in_the_home_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(HuggingFace(f"~/{folder.name}", size=8, holdout=0.25).open(tmp_path, "train")) == 15
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -77,6 +92,7 @@ def test_classes_without_names_are_their_values(tmp_path: Path) -> None:
         ({"held_out": "validation"}, "cannot be loaded from the folder, split validation"),
         ({"size": 9}, r"row 0 of .*\[train\]: the image is 8x8, less than 9x9"),
         ({"channels": 2}, "channels must be 1"),
+        ({"held_out": "train"}, r"train is both data\.source\.train and held_out; name another split"),
         ({"holdout": 0.0}, r"holdout must lie in \(0, 1\)"),
     ],
 )
