@@ -112,6 +112,12 @@ def test_samples_are_written_in_their_own_type_to_the_bit(tmp_path, values, chan
     assert not is_whole(path, (channels, 4, 6), values)
 
 
+def test_a_damaged_header_of_a_sample_is_found(tmp_path) -> None:
+    path, values, header = get_image_path(tmp_path, 0, ".npy"), ValueRange("float32", 0.0, 1.0), b"{'descr': ('<f4', "
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    assert not is_whole(path, (1, 4, 6), values)
+
+
 def read_png(path, channels):
     with Image.open(path) as image:
         array = np.asarray(image)
