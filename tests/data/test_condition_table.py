@@ -117,6 +117,14 @@ def test_a_relative_root_and_a_table_that_is_none(tmp_path: Path, monkeypatch: p
         data.prepare_data()
 
 
+def test_the_state_of_derived_images_is_that_of_the_next_process() -> None:
+    def darken(images: torch.Tensor) -> torch.Tensor:
+        return images // 2
+
+    data = ConditionedDataset(Digits().open(Path(), "test"), derive=darken)
+    assert data.condition_state.endswith("darken")
+
+
 def test_numbers_of_another_length_and_nan_are_refused_in_a_dataset() -> None:
     images = Digits().open(Path(), "test")
     with pytest.raises(UserError, match="there are 179 images and 3 rows of vector; give one for each"):
