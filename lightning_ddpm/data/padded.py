@@ -1,6 +1,6 @@
 """Images of another source with a border, so that their size can be halved more often."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -82,6 +82,10 @@ class PaddedDataset(ImageDataset):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         images, labels = self.data.__getitems__(indices)
         return pad_images(images, self.size, self.values), labels
+
+    def map_images(self, function: Callable[[ImageDataset], ImageDataset]) -> "PaddedDataset":
+        """Return the dataset with the one inside the border replaced, as by its decoded images."""
+        return PaddedDataset(function(self.data), self.size, self.values)
 
 
 def pad_images(images: Tensor, size: ImageSize, values: ValueRange) -> Tensor:

@@ -3,8 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from lightning_ddpm.data import ArrayFile, ArrayFolder, Described, Digits, ImageDataModule, MemoryDataset, Padded
+from lightning_ddpm.data import (
+    ArrayFile,
+    ArrayFolder,
+    Described,
+    Digits,
+    ImageDataModule,
+    ImageFolder,
+    MemoryDataset,
+    Padded,
+)
+from lightning_ddpm.data.decode_cache import MappedDataset
 from lightning_ddpm.data.padded import PaddedDataset
 from lightning_ddpm.data.value_range import UINT8
 from lightning_ddpm.utils.errors import UserError
@@ -49,6 +60,22 @@ def test_images_with_conditions_are_padded_inside_and_outside(in_memory, tmp_pat
             assert images.shape[1:] == (1, 6, 6)
             assert torch.equal(condition.vector[:, 0], images[:, 0, 2, 2].float())
             assert int(images[:, 0, 0].sum()) == 0
+
+
+def test_the_images_of_a_folder_are_decoded_once_and_padded(tmp_path, monkeypatch) -> None:
+    (tmp_path / "images").mkdir()
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    source, decoded = Padded(ImageFolder(1, 8, holdout=0.25), 12), tmp_path / "decoded"
+    for kind, most in ((MemoryDataset, 2**30), (MappedDataset, 0)):
+        monkeypatch.setattr("lightning_ddpm.data.decode_cache.MAX_BYTES_IN_MEMORY", most)
+        data = ImageDataModule(source, root=str(tmp_path / "images"), decode_cache=str(decoded))
+        data.prepare_data()
+        assert isinstance(data.train, PaddedDataset)
+        assert type(data.train.data) is kind
+        expected = source.open(tmp_path / "images", "train").__getitems__(range(3))[0]
+        assert torch.equal(data.train.__getitems__(range(3))[0], expected)
 
 
 def test_a_smaller_size_is_refused(tmp_path) -> None:
