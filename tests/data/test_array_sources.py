@@ -136,6 +136,8 @@ def with_value(value, dtype=np.float32, at=3):
         (with_value(7), {"low": 0.0}, "give low and high, or mean and std, or none of them; got low"),
         (with_value(7), {"mean": [1.0], "std": [1.0]}, "data.source.mean has 1 numbers and the images have 2 channels"),
         (with_value(7), {"mean": 1.0, "std": [1.0, 2.0]}, "mean and std must both be numbers or lists"),
+        (with_value(7), {"low": [0.0, 0.0], "high": 9.0}, r"low and high must both be .* got \[0.0, 0.0\] and 9.0"),
+        (with_value(7), {"mean": 1.0, "std": 0.0}, "std must be above 0 in every channel, got 0.0"),
         (np.ones((2, 4, 4, 4), np.complex64), {}, "0000.npy holds complex64; values have one of the types"),
         (np.ones((2, 1, 1, 4, 4)), {}, r"has an image of shape \(1, 1, 4, 4\); expected \(channels, height, width\)"),
         ([np.array([object()])], {}, "0000.npy: it is not a whole file of numbers"),
