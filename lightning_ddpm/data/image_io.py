@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -121,8 +121,10 @@ def read_upright_size(file: Path | BinaryIO) -> tuple[int, int]:
     """
     with open_image(file) as image:
         has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow would decode a PNG to look for it
-        orientation = image.getexif().get(ExifTags.Base.Orientation) if has_exif else None
-        return (image.height, image.width) if orientation in QUARTER_TURNS else image.size
+        orientation, size = image.getexif().get(ExifTags.Base.Orientation) if has_exif else None, image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # versions of Pillow differ in whether theirs is upright
+            size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        return size[::-1] if orientation in QUARTER_TURNS else size
 
 
 def decode_image(image: Image.Image, channels: int, size: ImageSize) -> Tensor:
