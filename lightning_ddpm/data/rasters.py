@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PpmImagePlugin
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -82,7 +82,7 @@ def _check_values(image: Image.Image) -> None:
     """Raise a UserError for a file whose values Pillow does not return, or that are none; it reads no pixels."""
     if image.mode in ("P", "PA"):
         raise UserError("it has a palette, whose indices are not values; save it as grayscale or RGB")
-    if image.format == "PPM" and image.mode != "1":
+    if isinstance(image, PpmImagePlugin.PpmImageFile) and image.mode != "1":
         codec, _, _, options = image.tile[0]
         full = 65535 if image.mode == "I" else 255
         declared = options[-1] if codec != "raw" and isinstance(options, tuple) else full
