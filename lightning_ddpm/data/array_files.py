@@ -3,7 +3,7 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,24 +61,28 @@ class ArrayFolderImages(ArrayImages):
     Args:
         paths: the files.
         labels: (n,) int64.
+        file: maps each path to the one that is opened, or raises UserError if it must not be.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor) -> None:
-        self.paths, self.labels = FileTable.of(paths), labels
+    def __init__(self, paths: Sequence[Path], labels: Tensor, file: Callable[[Path], Path] = Path) -> None:
+        self.paths, self.labels, self.file = FileTable.of(paths), labels, file
         self.state = hash_text(f"{each}\n" for each in self.paths.describe())
         try:
-            first = _read_array(paths[0])
+            first = self._read_file(paths[0])
         except UserError as error:
             raise UserError(f"{paths[0]}: {error}") from error
         self.shape, self.dtype = get_shape(first.shape, str(paths[0])), get_type(first.dtype, str(paths[0]))
 
     def read(self, index: int) -> np.ndarray:
-        array = _read_array(self.paths[index])
+        array = self._read_file(self.paths[index])
         array = array[None] if array.ndim == 2 else array
         if array.shape != self.shape:
             found, expected = ("x".join(map(str, each)) for each in (array.shape, self.shape))
             raise UserError(f"it is {found} and {self.paths[0].name} is {expected}; arrays are not resized")
         return array
+
+    def _read_file(self, path: Path) -> np.ndarray:
+        return _read_array(self.file(path), path.suffix.lower())
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
@@ -171,19 +175,21 @@ def _scan(
     return pool_channels(measured)
 
 
-def _read_array(path: Path) -> np.ndarray:
+def _read_array(path: Path, suffix: str) -> np.ndarray:
     """Return the array of a .npy file, the only one of a .npz file, or the image of a TIFF."""
     try:
         with path.open("rb") as file:
-            if path.suffix.lower() == ".npy":
+            if suffix == ".npy":
                 return np.load(file, allow_pickle=False)  # type: ignore[no-any-return]
-            if path.suffix.lower() in TIFF:
+            if suffix in TIFF:
                 return read_tiff(file)
             names = list_npz(file, "it")
             if len(names) != 1:
                 raise UserError(f"it has the arrays {', '.join(names)}; an image's file has one")
             return read_npz(file, "it", names)[names[0]]
-    except (OSError, ValueError, EOFError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes can raise anything
         raise UserError(f"it is not a whole file of numbers: {first_line(error)}") from error
 
 

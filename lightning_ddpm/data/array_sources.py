@@ -1,6 +1,7 @@
 """Images in arrays of any type and number of channels: a folder of an array each, or one file of all."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -8,9 +9,9 @@ from lightning_ddpm.data.array_files import ArrayDataset, ArrayFolderImages, sca
 from lightning_ddpm.data.array_stores import ArrayFileImages
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset
 from lightning_ddpm.data.folder_listing import FolderListing
-from lightning_ddpm.data.image_paths import report_skipped
+from lightning_ddpm.data.image_paths import report_skipped, resolve_inside
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
-from lightning_ddpm.data.splits import hold_out
+from lightning_ddpm.data.splits import check_holdout, describe_empty, split_indices
 from lightning_ddpm.data.tiff import TIFF
 from lightning_ddpm.data.value_options import Numbers, choose_values
 from lightning_ddpm.utils.console import report
@@ -46,6 +47,8 @@ class ArrayFolder(ImageSource):
     def inspect(self, root: Path) -> None:
         self._files.clear()
         images, parts = self._open(root)
+        if not parts["train"]:
+            raise UserError(self._files.describe_empty(Path(root), "train"))
         self.channels, self.size = images.shape[0], shorten_size(images.shape[1:])
         declared = choose_values(images.dtype, self.channels, self.low, self.high, self.mean, self.std)
         self.values = scan_values(images, parts["train"], declared, str(root))
@@ -74,7 +77,7 @@ class ArrayFolder(ImageSource):
 
     def _open(self, root: Path) -> tuple[ArrayFolderImages, dict[str, Sequence[int]]]:
         paths, labels, parts = self._files.list_split(Path(root))
-        return ArrayFolderImages(paths, labels), parts
+        return ArrayFolderImages(paths, labels, partial(resolve_inside, Path(root).resolve())), parts
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return []
@@ -94,7 +97,7 @@ class ArrayFile(ImageSource):
         held_out_file: name of a file of the images held out; ``null`` to hold out a fraction of the first one.
         key: name of the array in an HDF5 file or a zarr group; ``null`` for the only one.
         labels: name of an array of classes (n,), numbers from 0: in the HDF5 or zarr file, or a .npy file beside it.
-        held_out_labels: the same for ``held_out_file``; not needed if the array has the same name there.
+        held_out_labels: the same for ``held_out_file``; not needed if its array, or the file beside it, has that name.
         classes: names of the classes; ``null`` for their numbers.
         low, high: the range of the values, for all channels or for each.
         mean, std: or their mean and standard deviation.
@@ -115,10 +118,18 @@ class ArrayFile(ImageSource):
         std: Numbers | None = None,
         holdout: float = 0.02,
     ) -> None:
-        if not 0 < holdout < 1:
-            raise UserError(f"holdout must lie in (0, 1), got {holdout}")
+        check_holdout(holdout)
         if classes is not None and labels is None:
             raise UserError("data.source.classes names the classes in data.source.labels, which is not given")
+        if held_out_file == file:
+            raise UserError(
+                f"{file} is both data.source.file and held_out_file; name another one, or leave held_out_file out"
+            )
+        beside = held_out_file and Path(held_out_file).parent == Path(file).parent
+        if beside and labels and labels.endswith(".npy") and held_out_labels in (None, labels):
+            raise UserError(
+                f"{labels} holds the classes of {file}; name those of {held_out_file} in data.source.held_out_labels"
+            )
         self.file, self.held_out_file, self.holdout = file, held_out_file, holdout
         self.key, self.labels, self.held_out_labels, self.classes = key, labels, held_out_labels or labels, classes
         self.low, self.high, self.mean, self.std = low, high, mean, std
@@ -142,6 +153,8 @@ class ArrayFile(ImageSource):
 
     def open(self, root: Path, split: Split) -> ImageDataset:
         images, chosen = self._open(root, split)
+        if not chosen:
+            raise UserError(describe_empty(images.path, split))
         return ArrayDataset(images, chosen).in_memory(self.values)
 
     def _open(self, root: Path, split: Literal["train", "test"]) -> tuple[ArrayFileImages, Sequence[int]]:
@@ -151,8 +164,7 @@ class ArrayFile(ImageSource):
         images = ArrayFileImages(Path(root) / self.file, self.key, self.labels)
         if self.held_out_file:
             return images, range(len(images))
-        held_out = hold_out(len(images), self.holdout)
-        return images, held_out if split == "test" else sorted(set(range(len(images))).difference(held_out))
+        return images, split_indices(len(images), self.holdout)[split].tolist()
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return []

@@ -35,7 +35,8 @@ class ArrayFileImages(ArrayImages):
         if not all(shape) or not shape:
             raise UserError(f"{path} is not a file of images")
         self.shape, self.dtype = get_shape(shape[1:], str(path)), get_type(dtype, str(path))
-        self.labels, self.state = self._read_labels(labels, shape[0]), _describe(path)
+        self.labels = self._read_labels(labels, shape[0])
+        self.state = _describe(path) + (f" {key}" if key else "")  # values of other arrays of the file differ
 
     def _open(self) -> None:
         self._images, self._process = open_array(self.path, self.key), os.getpid()
@@ -43,8 +44,13 @@ class ArrayFileImages(ArrayImages):
     def _read_labels(self, name: str | None, n: int) -> Tensor:
         if name is None:
             return torch.full((n,), -1)
-        beside = name.endswith(".npy")
-        labels = np.asarray(open_array(self.path.with_name(name)) if beside else open_array(self.path, name))
+        place = (self.path.parent / name, None) if name.endswith(".npy") else (self.path, name)
+        try:
+            labels = np.asarray(open_array(*place))
+        except UserError:
+            raise
+        except Exception as error:  # of any kind where a chunk is damaged
+            raise UserError(f"the classes {name} of {self.path} cannot be read: {first_line(error)}") from error
         if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < -1:
             raise UserError(
                 f"the classes {name} of {self.path} are {labels.dtype.name} of shape {labels.shape}; expected a number "
@@ -89,7 +95,11 @@ def open_array(path: Path, key: str | None = None) -> Any:
             return _choose(import_extra("h5py", "HDF5 files", "arrays").File(path, "r"), key, path)
         if suffix in ZARR:
             return _choose(import_extra("zarr", "zarr files", "arrays").open(str(path), mode="r"), key, path)
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            found.close()
+            raise UserError(f"{path} is an npz file, which cannot be mapped into memory; save its array as .npy")
+        return found
     except UserError:
         raise
     except Exception as error:  # damaged bytes can raise anything

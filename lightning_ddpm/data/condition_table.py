@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset
-from lightning_ddpm.data.sources import ImageSource, Split
+from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.utils.condition import ConditionFormat
-from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.files import read_utf8
 
 
@@ -37,7 +37,10 @@ class ConditionTable:
             raise UserError(
                 f"there is no file {path}; give a CSV file with a line of column names and a row for each image"
             )
-        rows = list(csv.reader(io.StringIO(read_utf8(path).removeprefix("\ufeff"), newline="")))
+        try:
+            rows = list(csv.reader(io.StringIO(read_utf8(path).removeprefix("\ufeff"), newline="")))
+        except csv.Error as error:
+            raise UserError(f"{path} is not a CSV file: {first_line(error)}") from error
         rows = [[each.strip() for each in row] for row in rows if row]
         if len(rows) < 2:
             raise UserError(f"{path} has no rows below a line of column names")
@@ -99,7 +102,7 @@ class Described(ImageSource):
         multilabel: columns of classes: 1 for each that an image has, else 0.
         file: the CSV file in ``data.root``.
         name: the column with the path of each image from ``data.root``. Images in one array have their index from 0
-            there; without the column, the rows are in their order.
+            there; without the column, there is a row for each of them in their order.
     """
 
     def __init__(
@@ -125,13 +128,33 @@ class Described(ImageSource):
             )
 
     def prepare(self, root: Path) -> None:
+        """Prepare the images, and check that each has a row of its own.
+
+        Raises:
+            UserError: it has not, or a row has no numbers.
+        """
         self.source.prepare(root)
-        for split in ("train", "test"):
-            self.open(root, split)
+        parts, table = [self.source.open(root, split) for split in SPLITS], ConditionTable(Path(root) / self.file)
+        for images in parts:
+            self._describe(images, table, Path(root))
+        train, held_out = (self._list_names(images, Path(root)) for images in parts)
+        if both := set(train).intersection(held_out):
+            raise UserError(
+                f"a training image and a held-out one are both named {min(both)}, so that no row of {table.path} is of "
+                "one alone; keep all images in one file, of which data.source.holdout is a fraction"
+            )
+        if self._is_in_order(train, table) and len(table) != len(train) + len(held_out):
+            raise UserError(
+                f"{table.path} has {len(table)} rows and there are {len(train) + len(held_out)} images; give a row for "
+                f"each, or their indices in a column {self.name!r}"
+            )
 
     def open(self, root: Path, split: Split) -> ImageDataset:
-        images, table = self.source.open(root, split), ConditionTable(Path(root) / self.file)
-        rows = self._find_rows(images, table, Path(root))
+        return self._describe(self.source.open(root, split), ConditionTable(Path(root) / self.file), Path(root))
+
+    def _describe(self, images: ImageDataset, table: ConditionTable, root: Path) -> ConditionedDataset:
+        """Return images with their rows as conditions."""
+        rows = self._find_rows(images, table, root)
         vector, multilabel = self.condition.vector, self.condition.multilabel
         return ConditionedDataset(
             images,
@@ -144,8 +167,8 @@ class Described(ImageSource):
         kind = type(self.source).__name__
         if len(images.names) != len(images):
             raise UserError(f"the images of {kind} have no names, by which {table.path} could describe them")
-        names = [Path(name).relative_to(root).as_posix() if Path(name).is_absolute() else name for name in images.names]
-        if self.name not in table.columns and all(name.isdecimal() for name in names):
+        names = self._list_names(images, root)
+        if self._is_in_order(names, table):
             keys = [str(row) for row in range(len(table))]
         else:
             keys = table.read_column(self.name)
@@ -159,6 +182,15 @@ class Described(ImageSource):
                 "Add the rows, or leave the images out."
             )
         return [places[name] for name in names]
+
+    def _list_names(self, images: ImageDataset, root: Path) -> list[str]:
+        """Return the names of images in the table: paths from the folder, or numbers."""
+        paths = ((name, Path(name)) for name in images.names)
+        return [path.relative_to(root).as_posix() if path.is_relative_to(root) else name for name, path in paths]
+
+    def _is_in_order(self, names: Sequence[str], table: ConditionTable) -> bool:
+        """Return whether the rows are of the images 0, 1, ... in one array, whose names these are."""
+        return self.name not in table.columns and all(name.isdecimal() for name in names)
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return self.source.image_files(root)

@@ -57,7 +57,8 @@ class ConditionedDataset(ImageDataset):
                 "multilabel holds 1 for each class that an image has and 0 for the others, got other numbers"
             )
         content = b"".join(each.numpy().tobytes() for each in tables.values() if each is not None)
-        self.condition_state = make_cache_key(content) + (pairs.fingerprint if pairs else str(derive or ""))
+        derived = getattr(derive, "__qualname__", str(derive or ""))  # str of a function has its place in memory
+        self.condition_state = make_cache_key(content) + (pairs.fingerprint if pairs else derived)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         pixels = self.images.__getitems__(indices)[0]

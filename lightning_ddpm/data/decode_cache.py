@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, MemoryDataset
+from lightning_ddpm.data.padded import PaddedDataset
 from lightning_ddpm.data.validation import make_decode_key, read_all
 from lightning_ddpm.data.value_range import DTYPES, to_array, wrap_array
 from lightning_ddpm.utils.cache import DIGEST_BYTES, report_unusable, seal
@@ -96,7 +97,7 @@ class MappedDataset(ImageDataset):
 
 def decode_once(data: ImageDataset, folder: Path | None, what: str) -> ImageDataset:
     """Return a dataset of image files decoded: in memory if they fit, else from the cache's folder if there is one."""
-    if isinstance(data, ConditionedDataset):
+    if isinstance(data, ConditionedDataset | PaddedDataset):
         return data.map_images(lambda each: decode_once(each, folder, what))
     if not isinstance(data, FileDataset):
         return data
@@ -107,9 +108,12 @@ def decode_once(data: ImageDataset, folder: Path | None, what: str) -> ImageData
 
 def decode_large(data: ImageDataset, folder: Path, what: str) -> None:
     """Have :func:`decode_to_file` decode the image files of a dataset that are not kept in memory."""
-    for each in (data.images, data.pairs) if isinstance(data, ConditionedDataset) else (data,):
-        if isinstance(each, FileDataset) and not fits_in_memory(each):
-            decode_to_file(each, folder, what)
+    if isinstance(data, ConditionedDataset | PaddedDataset):
+        for each in (data.images, data.pairs) if isinstance(data, ConditionedDataset) else (data.data,):
+            if each is not None:
+                decode_large(each, folder, what)
+    elif isinstance(data, FileDataset) and not fits_in_memory(data):
+        decode_to_file(data, folder, what)
 
 
 def fits_in_memory(data: FileDataset) -> bool:

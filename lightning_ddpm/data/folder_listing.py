@@ -4,14 +4,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_ddpm.data.file_table import FileTable
 from lightning_ddpm.data.image_paths import EXTENSIONS, NOT_READ
 from lightning_ddpm.data.shared_listing import Listing, share_listing
-from lightning_ddpm.data.splits import choose_held_out, hold_out
+from lightning_ddpm.data.splits import check_holdout, choose_held_out, describe_empty, split_indices
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.paths import printable
 
@@ -25,8 +24,7 @@ class FolderListing:
     """
 
     def __init__(self, holdout: float, extensions: tuple[str, ...] = EXTENSIONS) -> None:
-        if not 0 < holdout < 1:
-            raise UserError(f"holdout must lie in (0, 1), got {holdout}")
+        check_holdout(holdout)
         self.holdout, self.extensions = holdout, extensions
         self._listed: tuple[Path, Listing] | None = None
 
@@ -58,8 +56,8 @@ class FolderListing:
             tops += _list_tops(listing.held_out, True)
             paths = paths + listing.held_out
         else:
-            held_out = hold_out(len(paths), self.holdout)
-            rest = np.delete(np.arange(len(paths)), held_out).tolist()
+            parts = split_indices(len(paths), self.holdout)
+            rest, held_out = parts["train"].tolist(), parts["test"].tolist()
         if not paths:
             extensions = ", ".join(self.extensions)
             raise UserError(
@@ -80,18 +78,22 @@ class FolderListing:
         """Return a line on where the images of each split come from."""
         splits = self._list(root).splits
         other = choose_held_out(splits)
-        unread = [str(each) for each in splits.values() if each not in (splits["train"], other)]
         return (
             f"images: {len(parts['train'])} to train on in {splits.get('train', root)}, {len(parts['test'])} held out "
             + (f"in {other}" if other else f"of the same folder, spread evenly (holdout {self.holdout:g})")
-            + "".join(f"; {each} is not read" for each in unread)
+            + "".join(f"; {each} is not read" for each in self.list_unread(root))
         )
+
+    def list_unread(self, root: Path) -> list[Path]:
+        """Return the folders of splits that are neither trained on nor held out."""
+        splits = self._list(root).splits
+        return [each for each in splits.values() if each not in (splits["train"], choose_held_out(splits))]
 
     def describe_empty(self, root: Path, split: str) -> str:
         """Return the message for a split without images."""
         splits = self._list(root).splits
         folder = (splits.get("train") if split == "train" else choose_held_out(splits)) or root
-        return f"{folder} holds no image for the split {split!r}; each split needs at least one"
+        return describe_empty(folder, split)
 
     def _list(self, root: Path) -> Listing:
         """Return what :func:`share_listing` returned at the first call."""

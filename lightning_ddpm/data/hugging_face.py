@@ -11,8 +11,9 @@ import torch
 
 from lightning_ddpm.data.datasets import FileDataset, describe_file
 from lightning_ddpm.data.file_table import Names
+from lightning_ddpm.data.image_io import check_channels
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
-from lightning_ddpm.data.splits import hold_out
+from lightning_ddpm.data.splits import check_holdout, describe_empty, split_indices
 from lightning_ddpm.data.validation import find_faults, format_faults
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.extras import import_extra
@@ -55,10 +56,12 @@ class HuggingFace(ImageSource):
         channels: int = 3,
         size: ImageSize = 64,
     ) -> None:
-        if not 0 < holdout < 1:
-            raise UserError(f"holdout must lie in (0, 1), got {holdout}")
-        if channels not in (1, 3):
-            raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {channels}")
+        check_holdout(holdout)
+        if held_out == train:
+            raise UserError(
+                f"{train} is both data.source.train and held_out; name another split, or leave held_out out"
+            )
+        check_channels(channels)
         self.name, self.config, self.revision = name, config, revision
         self.image, self.label, self.train, self.held_out, self.holdout = image, label, train, held_out, holdout
         self.channels, self.size = channels, size
@@ -75,16 +78,14 @@ class HuggingFace(ImageSource):
             if bad := find_faults(data, self.name):
                 raise UserError(
                     f"{len(bad)} of the {len(data)} images in {self.name} cannot be used:\n"
-                    f"{format_faults(list(bad.values()))}"
+                    f"{format_faults(list(bad.values()))}\nTrain on a copy without these rows."
                 )
 
     def open(self, root: Path, split: Split) -> FileDataset:
         rows = self._load(Path(root), self.train if split == "train" or not self.held_out else self.held_out)
-        held_out = hold_out(len(rows), self.holdout)
-        if self.held_out:
-            chosen = np.arange(len(rows))
-        else:
-            chosen = np.array(held_out) if split == "test" else np.delete(np.arange(len(rows)), held_out)
+        chosen = np.arange(len(rows)) if self.held_out else split_indices(len(rows), self.holdout)[split]
+        if not len(chosen):
+            raise UserError(describe_empty(self.name, split))
         labels, columns = self._read_labels(root, rows)[chosen], rows.select_columns([self.image])
         state = " ".join(describe_file(Path(each["filename"])) for each in rows.cache_files)
         names = RowNames(f"{self.name}[{rows.split}]", chosen)
@@ -100,8 +101,9 @@ class HuggingFace(ImageSource):
 
     def _list_classes(self, rows: Any) -> list[str]:
         """Return the names that a column of classes declares, or else its values, sorted."""
-        names = getattr(rows.features[self.label], "names", None)
-        return list(names) if names else [str(each) for each in sorted(rows.unique(self.label))]
+        if names := getattr(rows.features[self.label], "names", None):
+            return list(names)
+        return [str(each) for each in sorted(each for each in rows.unique(self.label) if each is not None)]
 
     def _read_labels(self, root: Path, rows: Any) -> torch.Tensor:
         if self.label is None:
@@ -110,9 +112,9 @@ class HuggingFace(ImageSource):
         if getattr(rows.features[self.label], "names", None):
             return torch.tensor([-1 if each is None else each for each in column])
         numbers = {name: number for number, name in enumerate(self.class_names(root))}
-        if unknown := {str(each) for each in column} - numbers.keys():
+        if unknown := {str(each) for each in column if each is not None} - numbers.keys():
             raise UserError(f"{self.name} has the class {min(unknown)} in {rows.split} alone, and not in {self.train}")
-        return torch.tensor([numbers[str(each)] for each in column])
+        return torch.tensor([-1 if each is None else numbers[str(each)] for each in column])
 
     def _load(self, root: Path, split: str) -> Any:
         """Return the rows of a split, with images as the bytes of their files."""
@@ -123,9 +125,7 @@ class HuggingFace(ImageSource):
     def _load_anew(self, root: Path, split: str) -> Any:
         datasets = import_extra("datasets", "datasets of Hugging Face", "huggingface")
         datasets.disable_progress_bars()
-        path = (
-            self.name if self.name.count("/") <= 1 and not Path(self.name).is_dir() else os.path.expanduser(self.name)
-        )
+        path = os.path.expanduser(self.name)
         options = {"cache_dir": str(root / FOLDER), "split": split, "revision": self.revision}
         try:
             return datasets.load_dataset(path, self.config, **options)
@@ -146,6 +146,10 @@ class HuggingFace(ImageSource):
                 )
         if not isinstance(rows.features[self.image], datasets.Image):
             raise UserError(f"the column {self.image} of {self.name} holds no images; set data.source.image")
+        if self.label and not isinstance(rows.features[self.label], datasets.ClassLabel | datasets.Value):
+            raise UserError(
+                f"the column {self.label} of {self.name} holds more than a class of each image; set data.source.label"
+            )
         if not len(rows):
             raise UserError(f"{self.name} holds no image in the split {split}; each split needs at least one")
         return rows.cast_column(self.image, datasets.Image(decode=False))

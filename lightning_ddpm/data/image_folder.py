@@ -33,12 +33,12 @@ class ImageFolder(ImageSource):
     splits and not classes. Without one that is held out, a fraction of the images, evenly spaced over the sorted paths,
     is held out. Hidden files and folders are ignored.
 
-    Images of 8 bits are converted to gray or RGB. Values of another ``dtype``, and of another number of channels, are
-    kept as they are: of TIFF files (by tifffile), and PNG files of 16 bits.
+    Images of 8 bits are converted to gray or RGB. Values of another ``dtype`` or number of channels, and those whose
+    range is given, are kept as they are: of TIFF files (by tifffile), PNG files of 16 bits, and files without a palette
+    that Pillow reads.
 
     Args:
-        channels: 1 converts every image to grayscale, 3 to RGB; with other values than those of 8 bits, and with any
-            other number, the images must have as many.
+        channels: 1 converts every image to grayscale, 3 to RGB; where values are kept, the images must have as many.
         size: height and width: one number for squares, or ``[height, width]``. An image is resized to the smallest that
             covers them, and its center is cropped. No image is enlarged.
         holdout: fraction of images held out if the folder has no split for that, to one image and at least one.
@@ -87,6 +87,8 @@ class ImageFolder(ImageSource):
         data, parts = self._list_split(root)
         bad = self._find_unusable(data, root)
         training = data.subset([index for index in parts["train"] if index not in bad])
+        if not len(training):
+            raise UserError(self._files.describe_empty(root, "train"))
         path = find_cached(f"values/{make_decode_key(training)}.json")
         if (cached := read_cached(path)) is not None:
             mean, std = json.loads(cached)

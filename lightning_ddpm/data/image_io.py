@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -34,6 +34,9 @@ def to_uint8(x: Tensor) -> Tensor:
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 """Formats that are read, whatever the file's name; Pillow would open PostScript with another program."""
+
+QUARTER_TURNS = (5, 6, 7, 8)
+"""EXIF orientations of images whose stored height is their width."""
 
 GRID_PADDING = 2
 TITLE_HEIGHT = 14
@@ -92,6 +95,12 @@ def _allow_long_metadata() -> Iterator[None]:
         PngImagePlugin.MAX_TEXT_CHUNK = before
 
 
+def check_channels(*channels: int) -> None:
+    """Raise a UserError unless all of these are numbers of channels that :func:`decode_image` converts to."""
+    if wrong := [each for each in channels if each not in (1, 3)]:
+        raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {wrong[0]}")
+
+
 def read_image(file: Path | BinaryIO, channels: int, size: ImageSize) -> DecodedImage:
     """Open and decode the image in a file.
 
@@ -100,6 +109,22 @@ def read_image(file: Path | BinaryIO, channels: int, size: ImageSize) -> Decoded
     """
     with open_image(file) as image:
         return DecodedImage(image.format or "", image.mode, image.size, decode_image(image, channels, size))
+
+
+def read_upright_size(file: Path | BinaryIO) -> tuple[int, int]:
+    """Return width and height of the image in a file when it is turned upright by its EXIF orientation.
+
+    No pixels are decoded; an orientation that a PNG has behind its pixels is therefore not seen.
+
+    Raises:
+        UserError: :func:`open_image` refuses it.
+    """
+    with open_image(file) as image:
+        has_exif = image.format != "PNG" or "exif" in image.info  # else Pillow would decode a PNG to look for it
+        orientation, size = image.getexif().get(ExifTags.Base.Orientation) if has_exif else None, image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile):  # versions of Pillow differ in whether theirs is upright
+            size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        return size[::-1] if orientation in QUARTER_TURNS else size
 
 
 def decode_image(image: Image.Image, channels: int, size: ImageSize) -> Tensor:

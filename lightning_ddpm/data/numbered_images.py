@@ -100,7 +100,7 @@ def read_numbered(path: Path, values: ValueRange = UINT8) -> Tensor:
                 if values.dtype == "uint8":
                     return pil_to_tensor(image)  # type: ignore[no-any-return]
                 array = np.asarray(image)[None]
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # damaged bytes can raise anything
         raise UserError(f"{path} is damaged") from error
     if array.dtype.name != values.dtype:
         raise UserError(f"{path} holds {array.dtype.name}, expected {values.dtype}")

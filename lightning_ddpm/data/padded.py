@@ -1,12 +1,13 @@
 """Images of another source with a border, so that their size can be halved more often."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.data.datasets import Batch, FileDataset, ImageDataset, MemoryDataset
 from lightning_ddpm.data.sources import ImageSource, Split
 from lightning_ddpm.data.value_range import ValueRange
@@ -48,9 +49,14 @@ class Padded(ImageSource):
 
     def open(self, root: Path, split: Split) -> ImageDataset:
         data = self.source.open(root, split)
-        if type(data) is MemoryDataset:
-            return MemoryDataset(pad_images(data.images, self.size, self.values), data.labels, self.values)
-        return PaddedDataset(data, self.size, self.values)
+        return data.map_images(self._pad) if isinstance(data, ConditionedDataset) else self._pad(data)
+
+    def _pad(self, data: ImageDataset) -> ImageDataset:
+        if type(data) is not MemoryDataset:
+            return PaddedDataset(data, self.size, self.values)
+        padded = MemoryDataset(pad_images(data.images, self.size, self.values), data.labels, self.values)
+        padded.names = data.names
+        return padded
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return self.source.image_files(root)
@@ -70,12 +76,16 @@ class PaddedDataset(ImageDataset):
 
     def __init__(self, data: ImageDataset, size: ImageSize, values: ValueRange) -> None:
         self.data, self.size, self.values = data, size, values
-        self.labels, self.condition_state = data.labels, data.condition_state
+        self.labels, self.names = data.labels, data.names
         self.fingerprint = make_cache_key(f"{data.fingerprint} padded to {shorten_size(size)}")
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        images, condition = self.data.__getitems__(indices)
-        return pad_images(images, self.size, self.values), condition
+        images, labels = self.data.__getitems__(indices)
+        return pad_images(images, self.size, self.values), labels
+
+    def map_images(self, function: Callable[[ImageDataset], ImageDataset]) -> "PaddedDataset":
+        """Return the dataset with the one inside the border replaced, as by its decoded images."""
+        return PaddedDataset(function(self.data), self.size, self.values)
 
 
 def pad_images(images: Tensor, size: ImageSize, values: ValueRange) -> Tensor:

@@ -3,7 +3,8 @@
 Saharia et al. 2021 (SR3, arXiv:2104.07636) and 2022 (Palette, arXiv:2111.05826) train restoration on pairs.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.nn import functional
 from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset, build_path_dataset
 from lightning_ddpm.data.folder_listing import FolderListing
-from lightning_ddpm.data.image_io import open_image
+from lightning_ddpm.data.image_io import check_channels, read_upright_size
 from lightning_ddpm.data.image_paths import list_images, report_skipped, resolve_inside
 from lightning_ddpm.data.sources import ImageSource, Split
 from lightning_ddpm.data.validation import find_faults, format_faults
@@ -23,6 +24,7 @@ from lightning_ddpm.utils.condition import ConditionFormat
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import ImageSize, format_size, get_sides
+from lightning_ddpm.utils.paths import printable
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,7 @@ class PairedFolders(ImageSource):
         holdout: float = 0.02,
     ) -> None:
         given_channels, given_size = given_channels or channels, given_size or size
-        if not {channels, given_channels} <= {1, 3}:
-            raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {channels} and {given_channels}")
+        check_channels(channels, given_channels)
         self.channels, self.size, self.given, self.target = channels, size, given, target
         self.given_channels, self.given_size = given_channels, given_size
         self.condition = ConditionFormat(image=(given_channels, *get_sides(given_size)))
@@ -155,10 +156,13 @@ class PairedFolders(ImageSource):
                     "and target rename them"
                 )
         targets, labels, parts = self._targets.list_split(folders[self.target], skipped)
-        partners = {_get_name(path, folders[self.given]): path for path in list_images(folders[self.given], skipped)}
-        names = [_get_name(path, folders[self.target]) for path in targets]
-        alone = [f"{self.target}/{name} is in {self.given} not" for name in names if name not in partners]
-        alone += [f"{self.given}/{name} is in {self.target} not" for name in sorted(partners.keys() - set(names))]
+        unread = [each.name for each in self._targets.list_unread(folders[self.target])]
+        names = _list_names(targets, folders[self.target])
+        given = list_images(folders[self.given], skipped, unread)
+        partners = dict(zip(_list_names(given, folders[self.given]), given, strict=True))
+        alone = [f"{self.target}/{printable(name)} has none in {self.given}" for name in names if name not in partners]
+        others = sorted(partners.keys() - set(names))
+        alone += [f"{self.given}/{printable(name)} has none in {self.target}" for name in others]
         if alone:
             raise UserError(
                 f"{len(alone)} images in {root} have no partner of the same name:\n{format_faults(alone)}\n"
@@ -175,23 +179,27 @@ class PairedFolders(ImageSource):
         return data[0], data[1], parts
 
 
-def _get_name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+def _list_names(paths: Iterable[Path], folder: Path) -> list[str]:
+    """Return the names of the pairs that images belong to; UserError if two images of the folder have the same."""
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    if twice := [printable(name) for name, count in Counter(names).items() if count > 1]:
+        raise UserError(
+            f"{folder} holds several images of one name, which differ in their extension alone:\n"
+            f"{format_faults(twice)}\nKeep one of each."
+        )
+    return names
 
 
 def _find_unequal(targets: FileDataset, given: FileDataset) -> list[str]:
     """Return the pairs whose images have different ratios of height to width, by more than a pixel's rounding."""
     faults = []
     for index in range(len(targets)):
-        (width, height), (other_width, other_height) = (_read_size(each, index) for each in (targets, given))
+        (width, height), (other_width, other_height) = (
+            read_upright_size(each.file(index)) for each in (targets, given)
+        )
         if abs(width * other_height - other_width * height) > max(width, height, other_width, other_height):
             faults.append(
                 f"{targets.names[index]} is {width}x{height} and {given.names[index]} {other_width}x{other_height} "
                 "(width x height), so that they cannot show the same"
             )
     return faults
-
-
-def _read_size(data: FileDataset, index: int) -> tuple[int, int]:
-    with open_image(data.file(index)) as image:
-        return image.size

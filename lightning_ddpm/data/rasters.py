@@ -5,6 +5,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image, PpmImagePlugin
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -70,10 +71,23 @@ def read_array(file: Path | BinaryIO) -> tuple[str, np.ndarray]:
         return "PNG", _read_16_bit_colors(file)
     with open_image(file) as image:
         image.seek(0)
+        _check_values(image)
         array = np.asarray(image)
         if image.format == "PPM" and array.dtype == np.int32:  # Pillow has no other type for its 16 bits
             array = array.astype(np.uint16)
         return image.format or "", array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
+
+
+def _check_values(image: Image.Image) -> None:
+    """Raise a UserError for a file whose values Pillow does not return, or that are none; it reads no pixels."""
+    if image.mode in ("P", "PA"):
+        raise UserError("it has a palette, whose indices are not values; save it as grayscale or RGB")
+    if isinstance(image, PpmImagePlugin.PpmImageFile) and image.mode != "1":
+        codec, _, _, options = image.tile[0]
+        full = 65535 if image.mode == "I" else 255
+        declared = options[-1] if codec != "raw" and isinstance(options, tuple) else full
+        if declared != full:
+            raise UserError(f"its largest value is {declared}, and Pillow scales its values to {full}; save it as TIFF")
 
 
 def _read_16_bit_colors(file: BinaryIO) -> np.ndarray:

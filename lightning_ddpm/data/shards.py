@@ -13,8 +13,9 @@ import torch
 
 from lightning_ddpm.data.datasets import FileDataset
 from lightning_ddpm.data.file_table import Names
+from lightning_ddpm.data.image_io import check_channels
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
-from lightning_ddpm.data.splits import hold_out
+from lightning_ddpm.data.splits import check_holdout, describe_empty, split_indices
 from lightning_ddpm.data.tar_index import index_tar, read_range
 from lightning_ddpm.utils.console import report, show_progress
 from lightning_ddpm.utils.errors import UserError, first_line
@@ -54,10 +55,10 @@ class Shards(ImageSource):
         channels: int = 3,
         size: ImageSize = 64,
     ) -> None:
-        if not 0 < holdout < 1:
-            raise UserError(f"holdout must lie in (0, 1), got {holdout}")
-        if channels not in (1, 3):
-            raise UserError(f"channels must be 1 (grayscale) or 3 (RGB), got {channels}")
+        check_holdout(holdout)
+        check_channels(channels)
+        if classes is not None and label is None:
+            raise UserError("data.source.classes names the classes in files of data.source.label, which is not given")
         self.train, self.held_out, self.holdout = train, held_out, holdout
         self.image, self.label, self.classes = image, label, classes
         self.channels, self.size = channels, size
@@ -69,7 +70,7 @@ class Shards(ImageSource):
         Raises:
             UserError: a tar file or its first image cannot be used.
         """
-        for split in dict.fromkeys(["train", "held_out" if self.held_out else "train"]):
+        for split in self._parts:
             index = self._load(Path(root), split)
             first = np.unique(index.shards, return_index=True)[1]
             data = self._build(index, first)
@@ -78,15 +79,12 @@ class Shards(ImageSource):
             report(f"{split}: {len(index.labels):,} images in {len(index.urls)} tar files")
 
     def open(self, root: Path, split: Split) -> FileDataset:
-        if split == "test" and self.held_out:
-            index = self._load(Path(root), "held_out")
-            return self._build(index, np.arange(len(index.labels)))
-        index = self._load(Path(root), "train")
+        index = self._load(Path(root), "held_out" if split == "test" and self.held_out else "train")
         n = len(index.labels)
-        if self.held_out:
-            return self._build(index, np.arange(n))
-        held_out = hold_out(n, self.holdout)
-        return self._build(index, np.array(held_out) if split == "test" else np.delete(np.arange(n), held_out))
+        chosen = np.arange(n) if self.held_out else split_indices(n, self.holdout)[split]
+        if not len(chosen):
+            raise UserError(describe_empty(", ".join(index.urls), split))
+        return self._build(index, chosen)
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return [self.open(root, split) for split in SPLITS]
@@ -94,7 +92,13 @@ class Shards(ImageSource):
     def class_names(self, root: Path) -> list[str]:
         if self.label is None or self.classes is not None:
             return list(self.classes or ())
-        return [str(label) for label in range(int(self._load(Path(root), "train").labels.max()) + 1)]
+        greatest = max(int(self._load(Path(root), split).labels.max()) for split in self._parts)
+        return [str(label) for label in range(greatest + 1)]
+
+    @property
+    def _parts(self) -> list[str]:
+        """The names of the options that name tar files."""
+        return ["train", "held_out"] if self.held_out else ["train"]
 
     def _build(self, index: "ShardIndex", chosen: np.ndarray) -> FileDataset:
         files = ShardFiles(index.urls, index.shards[chosen], index.places[chosen])
@@ -104,10 +108,11 @@ class Shards(ImageSource):
     def _load(self, root: Path, split: str) -> "ShardIndex":
         """Return the index of the tar files of a split."""
         if (root, split) not in self._indices:
-            given = self.held_out if split == "held_out" and self.held_out else self.train
-            urls = [url for each in ([given] if isinstance(given, str) else given) for url in find_shards(root, each)]
+            urls = self._list_urls(root, split)
+            if split == "held_out" and (both := set(urls).intersection(self._list_urls(root, "train"))):
+                raise UserError(f"{min(both)} is in both data.source.train and held_out; name it in one of them alone")
             extensions = (self.image.lower(),) if self.image else IMAGES
-            read = partial(index_tar, image=extensions, label=self.label)
+            read = partial(index_tar, image=extensions, label=self.label and self.label.lower())
             tars = [*show_progress(((1, read(url)) for url in urls), len(urls), "reading tar files", len(urls) > 100)]
             labels = np.concatenate([tar.labels for tar in tars])
             if self.classes is not None and self.label and labels.max() >= len(self.classes):
@@ -118,6 +123,12 @@ class Shards(ImageSource):
             places, state = np.concatenate([tar.places for tar in tars]), " ".join(tar.state for tar in tars)
             self._indices[root, split] = ShardIndex(urls, shards, places, labels, state)
         return self._indices[root, split]
+
+    def _list_urls(self, root: Path, split: str) -> list[str]:
+        given = self.held_out if split == "held_out" and self.held_out else self.train
+        if not given:
+            raise UserError(f"data.source.{split} names no tar file; name some, as in '*.tar'")
+        return [url for each in ([given] if isinstance(given, str) else given) for url in find_shards(root, each)]
 
 
 class ShardIndex(NamedTuple):
@@ -148,10 +159,10 @@ def find_shards(root: Path, pattern: str) -> list[str]:
     while any(RANGE.search(name) for name in names):
         names = [expanded for name in names for expanded in _expand(name)]
     if "://" not in pattern:
-        found = [sorted(map(str, root.glob(name))) if "*" in name else [str(root / name)] for name in names]
+        found = [_glob_folder(root, name) if "*" in name else [str(root / name)] for name in names]
     elif "*" in pattern:
         try:
-            found = [sorted(_glob(name)) for name in names]
+            found = [sorted(_glob_url(name)) for name in names]
         except Exception as error:  # of any kind for a network
             raise UserError(f"{pattern} cannot be listed: {first_line(error)}") from error
     else:
@@ -162,7 +173,15 @@ def find_shards(root: Path, pattern: str) -> list[str]:
     return urls
 
 
-def _glob(pattern: str) -> list[str]:
+def _glob_folder(root: Path, pattern: str) -> list[str]:
+    """Return the sorted paths that a pattern stands for, which begins in a folder unless it is absolute."""
+    path = Path(pattern)
+    if path.is_absolute():
+        root, pattern = Path(path.anchor), str(path.relative_to(path.anchor))
+    return sorted(map(str, root.glob(pattern)))
+
+
+def _glob_url(pattern: str) -> list[str]:
     system, path = fsspec.core.url_to_fs(pattern)
     return [system.unstrip_protocol(each) for each in system.glob(path)]
 

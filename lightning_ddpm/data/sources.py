@@ -54,7 +54,7 @@ class ImageSource(ABC):
     For image files :class:`ImageFolder` needs no code, and :func:`build_path_dataset` opens any list of paths.
 
     Attributes:
-        channels: 1 for grayscale, 3 for RGB.
+        channels: 1 for grayscale, 3 for RGB, or any other number.
         size: height and width of the images; one number for squares.
         values: type and range of their values.
         condition, condition_values: what else they are conditioned on, and the values of images among it.

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+
 from lightning_ddpm.data.image_paths import EXTENSIONS, list_images
 from lightning_ddpm.utils.errors import UserError
 
@@ -17,8 +19,26 @@ SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 def hold_out(n: int, share: float) -> list[int]:
     """Return the indices of a share of n images: floor(share n) of them, or one of at least two, evenly spaced."""
     exact = Fraction(str(share))  # as it is written: in binary, 0.1 is a little more
-    ends = [end * exact.numerator // exact.denominator for end in range(n + 1)]
-    return [i for i in range(n) if ends[i] < ends[i + 1]] or [n - 1] * (n > 1)
+    counts = range(1, n * exact.numerator // exact.denominator + 1)
+    # image i is the one at which floor(share (i + 1)) first reaches a count
+    return [-(-count * exact.denominator // exact.numerator) - 1 for count in counts] or [n - 1] * (n > 1)
+
+
+def split_indices(n: int, holdout: float) -> dict[str, np.ndarray]:
+    """Return the indices of the images to train on and of those held out, ``train`` and ``test``, each (k,) int64."""
+    held_out = np.array(hold_out(n, holdout), np.int64)
+    return {"train": np.delete(np.arange(n), held_out), "test": held_out}
+
+
+def check_holdout(holdout: float) -> None:
+    """Raise a UserError unless a fraction of images to hold out lies in (0, 1)."""
+    if not 0 < holdout < 1:
+        raise UserError(f"holdout must lie in (0, 1), got {holdout}")
+
+
+def describe_empty(what: object, split: str) -> str:
+    """Return the message for a split without images of the data that ``what`` names."""
+    return f"{what} holds no image for the split {split!r}; each split needs at least one"
 
 
 def list_split_folders(root: Path) -> dict[str, list[Path]]:

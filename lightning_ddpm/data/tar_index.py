@@ -16,6 +16,8 @@ from lightning_ddpm.utils.hashing import make_cache_key
 
 MAX_LABEL = 20
 """Longest class in a tar file in bytes: a number."""
+MAX_CLASS = 999_999
+"""Largest class in a tar file, so that a wrong number does not ask for a network of as many classes."""
 
 
 class TarIndex(NamedTuple):
@@ -127,6 +129,6 @@ def _scan(url: str, image: Sequence[str], label: str | None) -> tuple[np.ndarray
 def _parse_label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     file = tar.extractfile(member)
     text = file.read(MAX_LABEL + 1).strip() if file else b""
-    if not text.isdigit() or len(text) > MAX_LABEL:
-        raise UserError(f"{member.name} holds {text[:20]!r}; a class is a number from 0")
+    if not text.isdigit() or len(text) > MAX_LABEL or int(text) > MAX_CLASS:
+        raise UserError(f"{member.name} holds {text[:MAX_LABEL]!r}; a class is a number from 0 to {MAX_CLASS:,}")
     return int(text)

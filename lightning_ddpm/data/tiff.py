@@ -24,6 +24,8 @@ def read_tiff(file: Path | BinaryIO) -> np.ndarray:
     try:
         with tifffile.TiffFile(file) as tiff:
             series = tiff.series[0]
+            if series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE:
+                raise UserError("it has a palette, whose indices are not values; save it as grayscale or RGB")
             axes = [(name, n) for name, n in zip(series.axes, series.shape, strict=True) if n > 1 or name in "YX"]
             names, limit = "".join(name for name, _ in axes), Image.MAX_IMAGE_PIXELS
             if names.count("Y") != 1 or names.count("X") != 1 or len(names) > 3 or names.find("X") < names.find("Y"):

@@ -32,6 +32,7 @@ def choose_values(
         limits = np.iinfo(dtype)
         return ValueRange(dtype, float(limits.min), float(limits.max))
     if low is not None and high is not None and len(given) == 2:
+        _check_alike("low", low, "high", high)
         return ValueRange(dtype, low, high)
     if mean is None or std is None or len(given) != 2:
         raise UserError(f"give low and high, or mean and std, or none of them; got {', '.join(given)}")
@@ -39,13 +40,29 @@ def choose_values(
 
 
 def make_unbounded(dtype: str, mean: Numbers, std: Numbers) -> ValueRange:
-    """Return the range of unbounded values with this mean and standard deviation."""
+    """Return the range of unbounded values with this mean and standard deviation.
+
+    Raises:
+        UserError: one of them is a number and the other a list, or a standard deviation is not above 0.
+    """
+    _check_alike("mean", mean, "std", std)
+    if not (np.asarray(std) > 0).all():
+        raise UserError(f"std must be above 0 in every channel, got {std}")
     if not isinstance(mean, list) and not isinstance(std, list):
         return ValueRange(dtype, mean - std, mean + std, bounded=False)
-    if not isinstance(mean, list) or not isinstance(std, list) or len(mean) != len(std):
-        raise UserError(f"mean and std must both be numbers or lists of one number a channel, got {mean} and {std}")
+    assert isinstance(mean, list)
+    assert isinstance(std, list)
     pairs = list(zip(mean, std, strict=True))
     return ValueRange(dtype, [m - s for m, s in pairs], [m + s for m, s in pairs], bounded=False)
+
+
+def _check_alike(name: str, first: Numbers, other_name: str, other: Numbers) -> None:
+    """Raise a UserError unless both are numbers, or lists of equal length."""
+    lengths = [len(each) if isinstance(each, list) else None for each in (first, other)]
+    if lengths[0] != lengths[1]:
+        raise UserError(
+            f"{name} and {other_name} must both be numbers or lists of one number a channel, got {first} and {other}"
+        )
 
 
 Moments = tuple[np.ndarray, np.ndarray]

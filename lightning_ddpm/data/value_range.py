@@ -87,6 +87,8 @@ class ValueRange:
         if self.dtype.startswith("float"):
             return values.to(DTYPES[self.dtype])
         limits = np.iinfo(self.dtype)
+        if self.dtype == "int32":
+            values = values.double()  # float32 would round the greatest value up, beyond the type
         return values.round().clamp(limits.min, limits.max).to(DTYPES[self.dtype])
 
     def _get_scale(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:

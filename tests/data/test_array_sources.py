@@ -1,6 +1,7 @@
 """Folders of arrays and one array of all images: what is taken from them, and what is refused in words."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,8 @@ def with_value(value, dtype=np.float32, at=3):
         (with_value(7), {"low": 0.0}, "give low and high, or mean and std, or none of them; got low"),
         (with_value(7), {"mean": [1.0], "std": [1.0]}, "data.source.mean has 1 numbers and the images have 2 channels"),
         (with_value(7), {"mean": 1.0, "std": [1.0, 2.0]}, "mean and std must both be numbers or lists"),
+        (with_value(7), {"low": [0.0, 0.0], "high": 9.0}, r"low and high must both be .* got \[0.0, 0.0\] and 9.0"),
+        (with_value(7), {"mean": 1.0, "std": 0.0}, "std must be above 0 in every channel, got 0.0"),
         (np.ones((2, 4, 4, 4), np.complex64), {}, "0000.npy holds complex64; values have one of the types"),
         (np.ones((2, 1, 1, 4, 4)), {}, r"has an image of shape \(1, 1, 4, 4\); expected \(channels, height, width\)"),
         ([np.array([object()])], {}, "0000.npy: it is not a whole file of numbers"),
@@ -153,6 +156,45 @@ def test_a_file_that_is_missing_or_cut_off_is_refused(tmp_path) -> None:
     (tmp_path / "train.npy").write_bytes((tmp_path / "train.npy").read_bytes()[:-100])
     with pytest.raises(UserError, match=r"is not a whole .npy file of numbers"):
         ImageDataModule(ArrayFile(), root=str(tmp_path))
+
+
+def write_header(path: Path, header: bytes) -> None:
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
+def test_a_file_that_is_no_array_of_an_image_is_refused_for_its_own_reason(tmp_path, monkeypatch) -> None:
+    write_folder(tmp_path, climate(3))
+    write_header(tmp_path / "0001.npy", b"{'descr': ('<f4', ")
+    write_header(tmp_path / "0002.npy", b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 1000, 1000)}")
+    np.savez(tmp_path / "0003.npz", a=np.ones(2), b=np.ones(2))
+    outside = tmp_path.parent / f"{tmp_path.name}.npy"
+    np.save(outside, climate(1)[0])
+    (tmp_path / "0004.npy").symlink_to(outside)
+    (tmp_path / "0005.npy").touch()
+    (tmp_path / "0006.tif").write_bytes(b"II*\0")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(UserError) as caught:
+        ImageDataModule(ArrayFolder(), root=str(tmp_path))
+    _, *faults = str(caught.value).splitlines()
+    expected = ("it is not a whole file of numbers", "it is not a whole file of numbers", "it has the arrays a, b; an")
+    expected += ("it is a link that leads out of", "the file is empty", "TIFF files need the package tifffile")
+    assert len(faults) == len(expected)
+    assert all(f": {reason}" in fault for reason, fault in zip(expected, faults, strict=True))
+
+
+def test_a_folder_without_training_images_is_refused(tmp_path) -> None:
+    (tmp_path / "train").mkdir()
+    write_folder(tmp_path / "test", climate(2))
+    with pytest.raises(UserError, match=r"train holds no image for the split 'train'; each split needs at least one"):
+        ImageDataModule(ArrayFolder(), root=str(tmp_path))
+
+
+def test_a_single_image_cannot_be_held_out(tmp_path) -> None:
+    np.save(tmp_path / "train.npy", climate(1))
+    data = ImageDataModule(ArrayFile(), root=str(tmp_path))
+    assert len(data.train) == 1
+    with pytest.raises(UserError, match=r"train.npy holds no image for the split 'test'; each split needs at least"):
+        _ = data.held_out
 
 
 def test_images_are_checked_once_until_a_file_changes(tmp_path, monkeypatch) -> None:

@@ -57,6 +57,45 @@ def test_images_and_classes_are_read_from_a_file_of_any_kind(kind, tmp_path) -> 
 
 
 @pytest.mark.parametrize("kind", [".h5", ".zarr"])
+def test_each_array_of_a_file_has_its_own_statistics(kind, tmp_path) -> None:
+    name = KINDS[kind](tmp_path, a=IMAGES, b=IMAGES * 3 + 100)
+    first, second = (ImageDataModule(ArrayFile(name, key=key), root=str(tmp_path)).values for key in ("a", "b"))
+    assert first.low[0] < 20 < 100 < second.low[0]
+    assert ArrayFileImages(tmp_path / name, "a").state != ArrayFileImages(tmp_path / name, "b").state
+
+
+def test_held_out_images_have_files_of_their_own(tmp_path) -> None:
+    for folder in (".", "other"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        np.save(tmp_path / folder / "all.npy", IMAGES)
+        np.save(tmp_path / folder / "classes.npy", CLASSES if folder == "." else CLASSES[::-1])
+    with pytest.raises(UserError, match=r"all.npy is both data\.source\.file and held_out_file; name another one"):
+        ArrayFile("all.npy", "all.npy")
+    for labels in (None, "classes.npy"):
+        with pytest.raises(UserError, match=r"classes.npy holds the classes of all.npy; name those of b.npy in data"):
+            ArrayFile("all.npy", "b.npy", labels="classes.npy", held_out_labels=labels)
+    data = ImageDataModule(ArrayFile("all.npy", "other/all.npy", labels="classes.npy"), root=str(tmp_path))
+    assert data.train.labels.tolist() == CLASSES.tolist() == data.held_out.labels.tolist()[::-1]
+    source = ArrayFile("all.npy", labels="other/classes.npy", holdout=0.25)
+    assert source._open(tmp_path, "train")[0].labels.tolist() == CLASSES[::-1].tolist()
+
+
+def test_an_npz_file_and_classes_in_a_damaged_chunk_are_refused(tmp_path) -> None:
+    np.savez(tmp_path / "all.npz", IMAGES)
+    with pytest.raises(UserError, match=r"all.npz is an npz file, which cannot be mapped into memory; save its array"):
+        ImageDataModule(ArrayFile("all.npz"), root=str(tmp_path))
+    name = write_hdf5(tmp_path, images=IMAGES, classes=np.arange(12) * 12345 % 7)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / name) as file:
+        chunk = file["classes"].id.get_chunk_info(0)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"the classes classes of .*all.h5 cannot be read: "):
+        ArrayFileImages(tmp_path / name, "images", "classes")
+
+
+@pytest.mark.parametrize("kind", [".h5", ".zarr"])
 def test_arrays_that_are_not_there_are_named(kind, tmp_path) -> None:
     name = KINDS[kind](tmp_path, images=IMAGES, other=IMAGES[:, 0], classes=CLASSES)
     for settings, message in (

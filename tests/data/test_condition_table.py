@@ -87,6 +87,44 @@ def test_a_table_needs_columns_rows_and_images_with_names(tmp_path: Path) -> Non
         Described(Digits(), ["mass"]).open(tmp_path, "train")
 
 
+def write_array(path: Path, start: int, stop: int) -> None:
+    np.save(path, np.arange(start, stop, dtype=np.uint8)[:, None, None, None].repeat(4, 2).repeat(4, 3))
+
+
+def test_rows_that_could_be_of_several_images_are_refused(tmp_path: Path) -> None:
+    write_array(tmp_path / "train.npy", 0, 10)
+    write_array(tmp_path / "other.npy", 10, 13)
+    for rows, settings, message in (
+        (13, {"held_out_file": "other.npy"}, "a training image and a held-out one are both named 0, so that no row"),
+        (11, {}, r"conditions.csv has 11 rows and there are 10 images; give a row for each, or their indices in a col"),
+    ):
+        (tmp_path / "conditions.csv").write_text("mass\n" + "\n".join(map(str, range(rows))))
+        with pytest.raises(UserError, match=message):
+            ImageDataModule(Described(ArrayFile(**settings), ["mass"]), root=str(tmp_path)).prepare_data()
+    (tmp_path / "conditions.csv").write_text("file,mass\n" + "\n".join(f"{row},{row}" for row in range(11)))
+    ImageDataModule(Described(ArrayFile(), ["mass"]), root=str(tmp_path)).prepare_data()
+
+
+def test_a_relative_root_and_a_table_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    write_arrays(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    data = ImageDataModule(make_source(), root="data")
+    data.prepare_data()
+    assert sorted(data.train.vector[:, 0].tolist() + data.held_out.vector[:, 0].tolist()) == [*range(10)]  # type: ignore[attr-defined]
+    (tmp_path / "data" / "conditions.csv").write_text(HEADER + "x" * 200_000)
+    with pytest.raises(UserError, match=r"conditions.csv is not a CSV file: field larger than field limit"):
+        data.prepare_data()
+
+
+def test_the_state_of_derived_images_is_that_of_the_next_process() -> None:
+    def darken(images: torch.Tensor) -> torch.Tensor:
+        return images // 2
+
+    data = ConditionedDataset(Digits().open(Path(), "test"), derive=darken)
+    assert data.condition_state.endswith("darken")
+
+
 def test_numbers_of_another_length_and_nan_are_refused_in_a_dataset() -> None:
     images = Digits().open(Path(), "test")
     with pytest.raises(UserError, match="there are 179 images and 3 rows of vector; give one for each"):

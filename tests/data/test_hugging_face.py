@@ -68,6 +68,21 @@ def test_classes_without_names_are_their_values(tmp_path: Path) -> None:
     assert source.open(tmp_path, "train").labels.tolist() == [1, 0]
 
 
+def test_missing_classes_are_no_label_and_lists_of_them_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "data", "train", ["b", None, "a", "b"], datasets.Value("string"))
+    source = HuggingFace(str(tmp_path / "data"), label="kind", size=8, holdout=0.3)
+    assert source.class_names(tmp_path) == ["a", "b"]
+    assert source.open(tmp_path, "train").labels.tolist() == [1, -1, 0]
+    write(tmp_path / "lists", "train", [[0, 1], [1]], datasets.Sequence(datasets.Value("int64")))
+    with pytest.raises(UserError, match=r"the column kind of .*lists holds more than a class of each image; set data"):
+        HuggingFace(str(tmp_path / "lists"), label="kind", size=8).prepare(tmp_path)
+
+
+def test_a_folder_may_be_in_the_home_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(HuggingFace(f"~/{folder.name}", size=8, holdout=0.25).open(tmp_path, "train")) == 15
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -77,12 +92,19 @@ def test_classes_without_names_are_their_values(tmp_path: Path) -> None:
         ({"held_out": "validation"}, "cannot be loaded from the folder, split validation"),
         ({"size": 9}, r"row 0 of .*\[train\]: the image is 8x8, less than 9x9"),
         ({"channels": 2}, "channels must be 1"),
+        ({"held_out": "train"}, r"train is both data\.source\.train and held_out; name another split"),
         ({"holdout": 0.0}, r"holdout must lie in \(0, 1\)"),
     ],
 )
 def test_what_cannot_be_read_is_refused_before_training(settings, message, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         HuggingFace(**({"name": str(folder), "size": 8} | settings)).prepare(tmp_path)
+
+
+def test_a_single_image_cannot_be_held_out(tmp_path: Path) -> None:
+    write(tmp_path / "data", "train", [0], datasets.Value("int64"))
+    with pytest.raises(UserError, match=r"data holds no image for the split 'test'; each split needs at least one"):
+        HuggingFace(str(tmp_path / "data"), size=8).prepare(tmp_path)
 
 
 def test_a_missing_image_and_a_missing_package_are_named(tmp_path: Path, monkeypatch) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from lightning_ddpm.data import CelebA, Digits, Downscaled, ImageDataModule, PairedFolders
 from lightning_ddpm.data.conditioned import ConditionedDataset
+from lightning_ddpm.data.sources import Split
 from lightning_ddpm.diffusion.samplers.ddrm import Downsample
 from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.errors import UserError
@@ -57,6 +58,8 @@ def test_a_changed_partner_is_other_data(tmp_path: Path) -> None:
 
 
 def test_missing_partners_and_folders_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"channels must be 1 \(grayscale\) or 3 \(RGB\), got 2"):
+        PairedFolders(given_channels=2)
     with pytest.raises(UserError, match="has no folder input; pairs are in input and target"):
         make_source().prepare(tmp_path)
     write_pairs(tmp_path)
@@ -66,8 +69,8 @@ def test_missing_partners_and_folders_are_listed(tmp_path: Path) -> None:
         make_source().prepare(tmp_path)
     message = str(caught.value)
     assert message.startswith(f"2 images in {tmp_path} have no partner of the same name:\n")
-    assert "target/a/3 is in input not" in message
-    assert "input/a/5 is in target not" in message
+    assert "target/a/3 has none in input" in message
+    assert "input/a/5 has none in target" in message
 
 
 def test_partners_of_another_ratio_or_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
@@ -78,6 +81,43 @@ def test_partners_of_another_ratio_or_that_cannot_be_read_are_refused(tmp_path: 
     (tmp_path / "input" / "a" / "3.bmp").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1 of the 10 pairs in .* cannot be used:\n.*3.bmp: the file is not an image"):
         make_source().prepare(tmp_path)
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    Image.fromarray(np.zeros((8, 6), np.uint8)).save(tmp_path / "input" / "a" / "3.png")
+    with pytest.raises(UserError, match=r"input holds several images of one name, .*:\na/3\nKeep one of each"):
+        make_source().prepare(tmp_path)
+
+
+def test_the_partners_of_a_split_that_is_not_read_are_not_missing(tmp_path: Path) -> None:
+    for name in ("input", "target"):
+        for level, split in enumerate(("train", "val", "test")):
+            (tmp_path / name / split).mkdir(parents=True)
+            Image.new("L", (8, 8), level).save(tmp_path / name / split / "0.png")
+    source = PairedFolders(channels=1, size=8)
+    source.prepare(tmp_path)
+    parts: tuple[tuple[int, Split], ...] = (0, "train"), (2, "test")
+    for level, split in parts:
+        pixels, condition = source.open(tmp_path, split).__getitems__([0])
+        assert isinstance(condition, Condition)
+        assert condition.image is not None
+        assert pixels.unique().tolist() == condition.image.unique().tolist() == [level]
+
+
+def test_a_pair_is_compared_upright(tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    (tmp_path / "input" / "a" / "3.bmp").unlink()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in ("3.jpg", "3.png", "3.tif"):
+        path = tmp_path / "input" / "a" / name
+        Image.fromarray(np.zeros((12, 16), np.uint8)).save(path, exif=exif)  # upright 12x16, width x height
+        make_source().prepare(tmp_path)
+        Image.fromarray(np.zeros((16, 12), np.uint8)).save(path, exif=exif)
+        with pytest.raises(UserError, match=rf"3.png is 12x16 and .*{name} 16x12 \(width x height\)"):
+            make_source().prepare(tmp_path)
+        path.unlink()
 
 
 def test_block_means_are_those_of_ddrm_rounded(tmp_path: Path) -> None:

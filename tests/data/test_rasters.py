@@ -125,6 +125,14 @@ def test_a_folder_is_standardised_over_its_training_images(tmp_path: Path) -> No
     assert torch.equal(arrays.train.images, data.train.images)
 
 
+def test_a_folder_without_training_images_cannot_be_measured(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+    write_folder(tmp_path / "test", [make_image("float32", 2)])
+    with pytest.raises(UserError, match=r"train holds no image for the split 'train'; each split needs at least one"):
+        ImageDataModule(ImageFolder(2, (8, 12), dtype="float32"), root=str(tmp_path))
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_decoded_images_are_cached_in_their_own_type(dtype: str, tmp_path: Path) -> None:
     write_folder(tmp_path, [make_image(dtype, 2) for _ in range(4)])
@@ -183,6 +191,28 @@ def test_a_tiff_of_more_axes_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"its axes are ZCYX of 2x3x8x12; expected height, width and channels alone"):
         read_raster(tmp_path / "a.tif", 2, (8, 12), any_range("uint16"))
+
+
+def test_indices_of_palettes_and_scaled_values_are_refused(tmp_path: Path) -> None:
+    image, values = make_image("uint8", 1)[0] % 100, ValueRange("uint8", 0.0, 100.0)
+    palette = Image.fromarray(image).convert("RGB").quantize(16)
+    for name in ("a.png", "a.gif"):
+        palette.save(tmp_path / name)
+    colors = np.arange(3 * 256, dtype=np.uint16).reshape(3, 256)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="palette", colormap=colors)
+    for name in ("a.png", "a.gif", "a.tif"):
+        with pytest.raises(UserError, match="it has a palette, whose indices are not values; save it as grayscale"):
+            read_raster(tmp_path / name, 1, (8, 12), values)
+    for largest, dtype in ((4095, "uint16"), (100, "uint8")):
+        pixels = (make_image(dtype, 1)[0] % (largest + 1)).astype(">u2" if largest > 255 else "u1")
+        (tmp_path / "a.pgm").write_bytes(b"P5\n12 8\n%d\n" % largest + pixels.tobytes())
+        with pytest.raises(UserError, match=f"its largest value is {largest}, and Pillow scales its values to"):
+            read_raster(tmp_path / "a.pgm", 1, (8, 12), any_range(dtype))
+    full = make_image("uint16", 1)
+    (tmp_path / "a.pgm").write_bytes(b"P5\n12 8\n65535\n" + full.astype(">u2").tobytes())
+    assert np.array_equal(read_raster(tmp_path / "a.pgm", 1, (8, 12), any_range("uint16")).pixels.numpy(), full)
+    (tmp_path / "a.pgm").write_bytes(b"P5\n12 8\n255\n" + image.tobytes())
+    assert np.array_equal(read_raster(tmp_path / "a.pgm", 1, (8, 12), values).pixels[0].numpy(), image)
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch) -> None:

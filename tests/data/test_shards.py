@@ -92,6 +92,23 @@ def test_a_split_of_its_own_is_held_out_and_classes_have_names(root: Path) -> No
         Shards("*.tar", label="cls", classes=names[:2], size=8).prepare(root)
 
 
+def test_classes_are_those_of_both_parts(root: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", sample(0) | sample(1))
+    write_tar(tmp_path / "b.tar", sample(2))
+    source = Shards(str(tmp_path / "a*.tar"), "b.tar", label="CLS", size=8)
+    source.prepare(tmp_path)
+    assert source.class_names(tmp_path) == ["0", "1", "2"]
+    assert source.open(tmp_path, "test").labels.tolist() == [2]
+
+
+def test_a_single_image_cannot_be_held_out(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", sample(0))
+    source = Shards(size=8)
+    assert len(source.open(tmp_path, "train")) == 1
+    with pytest.raises(UserError, match=r"a.tar holds no image for the split 'test'; each split needs at least one"):
+        source.open(tmp_path, "test")
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
@@ -112,6 +129,10 @@ def compress(path: Path) -> None:
         (sample(0), {"train": "b*.tar"}, r"there is no tar file b\*.tar in"),
         (sample(0), {"train": "b.tar"}, "b.tar cannot be read: .*No such file.*; check data.source.train"),
         (sample(0), {"train": "nowhere://a.tar"}, "nowhere://a.tar cannot be read: Protocol not known"),
+        ({"0.png": encode(IMAGES[0]), "0.cls": b"9" * 20}, {"label": "cls"}, "0.cls holds b'9999.*a class is a number"),
+        (sample(0), {"held_out": "a.tar"}, r"a.tar is in both data\.source\.train and held_out; name it in one"),
+        (sample(0), {"train": []}, r"data\.source\.train names no tar file; name some"),
+        (sample(0), {"classes": ["cat"]}, r"names the classes in files of data\.source\.label, which is not given"),
         (sample(0), {"holdout": 1.0}, r"holdout must lie in \(0, 1\)"),
         (sample(0), {"channels": 5}, "channels must be 1"),
     ],

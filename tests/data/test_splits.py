@@ -5,12 +5,13 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from lightning_ddpm.data import ImageFolder
 from lightning_ddpm.data.sample_images import open_sample_folder
-from lightning_ddpm.data.splits import hold_out
+from lightning_ddpm.data.splits import hold_out, split_indices
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -108,6 +109,10 @@ def test_a_folder_of_samples_or_a_reference_with_several_splits_is_refused(tmp_p
 def test_as_many_images_are_held_out_as_asked_for(share: str, n: int) -> None:
     held_out = hold_out(n, float(share))
     wanted = int(n * Fraction(share))
+    ends = [int(end * Fraction(share)) for end in range(n + 1)]
+    assert held_out == ([i for i in range(n) if ends[i] < ends[i + 1]] or [n - 1] * (n > 1)), "as runs before had them"
+    parts = split_indices(n, float(share))
+    assert (parts["test"].tolist(), sorted(np.concatenate([*parts.values()]))) == (held_out, [*range(n)])
     assert len(held_out) == (max(1, wanted) if n > 1 else 0)
     if wanted > 1:
         gaps = {later - earlier for earlier, later in pairwise(held_out)}

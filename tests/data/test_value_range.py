@@ -47,6 +47,13 @@ def test_unbounded_values_have_mean_0_and_deviation_1_in_each_channel_and_are_no
     assert values.levels is values.clip is None
 
 
+@pytest.mark.parametrize("bounded", [True, False])
+def test_values_at_the_ends_of_int32_stay_inside(bounded: bool) -> None:
+    values = ValueRange("int32", -(2.0**31), 2.0**31 - 1, bounded)
+    found = values.to_data(torch.tensor([-2.0, -1.0, 1.0, 2.0])[None, None, None]).flatten().tolist()
+    assert found == [-(2**31), -(2**31), 2**31 - 1, 2**31 - 1]
+
+
 def test_bytes_of_another_order_are_read_as_the_numbers_that_they_are() -> None:
     numbers = np.array([[1, 65535, 256]], ">u2")
     assert to_tensor(numbers).tolist() == [[1, 65535, 256]]
@@ -103,6 +110,12 @@ def test_samples_are_written_in_their_own_type_to_the_bit(tmp_path, values, chan
     assert not is_whole(path, (channels, 6, 4), values)
     path.write_bytes(path.read_bytes()[:-9])
     assert not is_whole(path, (channels, 4, 6), values)
+
+
+def test_a_damaged_header_of_a_sample_is_found(tmp_path) -> None:
+    path, values, header = get_image_path(tmp_path, 0, ".npy"), ValueRange("float32", 0.0, 1.0), b"{'descr': ('<f4', "
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    assert not is_whole(path, (1, 4, 6), values)
 
 
 def read_png(path, channels):
