@@ -79,6 +79,7 @@ def test_oversize_requests_and_those_of_unknown_length_are_refused():
     assert get_status(JOIN, "POST", content_length=str(MAX_BYTES + 1)) == 413
     assert get_status(JOIN, "POST", content_length="9" * 13) == 411
     assert get_status(JOIN, "POST", transfer_encoding="chunked") == 411
+    assert get_status(JOIN, "POST", transfer_encoding="chunked", content_length="2") == 411
     assert get_status(JOIN, "POST", content_length="-1") == 411
 
 
@@ -89,6 +90,8 @@ def test_pages_of_other_servers_cannot_use_it():
     assert get_status(JOIN, "POST", content_length="2", origin="http://127.0.0.1:7860") == 200
     for origin in ("http://evil.example", "null", "http://127.0.0.1:8080"):
         assert get_status(JOIN, "POST", content_length="2", origin=origin) == 403
+    for header in ({"host": "["}, {"host": "127.0.0.1]"}, {"origin": "http://[127.0.0.1:7860"}):
+        assert get_status("/", **header) == 400, "no address at all"
     assert request("/", kind="websocket") == [{"type": "websocket.close"}]
 
 
