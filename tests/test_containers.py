@@ -120,8 +120,6 @@ def _can_unshare() -> bool:
 def _copy(source: Path, target: Path) -> None:
     """Copy a file, or a folder without what Python writes into it; links stay links, as the engine copies them."""
     if source.is_dir():
-        shutil.copytree(
-            source, target, symlinks=True, ignore=shutil.ignore_patterns(*SKIPPED), dirs_exist_ok=True
-        )
+        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns(*SKIPPED), dirs_exist_ok=True)
     else:
         shutil.copy(source, target)

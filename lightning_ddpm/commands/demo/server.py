@@ -101,7 +101,7 @@ class Gate:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on an address.
+    """Return a socket that listens on an address, for the caller to close.
 
     Raises:
         UserError: this machine has no such address, or its port is in use.
@@ -131,6 +131,9 @@ def serve(app: App, listener: socket.socket, report: Callable[[str, bool], None]
         app: the application.
         listener: from :func:`listen`.
         report: called with the address, and whether only this machine reaches it, once the page can be opened.
+
+    Raises:
+        UserError: the application does not start.
     """
     address, port = listener.getsockname()[:2]
     is_local = ipaddress.ip_address(address).is_loopback
@@ -141,7 +144,8 @@ def serve(app: App, listener: socket.socket, report: Callable[[str, bool], None]
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.05)
-    if server.started:
-        shown = f"[{address}]" if ":" in address else address
-        report(f"http://{shown}:{port}", is_local)
+    if not server.started:
+        raise UserError("the page could not be started; the lines above say why")
+    shown = f"[{address}]" if ":" in address else address
+    report(f"http://{shown}:{port}", is_local)
     thread.join()

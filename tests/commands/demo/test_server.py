@@ -8,7 +8,9 @@ import pytest
 from helpers.command_line import REPOSITORY
 from helpers.command_outputs import get_error_sentence
 
+from lightning_ddpm.commands.demo import server
 from lightning_ddpm.commands.demo.server import MAX_BYTES, Gate
+from lightning_ddpm.utils.errors import UserError
 
 JOIN = "/gradio_api/queue/join"
 
@@ -116,6 +118,26 @@ def test_a_port_that_is_in_use_is_named(command):
         port = taken.getsockname()[1]
         status, _, err = command("demo", "--ckpt", REPOSITORY / "none.ckpt", "--port", port)
     assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in get_error_sentence(status, err)
+
+
+def test_the_port_is_closed_where_the_model_cannot_be_loaded(command, monkeypatch):
+    listen, opened = server.listen, []
+    monkeypatch.setattr(server, "listen", lambda *address: opened.append(listen(*address)) or opened[-1])
+    status, _, err = command("demo", "--ckpt", REPOSITORY / "none.ckpt", "--port", "0")
+    assert "there is no checkpoint" in get_error_sentence(status, err)
+    assert [each.fileno() for each in opened] == [-1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # uvicorn exits
+def test_a_page_that_does_not_start_is_an_error():
+    async def fail(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no page"})
+
+    reported = []
+    with server.listen("127.0.0.1", 0) as listener, pytest.raises(UserError, match="the page could not be started"):
+        server.serve(fail, listener, lambda *each: reported.append(each))
+    assert reported == []
 
 
 def test_without_gradio_the_extra_is_named(command, monkeypatch):
