@@ -1,6 +1,5 @@
 """What a visitor of the page can ask for, and how it becomes a request; every value is checked, whoever sent it."""
 
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -168,8 +167,8 @@ def check_number(what: str, value: Any, low: float, high: float, kind: type[Any]
     Raises:
         UserError: it is no such number, or lies outside the range.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or (kind is int and value != int(value)) or not low <= value <= high:
+    is_inside = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # NaN is not
+    if not is_inside or (kind is int and value != int(value)):
         word = "a whole number" if kind is int else "a number"
         raise UserError(f"{what} must be {word} from {low:g} to {high:.10g}, got {str(value)[:40]}")
     return kind(value)

@@ -142,6 +142,7 @@ def test_samplers_of_other_tasks_are_not_offered(studio):
         ({"n": True}, "the number of images"),
         ({"seed": -1}, "the seed must be a whole number from 0 to 2147483647"),
         ({"seed": float("nan")}, "the seed"),
+        ({"seed": 10**400}, "the seed must be a whole number from 0 to 2147483647, got 1000"),
         ({"seed": None}, "the seed"),
         ({"steps": 1001}, "the number of steps must be a whole number from 1 to 1000"),
         ({"label": 10}, "the class must be a whole number from 0 to 9"),
