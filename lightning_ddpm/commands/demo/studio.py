@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -72,7 +73,7 @@ class Studio:
 
     def __init__(self, model: DDPM, fabric: Fabric, evaluations: list[int], max_images: int) -> None:
         self.model, self.fabric, self.choices = model, fabric, Choices(model, max_images)
-        self._evaluations = evaluations
+        self._evaluations, self._turn = evaluations, Lock()
         self._shown_by = choose_preview(model.values, model.image_shape[0])
         self.why_no_inpainting = _explain_no_inpainting(model)
 
@@ -135,21 +136,23 @@ class Studio:
         titles: Sequence[str] = (),
     ) -> Iterator[Frame]:
         """Yield frames of the sampler's trajectory, no more often than they can be looked at."""
-        self._evaluations.clear()
-        strip, stride, step, x = [self._preview(x_T[:1])], 1, 0, x_T
+        strip, stride, step, evaluated, x = [self._preview(x_T[:1])], 1, 0, 0, x_T
         start, due, total = time.monotonic(), 0.0, sampler.nfe(self.model.schedule.T)
         total = total and total * (request.guidance.nfe if request.guidance else 1)
         trajectory = sampler.trajectory(denoise, x_T, noise)
 
-        def make_frame(strip: Sequence[Tensor] = ()) -> Frame:
-            nfe, seconds = sum(self._evaluations) / len(x_T), time.monotonic() - start
-            path = torch.cat([*strip]) if strip else torch.empty(0)
-            return Frame(self._preview(x), titles, path, step, nfe, total, seconds, is_last=bool(strip))
+        def make_frame(path: Sequence[Tensor] = ()) -> Frame:
+            nfe, seconds = evaluated / len(x_T), time.monotonic() - start
+            shown = torch.cat([*path]) if path else torch.empty(0)
+            return Frame(self._preview(x), titles, shown, step, nfe, total, seconds, is_last=bool(path))
 
         yield make_frame()
         while True:
-            with torch.no_grad(), self.fabric.autocast():  # of this step: the next one may run in another thread
+            # of this step: the next one may run in another thread, and a request that was stopped may still be in one
+            with self._turn, torch.no_grad(), self.fabric.autocast():
+                self._evaluations.clear()
                 following = next(trajectory, None)
+                evaluated += sum(self._evaluations)
             if following is None:
                 break
             x, step = following, step + 1

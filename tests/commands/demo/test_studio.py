@@ -113,6 +113,13 @@ def test_an_interpolation_runs_from_one_image_to_the_other(sampler, studio):
     assert steps.max() < (between[-1].float() - between[0].float()).abs().mean()
 
 
+def test_requests_that_overlap_count_their_own_evaluations(studio):
+    """A visitor's request may begin while the last step of one that was stopped is still computed."""
+    first, second = (studio.generate(ask(seed=seed, steps=6)) for seed in (1, 2))
+    assert (next(first).nfe, next(second).nfe) == (0, 0)
+    assert (get_last(first).nfe, get_last(second).nfe) == (6, 6)
+
+
 def test_each_step_may_run_in_another_thread(studio):
     grads = []
     handle = studio.model.network.register_forward_hook(lambda *_: grads.append(torch.is_grad_enabled()))
