@@ -164,8 +164,10 @@ class Studio:
                 yield make_frame()
                 after = time.monotonic()
                 due = after + max(FRAME_SECONDS, (after - before) / FRAME_SHARE)
-        chosen = torch.linspace(0, len(strip) - 1, min(STRIP - 1, len(strip))).long().tolist()
-        yield make_frame([*(strip[index] for index in chosen), self._preview(x[:1])])
+        if step % stride:
+            strip.append(self._preview(x[:1]))
+        chosen = torch.linspace(0, len(strip) - 1, min(STRIP, len(strip))).long().tolist()
+        yield make_frame([strip[index] for index in chosen])
 
     def _preview(self, x: Tensor) -> Tensor:
         """Return x_t as images to look at, on the CPU."""

@@ -54,10 +54,12 @@ def test_it_generates_the_images_of_the_python_api_and_counts_their_cost(studio)
     assert (frames[-1].step, frames[-1].nfe) == (6, 12)
     assert [frame.step for frame in frames] == sorted(frame.step for frame in frames)
     assert not torch.equal(frames[0].pixels, expected)
-    assert frames[-1].strip.shape == (7 + 1, 1, 8, 8)
+    assert frames[-1].strip.shape == (1 + 6, 1, 8, 8)
     assert torch.equal(frames[-1].strip[-1], expected[0])
     assert torch.equal(frames[-1].strip[0], frames[0].pixels[0])
-    assert get_last(studio.generate(ask(steps=100, n=1))).strip.shape[0] == STRIP
+    longer = get_last(studio.generate(ask(steps=99, n=1)))  # the last step is between two that are kept
+    assert longer.strip.shape[0] == STRIP
+    assert torch.equal(longer.strip[-1], longer.pixels[0])
 
 
 @pytest.mark.parametrize(
