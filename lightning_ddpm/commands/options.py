@@ -24,6 +24,7 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_generator import (
     ImageGenerator,
     check_sampling,
+    count_nfe,
     name_sampler,
     refuse_option,
     require_generator,
@@ -224,12 +225,13 @@ def describe_generation(model: ImageGenerator, n: int, raw: bool, conditions: Co
     images = f"{n} images with {'raw' if raw else 'EMA'} weights by {name_sampler(model)}"
     if not isinstance(model, DDPM):
         return images
-    nfe, guidance = model.sampler.nfe(model.schedule.T), conditions.guidance
+    guidance = conditions.guidance
+    nfe = count_nfe(model, SampleRequest(n, guidance=guidance))
     if nfe is None:
         cost = "an adaptive number of network evaluations"
     else:
         most = "up to " if guidance and guidance.interval else ""
-        cost = f"{most}{nfe * (guidance.nfe if guidance else 1)} network evaluations each"
+        cost = f"{most}{nfe} network evaluations each"
     described = describe_clipping(model) | conditions.describe()
     if conditions.names and conditions.labels:
         described["classes"] = ", ".join(f"{conditions.names[label]} (label {label})" for label in conditions.labels)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.batch_size import choose_batch_size
-from lightning_ddpm.commands.restore_tasks import TASKS, Task
+from lightning_ddpm.commands.restore_tasks import TASKS, Task, hide_unknown_condition
 from lightning_ddpm.commands.sample_folder import UNFINISHED, check_folder, delete_images, is_unfinished, start_set
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import arrange_grid, save_image, to_float, to_uint8
 from lightning_ddpm.data.numbered_images import write_images
 from lightning_ddpm.data.sample_images import open_sample_folder
 from lightning_ddpm.data.sharding import split_ranges
-from lightning_ddpm.diffusion import ClassifierFree
 from lightning_ddpm.metrics.pair_quality import measure_pairs
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
@@ -66,9 +64,7 @@ def run(arguments: Sequence[str]) -> None:
     n, ranks = len(images), model_options.get_ranks(fabric)
     options.batch_size = choose_batch_size(model, n, conditions, options, fabric)
     batch_sizes = model_options.place_model(model, options, fabric)
-    request = conditions.request(n, options)
-    if model.condition_kinds and conditions.labels is None and conditions.given is None:
-        request = replace(request, guidance=ClassifierFree(0.0))  # what the given images show is unknown
+    request = hide_unknown_condition(conditions.request(n, options), model)
     metrics = torch.zeros(n, 4, dtype=torch.float64, device=fabric.device)
     rows: list[Tensor] = []
 

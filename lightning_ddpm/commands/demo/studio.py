@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from lightning_ddpm.commands.demo.settings import MAX_SEED, Choices, Settings, check_number
-from lightning_ddpm.commands.restore_tasks import build_repaint, choose_markov_sampler
+from lightning_ddpm.commands.restore_tasks import build_repaint, choose_markov_sampler, hide_unknown_condition
 from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.data.previews import choose_preview
 from lightning_ddpm.diffusion import Sampler
@@ -19,7 +19,7 @@ from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import Noise
 from lightning_ddpm.diffusion.samplers.ddim import slerp
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.models.image_generator import require_uint8
+from lightning_ddpm.models.image_generator import count_nfe, require_uint8
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import ImageNoise
@@ -97,13 +97,11 @@ class Studio:
         if self.why_no_inpainting:
             raise UserError(self.why_no_inpainting)
         passes = check_number("the number of passes", passes, 1, MAX_PASSES)
-        request = self.choices.make_request(settings)
+        request = hide_unknown_condition(self.choices.make_request(settings), self.model)
         if not hole.any() or hole.all():
             raise UserError("paint over a part of the image: what is painted is generated, and the rest is kept")
         sampler = choose_markov_sampler("inpainting", request.sampler, None, self.model)
         denoise, x_T, noise = self.model.prepare_sampling(request, 0, request.n)
-        if settings.label is None and not self.model.condition_format.kinds:
-            denoise = self.model.denoiser  # the class of the image is unknown
         image, known = to_float(pixels[None].to(x_T.device)), ~hole.to(x_T.device)
         yield from self._watch(request, build_repaint(sampler, image, known, passes), denoise, x_T, noise)
 
@@ -137,8 +135,7 @@ class Studio:
     ) -> Iterator[Frame]:
         """Yield frames of the sampler's trajectory, no more often than they can be looked at."""
         strip, stride, step, evaluated, x = [self._preview(x_T[:1])], 1, 0, 0, x_T
-        start, due, total = time.monotonic(), 0.0, sampler.nfe(self.model.schedule.T)
-        total = total and total * (request.guidance.nfe if request.guidance else 1)
+        start, due, total = time.monotonic(), 0.0, count_nfe(self.model, replace(request, sampler=sampler))
         trajectory = sampler.trajectory(denoise, x_T, noise)
 
         def make_frame(path: Sequence[Tensor] = ()) -> Frame:

@@ -96,6 +96,9 @@ def test_it_inpaints_as_restore_does(studio, command, tmp_path):
     frame = get_last(studio.inpaint(ask(n=1, steps=5), image, hole, 2))
     assert frame.pixels[0].tolist() == read_images(tmp_path / "out", 1).tolist()
     assert frame.nfe == frame.total == 10
+    guided = get_last(studio.inpaint(ask(n=1, steps=5, guidance=3), image, hole, 2))
+    assert guided.nfe == guided.total == 10, "towards no class"
+    assert torch.equal(guided.pixels, frame.pixels)
     several = get_last(studio.inpaint(ask(n=4, steps=5), image, hole, 1)).pixels
     assert all(torch.equal(each[~hole], image[~hole]) for each in several)
     assert len({tuple(each[hole].tolist()) for each in several}) == 4
