@@ -9,6 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import nn
 
+from lightning_ddpm.callbacks import PostHocEMA
 from lightning_ddpm.commands.data_shape import fill_shape
 from lightning_ddpm.commands.fit import PRECISIONS
 from lightning_ddpm.commands.list_options import set_list_options, split_list_options
@@ -73,10 +74,15 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _count_lengths(callbacks: Sequence[Namespace], steps: int | None) -> tuple[int, int]:
-    """Return the number of averages whose length is chosen after training, and of the snapshots that are kept."""
-    found = [each.init_args for each in callbacks if each.class_path.endswith(".PostHocEMA")]
+    """Return the number of averages whose length is chosen after training, and of the snapshots that are kept.
+
+    Raises:
+        UserError: an argument of the callback is wrong.
+    """
+    given = [each.init_args for each in callbacks if each.class_path.endswith(".PostHocEMA")]
+    found = [PostHocEMA(each.every_n_steps, each.sigma_rels) for each in given]
     lengths = [len(each.sigma_rels) for each in found]
-    times = [-(-max(steps or 0, 0) // each.every_n_steps) for each in found]
+    times = [-(-max(steps or 0, 0) // (each.interval.steps or 1)) for each in found]
     return sum(lengths), sum(n * each for n, each in zip(lengths, times, strict=True))
 
 
