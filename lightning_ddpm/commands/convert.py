@@ -62,9 +62,12 @@ def run_export(arguments: Sequence[str]) -> None:
 def _write_pipeline(options: Namespace) -> None:
     """Write a checkpoint as a pipeline of diffusers."""
     model = load(options.ckpt, DDPM)
-    require_uint8(model, "diffusers")
+    require_uint8(model, "export to diffusers", "give --format release")
     if model.clipping:
-        raise UserError(f"export writes schedulers that clip to the range, and the checkpoint has {model.clipping}")
+        raise UserError(
+            f"export writes schedulers that clip to the range, and the checkpoint has {model.clipping}; give "
+            "--format release"
+        )
     unet_config = unet.make_unet_config(model.network)
     assert isinstance(model.network, UNet)
     outputs = unet_config["out_channels"] // unet_config["in_channels"]

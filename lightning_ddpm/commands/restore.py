@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> None:
     model = model_options.load_model(parser, options)
     if not isinstance(model, DDPM):
         raise UserError(f"restore needs a DDPM, and {options.ckpt} holds {type(model).__name__}; give another --ckpt")
-    require_uint8(model, "restore")
+    require_uint8(model, "restore", "give another --ckpt")
     if model.condition_format.image:
         raise UserError(
             f"restore is for models that were not trained for it, and {options.ckpt} generates images from images; use "

@@ -109,8 +109,15 @@ def refuse_option(model: ImageGenerator, option: str) -> None:
     raise UserError(f"{option} needs a DDPM, and {type(model).__name__} generates its images without it; remove it")
 
 
-def require_uint8(model: ImageGenerator, what: str) -> None:
+def require_uint8(
+    model: ImageGenerator, what: str, fix: str = "leave it out, and look at val/loss, sample grids and samples"
+) -> None:
     """Refuse a model whose images do not have 256 levels, of which feature networks and restoration are made.
+
+    Args:
+        model: the model.
+        what: needs them, for the message.
+        fix: what to do without it, for the message.
 
     Raises:
         UserError: the model has other values.
@@ -118,7 +125,7 @@ def require_uint8(model: ImageGenerator, what: str) -> None:
     if model.values != UINT8:
         raise UserError(
             f"{what} needs images of uint8 with values 0..255, and the model's are {model.values.dtype} "
-            f"{model.values.describe()}; leave it out, and look at val/loss, sample grids and samples"
+            f"{model.values.describe()}; {fix}"
         )
 
 

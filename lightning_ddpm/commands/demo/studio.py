@@ -175,7 +175,7 @@ class Studio:
 def _explain_no_inpainting(model: DDPM) -> str | None:
     """Return why the page cannot inpaint a model's images; ``None`` if it can."""
     try:
-        require_uint8(model, "inpainting")
+        require_uint8(model, "inpainting", "the other tabs generate them")
     except UserError as error:
         return str(error)
     channels = model.image_shape[0]

@@ -192,6 +192,7 @@ def test_a_model_of_other_values_is_shown_and_not_inpainted():
     frame = get_last(other.generate(ask(steps=3)))
     assert frame.pixels.dtype == torch.uint8
     assert "inpainting needs images of uint8" in (other.why_no_inpainting or "")
+    assert "val/loss" not in (other.why_no_inpainting or ""), "the visitor has no logs"
     assert not other.choices.is_guidable
     with pytest.raises(UserError, match="inpainting needs images of uint8"):
         next(other.inpaint(ask(), torch.zeros(1, 8, 8), torch.ones(1, 8, 8) > 0, 1))
