@@ -136,10 +136,15 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str], command: str
         if options[name] is not None and options[name] < 1:
             raise UserError(f"--{name} must be at least 1, got {options[name]}")
     if options.sampler and options.steps is not None:
-        if "steps" not in options.sampler.init_args:
+        if "steps" not in (options.sampler.get("init_args") or ()):  # a class without arguments has none
             raise UserError(f"{options.sampler.class_path} takes no --steps; remove it")
         options.sampler.init_args.steps = options.steps
     return options
+
+
+def is_given(value: object) -> bool:
+    """Return whether an option was given, from its value: 0 is one; ``None``, and ``False`` of a flag, are not."""
+    return value is not None and value is not False
 
 
 def load_model(parser: ArgumentParser, options: Namespace) -> ImageGenerator:
@@ -154,7 +159,7 @@ def load_model(parser: ArgumentParser, options: Namespace) -> ImageGenerator:
         return module
     model = require_generator(module, str(options.ckpt))
     for name in ("sampler", "steps", "threshold", "trajectory", "compile", *CONDITIONS):
-        if options.get(name) not in (None, False):
+        if is_given(options.get(name)):
             refuse_option(model, f"--{name}")
     return model
 

@@ -138,7 +138,7 @@ def _check_task_options(options: Namespace) -> None:
         raise UserError(f"there is no task {options.task!r}; there are {', '.join(TASKS)}")
     task = TASKS[options.task]
     for name in sorted({name for each in TASKS.values() for name in each.option_names}):
-        if options[name] not in (None, False) and name not in task.option_names:
+        if model_options.is_given(options[name]) and name not in task.option_names:
             others = ", ".join(other for other, each in TASKS.items() if name in each.option_names)
             raise UserError(f"--{name} is an option of {others}, and the task is {options.task}; leave it out")
         if options[name] is None and name in task.required:
