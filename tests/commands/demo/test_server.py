@@ -128,6 +128,17 @@ def test_the_port_is_closed_where_the_model_cannot_be_loaded(command, monkeypatc
     assert [each.fileno() for each in opened] == [-1]
 
 
+def test_the_command_that_it_shows_has_the_options_that_change_the_images(command, monkeypatch):
+    shown = []
+    monkeypatch.setattr("lightning_ddpm.commands.demo.page.build_app", lambda *each: shown.append(each[1:]))
+    monkeypatch.setattr("lightning_ddpm.commands.demo.command.release_signals", lambda sentence: None)
+    monkeypatch.setattr(server, "serve", lambda *_: None)
+    for more in (["--accelerator", "cpu", "--precision", "bf16-mixed"], ["--accelerator", "cpu"]):
+        status, _, err = command("demo", "--ckpt", "digits", "--port", "0", "--precision", "32-true", *more)
+        assert status == 0, err
+        assert shown.pop() == ("digits", False, more)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # uvicorn exits
 def test_a_page_that_does_not_start_is_an_error():
     async def fail(scope, receive, send):

@@ -73,13 +73,20 @@ def test_it_generates_the_images_of_the_python_api_and_counts_their_cost(studio)
 )
 def test_the_command_that_it_shows_writes_the_same_images(settings, studio, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    shown = shlex.split(studio.choices.write_command(settings, "digits_conditional"))
+    shown = shlex.split(studio.choices.write_command(settings, "digits_conditional", ["--accelerator", "cpu"]))
     assert shown[0] == "lightning-ddpm"
-    status, _, err = command(*shown[1:], "--accelerator", "cpu")
+    status, _, err = command(*shown[1:])
     assert status == 0, err
     frame = get_last(studio.generate(settings))
     assert frame.pixels[:, 0].tolist() == read_images(tmp_path / "samples", settings.n).tolist()
     assert len(frame.titles) == (0 if settings.label is not None else settings.n)
+
+
+def test_the_command_that_it_shows_repeats_numbers_and_batches_exactly(studio):
+    shown = studio.choices.write_command(ask(guidance=1.2345678, n=100), "digits_conditional")
+    assert " --guidance 1.2345678 " in shown
+    assert " --n 100 " in shown
+    assert " --batch_size 100 " in shown
 
 
 def test_it_inpaints_as_restore_does(studio, command, tmp_path):
