@@ -61,8 +61,13 @@ def add_condition_options(parser: ArgumentParser) -> None:
     )
 
 
-def read_condition_files(options: Namespace, model: DDPM) -> GivenConditions | None:
+def read_condition_files(options: Namespace, model: DDPM, guidance: Guidance | None) -> GivenConditions | None:
     """Return the conditions that the options name; ``None`` without these options.
+
+    Args:
+        options: of the command.
+        model: the model.
+        guidance: the requested one.
 
     Raises:
         UserError: the model is not conditioned on them, or on more, or they cannot be read.
@@ -76,10 +81,10 @@ def read_condition_files(options: Namespace, model: DDPM) -> GivenConditions | N
         images = _open_images(options.condition_images, model)
     if options.condition is None and options.condition_images is None:
         return None
-    unconditional = options.guidance == 0 and not options.guidance_interval
-    if not unconditional and ((needed.vector or needed.multilabel) and not options.condition):
+    is_conditional = guidance is None or guidance.is_conditional
+    if is_conditional and (needed.vector or needed.multilabel) and not options.condition:
         raise UserError(f"the model is conditioned on {needed.describe()}; add --condition FILE.csv")
-    if not unconditional and needed.image and images is None:
+    if is_conditional and needed.image and images is None:
         raise UserError(f"the model is conditioned on {needed.describe()}; add --condition_images DIR")
     lengths = [len(each) for each in (*table, images) if each is not None]
     if len(set(lengths)) > 1:

@@ -204,7 +204,7 @@ def read_conditions(options: Namespace, model: ImageGenerator) -> Conditions:
     if options.labels is not None and options.class_names is not None:
         raise UserError("--labels and --class_names both name classes; give one of them")
     given = options.class_names if options.labels is None else options.labels
-    files = read_condition_files(options, model)
+    files = read_condition_files(options, model, guidance)
     if files and files.labels is not None and given is not None:
         raise UserError(f"{options.condition} names the classes; remove --labels and --class_names")
     if given is None and files:
