@@ -19,7 +19,7 @@ from lightning_ddpm.diffusion import Guidance
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_generator import ImageGenerator
 from lightning_ddpm.models.sample_request import ConditionSource
-from lightning_ddpm.utils.condition import Condition
+from lightning_ddpm.utils.condition import Condition, ConditionFormat
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_file
 from lightning_ddpm.utils.paths import resolve_path
@@ -174,9 +174,14 @@ def require_conditions(model: ImageGenerator, given: GivenConditions | None, gui
     if not isinstance(model, DDPM) or not model.condition_format.kinds or given:
         return
     if guidance is None or guidance.is_conditional:
-        options = ["--condition FILE.csv"] * bool(model.condition_format.kinds - {"image"})
-        options += ["--condition_images DIR"] * bool(model.condition_format.image)
+        options = " and ".join(list_condition_options(model.condition_format))
         raise UserError(
-            f"the model is conditioned on {model.condition_format.describe()}: give {' and '.join(options)}, or "
-            "--guidance 0 for images without a condition"
+            f"the model is conditioned on {model.condition_format.describe()}: give {options}, or --guidance 0 for "
+            "images without a condition"
         )
+
+
+def list_condition_options(needed: ConditionFormat) -> list[str]:
+    """Return the options that give what a model is conditioned on besides classes; empty where that is nothing."""
+    table = ["--condition FILE.csv"] if needed.vector or needed.multilabel else []
+    return [*table, "--condition_images DIR"] if needed.image else table
