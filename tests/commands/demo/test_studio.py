@@ -212,11 +212,11 @@ def test_images_are_conditioned_on_numbers_and_several_classes():
     own = make_studio(tiny_model(network=network))
     seen = []
     hook = network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
-    frame = get_last(own.generate(ask(vector=(1.5, -2), multilabel=[2], n=2, steps=1)))
+    frame = get_last(own.generate(ask(vector=(1.5, -2), multilabel=[2], n=2, steps=4)))
     hook.remove()
     assert seen[0].vector.tolist() == [[1.5, -2.0]] * 2
     assert seen[0].multilabel.tolist() == [[0, 0, 1]] * 2
-    other = get_last(own.generate(ask(vector=(9.0, -2), multilabel=[2], n=2, steps=1)))
+    other = get_last(own.generate(ask(vector=(9.0, -2), multilabel=[2], n=2, steps=4)))
     assert not torch.equal(frame.pixels, other.pixels)
     assert own.choices.write_command(ask(vector=(1.5, -2)), "x") == ""
     for wrong in ({"vector": (1, "/etc/passwd")}, {"vector": (1, 1), "multilabel": [3]}):
