@@ -10,6 +10,8 @@ COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY lightning_ddpm lightning_ddpm
 COPY configs configs
 COPY checkpoints/pretrained checkpoints/pretrained
+# template/run.sbatch is a link to a script
+COPY scripts scripts
 COPY template template
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheel .
 

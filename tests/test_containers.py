@@ -59,6 +59,15 @@ def test_the_development_container_installs_what_the_gate_does() -> None:
     assert settings["remoteUser"] != "root"
 
 
+def test_links_in_what_the_image_is_built_from_lead_to_what_is_copied_with_them() -> None:
+    build, _ = list_steps()
+    copied = [(REPOSITORY / name).resolve() for step, rest in build if step == "COPY" for name in rest.split()[:-1]]
+    links = [path for each in copied for path in each.rglob("*") if path.is_symlink()]
+    assert links
+    for link in links:
+        assert any(link.resolve().is_relative_to(each) for each in copied), link
+
+
 @pytest.mark.slow
 def test_its_steps_give_a_command_that_works_without_a_network(tmp_path: Path) -> None:
     build, final = list_steps()
@@ -109,8 +118,8 @@ def _can_unshare() -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file, or a folder without what Python writes into it."""
+    """Copy a file, or a folder without what Python writes into it; links stay links, as the engine copies them."""
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns(*SKIPPED), dirs_exist_ok=True)
+        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns(*SKIPPED), dirs_exist_ok=True)
     else:
         shutil.copy(source, target)

@@ -19,7 +19,7 @@ from lightning_ddpm.diffusion import Guidance
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_generator import ImageGenerator
 from lightning_ddpm.models.sample_request import ConditionSource
-from lightning_ddpm.utils.condition import Condition
+from lightning_ddpm.utils.condition import Condition, ConditionFormat
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.hashing import hash_file
 from lightning_ddpm.utils.paths import resolve_path
@@ -61,8 +61,13 @@ def add_condition_options(parser: ArgumentParser) -> None:
     )
 
 
-def read_condition_files(options: Namespace, model: DDPM) -> GivenConditions | None:
+def read_condition_files(options: Namespace, model: DDPM, guidance: Guidance | None) -> GivenConditions | None:
     """Return the conditions that the options name; ``None`` without these options.
+
+    Args:
+        options: of the command.
+        model: the model.
+        guidance: the requested one.
 
     Raises:
         UserError: the model is not conditioned on them, or on more, or they cannot be read.
@@ -76,10 +81,10 @@ def read_condition_files(options: Namespace, model: DDPM) -> GivenConditions | N
         images = _open_images(options.condition_images, model)
     if options.condition is None and options.condition_images is None:
         return None
-    unconditional = options.guidance == 0 and not options.guidance_interval
-    if not unconditional and ((needed.vector or needed.multilabel) and not options.condition):
+    is_conditional = guidance is None or guidance.is_conditional
+    if is_conditional and (needed.vector or needed.multilabel) and not options.condition:
         raise UserError(f"the model is conditioned on {needed.describe()}; add --condition FILE.csv")
-    if not unconditional and needed.image and images is None:
+    if is_conditional and needed.image and images is None:
         raise UserError(f"the model is conditioned on {needed.describe()}; add --condition_images DIR")
     lengths = [len(each) for each in (*table, images) if each is not None]
     if len(set(lengths)) > 1:
@@ -169,9 +174,14 @@ def require_conditions(model: ImageGenerator, given: GivenConditions | None, gui
     if not isinstance(model, DDPM) or not model.condition_format.kinds or given:
         return
     if guidance is None or guidance.is_conditional:
-        options = ["--condition FILE.csv"] * bool(model.condition_format.kinds - {"image"})
-        options += ["--condition_images DIR"] * bool(model.condition_format.image)
+        options = " and ".join(list_condition_options(model.condition_format))
         raise UserError(
-            f"the model is conditioned on {model.condition_format.describe()}: give {' and '.join(options)}, or "
-            "--guidance 0 for images without a condition"
+            f"the model is conditioned on {model.condition_format.describe()}: give {options}, or --guidance 0 for "
+            "images without a condition"
         )
+
+
+def list_condition_options(needed: ConditionFormat) -> list[str]:
+    """Return the options that give what a model is conditioned on besides classes; empty where that is nothing."""
+    table = ["--condition FILE.csv"] if needed.vector or needed.multilabel else []
+    return [*table, "--condition_images DIR"] if needed.image else table

@@ -10,13 +10,13 @@ from safetensors.torch import save
 from lightning_ddpm.commands import import_sources
 from lightning_ddpm.commands.import_sources import WEIGHTS
 from lightning_ddpm.commands.parsing import parse
+from lightning_ddpm.commands.pipeline_configs import make_pipeline_configs
 from lightning_ddpm.commands.release import write_release
 from lightning_ddpm.diffusion import DDIM
-from lightning_ddpm.interop.diffusers import scheduler, unet
+from lightning_ddpm.interop.diffusers import scheduler
 from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX
 from lightning_ddpm.interop.diffusers.weights import export_weights
 from lightning_ddpm.models.checkpoint import (
-    MAX_LENGTH,
     build_checkpoint,
     build_hyper_parameters,
     build_module,
@@ -25,7 +25,6 @@ from lightning_ddpm.models.checkpoint import (
 )
 from lightning_ddpm.models.checkpoint_source import locate_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.models.image_generator import require_uint8
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
@@ -62,25 +61,14 @@ def run_export(arguments: Sequence[str]) -> None:
 def _write_pipeline(options: Namespace) -> None:
     """Write a checkpoint as a pipeline of diffusers."""
     model = load(options.ckpt, DDPM)
-    require_uint8(model, "diffusers")
-    if model.clipping:
-        raise UserError(f"export writes schedulers that clip to the range, and the checkpoint has {model.clipping}")
-    unet_config = unet.make_unet_config(model.network)
+    unet_config, scheduler_config = make_pipeline_configs(
+        model, scheduler.VARIANCES[options.variance]() if options.variance else None
+    )
     assert isinstance(model.network, UNet)
-    outputs = unet_config["out_channels"] // unet_config["in_channels"]
-    variance = scheduler.VARIANCES[options.variance]() if options.variance else None
-    variance = variance or scheduler.choose_variance(model.sampler, outputs)
-    scheduler_config = scheduler.make_scheduler_config(model.schedule, model.parameterization, variance)
-    if len(scheduler_config["trained_betas"] or ()) > MAX_LENGTH:
-        raise UserError(
-            f"diffusers has no {type(model.schedule).__name__}, and {model.schedule.T:,} betas are more than a list "
-            f"may have here ({MAX_LENGTH:,}); only Linear, Quadratic and Cosine schedules can have more steps"
-        )
     if not options.variance:
         sampler = read_checkpoint(options.ckpt)["hyper_parameters"].get("sampler")
         scheduler_config |= {scheduler.SAMPLER_KEY: sampler}
     variance_type = scheduler_config["variance_type"]
-    scheduler.check_outputs(variance_type, outputs)
 
     weights = save(export_weights(model.network), metadata={"format": "pt"})
     with fill_folder(options.out):

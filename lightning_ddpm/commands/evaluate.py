@@ -193,7 +193,7 @@ def _read_metrics(options: Namespace) -> set[str]:
         raise UserError(f"there is no metric {min(unknown)!r}; there are {', '.join([*METRICS, BITS_PER_DIM, FLOW])}")
     if options.images:
         of_generation = "steps", "sampler", "threshold", "raw", "compile", *model_options.CONDITIONS
-        given = [name for name in of_generation if options[name] is not None and options[name] is not False]
+        given = [name for name in of_generation if model_options.is_given(options[name])]
         if given:
             raise UserError(f"--{given[0]} is an option of generating images, and --images exist already; leave it out")
         if likelihoods := metrics & LIKELIHOODS:

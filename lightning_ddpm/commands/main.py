@@ -27,7 +27,7 @@ USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightni
   test        compute the test metrics:       test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   predict     sample images by the Trainer:   predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   export      convert or release a model:     export --ckpt RUN/best.ckpt --format release --out DIR
-  demo        show a model on a page:     demo --ckpt digits
+  demo        show a model on a page:         demo --ckpt digits
   push        upload a release to the Hub:    push DIR USER/MODEL
   import      read another program's model:   import --folder DIR --out FILE.ckpt
 

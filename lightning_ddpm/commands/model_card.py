@@ -19,11 +19,12 @@ class ModelFacts(NamedTuple):
         parts: name and description of each part of the model, such as the network and the schedule.
         config: the run's config; empty where there is none.
         modules: modules of other packages that its classes are in.
-        exports: whether diffusers has the model's network, too.
+        exports: whether `export` can write the model as a pipeline of diffusers, without further options.
         samples: how the images were generated; ``None`` without images.
         classes: names of the classes; empty for an unconditional model.
         digest: SHA-256 of the checkpoint that the release was made from.
         step: its number of optimizer steps.
+        given: options of ``sample`` that give what it is conditioned on besides classes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelFacts(NamedTuple):
     classes: Sequence[str]
     digest: str
     step: int
+    given: Sequence[str]
 
 
 def write_card(facts: ModelFacts, results: Sequence[Mapping[str, Any]]) -> str:
@@ -137,12 +139,13 @@ def _describe_loading(facts: ModelFacts) -> str:
     own = ", ".join(f"`{each}`" for each in facts.modules)
     note = f" Its classes are in {own}, which you need, too." if own else ""
     label = f" --labels {','.join(map(str, range(len(facts.classes))))}" if 0 < len(facts.classes) <= 10 else ""
+    given = "".join(f" {each}" for each in facts.given)
     address = f"{hub.SCHEME}{UNNAMED}"
     lines = [
         "pip install 'lightning-ddpm[hub]'",
-        f"{trust}lightning-ddpm sample --ckpt {address} --n 64 --out samples{label}",
+        f"{trust}lightning-ddpm sample --ckpt {address} --n 64 --out samples{label}{given}",
     ]
-    exports = "diffusers has no network of this kind."
+    exports = "diffusers has no pipeline of this kind."
     if facts.exports:
         lines.append(f"lightning-ddpm export --ckpt {address} --format diffusers --out FOLDER")
         exports = "The last line writes a folder for diffusers: `DDPMPipeline.from_pretrained('FOLDER')`."

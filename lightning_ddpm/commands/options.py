@@ -24,6 +24,7 @@ from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_generator import (
     ImageGenerator,
     check_sampling,
+    count_nfe,
     name_sampler,
     refuse_option,
     require_generator,
@@ -135,10 +136,15 @@ def parse_options(parser: ArgumentParser, arguments: Sequence[str], command: str
         if options[name] is not None and options[name] < 1:
             raise UserError(f"--{name} must be at least 1, got {options[name]}")
     if options.sampler and options.steps is not None:
-        if "steps" not in options.sampler.init_args:
+        if "steps" not in (options.sampler.get("init_args") or ()):  # a class without arguments has none
             raise UserError(f"{options.sampler.class_path} takes no --steps; remove it")
         options.sampler.init_args.steps = options.steps
     return options
+
+
+def is_given(value: object) -> bool:
+    """Return whether an option was given, from its value: 0 is one; ``None``, and ``False`` of a flag, are not."""
+    return value is not None and value is not False
 
 
 def load_model(parser: ArgumentParser, options: Namespace) -> ImageGenerator:
@@ -153,7 +159,7 @@ def load_model(parser: ArgumentParser, options: Namespace) -> ImageGenerator:
         return module
     model = require_generator(module, str(options.ckpt))
     for name in ("sampler", "steps", "threshold", "trajectory", "compile", *CONDITIONS):
-        if options.get(name) not in (None, False):
+        if is_given(options.get(name)):
             refuse_option(model, f"--{name}")
     return model
 
@@ -198,7 +204,7 @@ def read_conditions(options: Namespace, model: ImageGenerator) -> Conditions:
     if options.labels is not None and options.class_names is not None:
         raise UserError("--labels and --class_names both name classes; give one of them")
     given = options.class_names if options.labels is None else options.labels
-    files = read_condition_files(options, model)
+    files = read_condition_files(options, model, guidance)
     if files and files.labels is not None and given is not None:
         raise UserError(f"{options.condition} names the classes; remove --labels and --class_names")
     if given is None and files:
@@ -224,12 +230,13 @@ def describe_generation(model: ImageGenerator, n: int, raw: bool, conditions: Co
     images = f"{n} images with {'raw' if raw else 'EMA'} weights by {name_sampler(model)}"
     if not isinstance(model, DDPM):
         return images
-    nfe, guidance = model.sampler.nfe(model.schedule.T), conditions.guidance
+    guidance = conditions.guidance
+    nfe = count_nfe(model, SampleRequest(n, guidance=guidance))
     if nfe is None:
         cost = "an adaptive number of network evaluations"
     else:
         most = "up to " if guidance and guidance.interval else ""
-        cost = f"{most}{nfe * (guidance.nfe if guidance else 1)} network evaluations each"
+        cost = f"{most}{nfe} network evaluations each"
     described = describe_clipping(model) | conditions.describe()
     if conditions.names and conditions.labels:
         described["classes"] = ", ".join(f"{conditions.names[label]} (label {label})" for label in conditions.labels)

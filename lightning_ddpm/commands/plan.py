@@ -9,6 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import nn
 
+from lightning_ddpm.callbacks import PostHocEMA
 from lightning_ddpm.commands.data_shape import fill_shape
 from lightning_ddpm.commands.fit import PRECISIONS
 from lightning_ddpm.commands.list_options import set_list_options, split_list_options
@@ -18,6 +19,8 @@ from lightning_ddpm.commands.precision import AUTO
 from lightning_ddpm.data import ImageDataModule
 from lightning_ddpm.diffusion import Guidance, Sampler
 from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.image_generator import count_nfe
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.models.step_plan import HALF, Settings, trace_network, trace_training
 from lightning_ddpm.utils.cards import CARDS, Card, find_card, get_card
 from lightning_ddpm.utils.contracts import describe_class, is_ours
@@ -26,7 +29,6 @@ from lightning_ddpm.utils.jsonargparse_internals import accept_value
 from lightning_ddpm.utils.trace_internals import use_fake_tensors
 from lightning_ddpm.utils.yaml_text import MODE, build_parser
 
-"""The dtypes of mixed precision, by the names of Lightning."""
 IGNORED = ("seed_everything", "ckpt_path", "optimizer", "lr_scheduler", "weights_only", "verbose")
 """Keys of a training config that a plan does not depend on."""
 
@@ -72,10 +74,15 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _count_lengths(callbacks: Sequence[Namespace], steps: int | None) -> tuple[int, int]:
-    """Return the number of averages whose length is chosen after training, and of the snapshots that are kept."""
-    found = [each.init_args for each in callbacks if each.class_path.endswith(".PostHocEMA")]
+    """Return the number of averages whose length is chosen after training, and of the snapshots that are kept.
+
+    Raises:
+        UserError: an argument of the callback is wrong.
+    """
+    given = [each.init_args for each in callbacks if each.class_path.endswith(".PostHocEMA")]
+    found = [PostHocEMA(each.every_n_steps, each.sigma_rels) for each in given]
     lengths = [len(each.sigma_rels) for each in found]
-    times = [-(-max(steps or 0, 0) // each.every_n_steps) for each in found]
+    times = [-(-max(steps or 0, 0) // (each.interval.steps or 1)) for each in found]
     return sum(lengths), sum(n * each for n, each in zip(lengths, times, strict=True))
 
 
@@ -159,8 +166,6 @@ def _describe_generation(callback: Namespace, model: DDPM) -> Generation | None:
     parser.add_subclass_arguments(Guidance, "guidance", required=False)
     parts = {key: given.get(key) for key in ("sampler", "guidance") if given.get(key) is not None}
     built = instantiate(parser, Namespace(**parts))  # type: ignore[no-untyped-call]
-    nfe = (built.get("sampler") or model.sampler).nfe(T)
-    if nfe is not None and built.get("guidance"):
-        nfe *= built.guidance.nfe
+    nfe = count_nfe(model, SampleRequest(1, sampler=built.get("sampler"), guidance=built.get("guidance")))
     interval = given.get("every_n_steps"), given.get("every_n_epochs")
     return Generation(name, given.n, nfe, *interval, min(given.get("batch_size", given.n), given.n))

@@ -11,12 +11,12 @@ from jsonargparse import Namespace
 from lightning_fabric import Fabric
 from safetensors.torch import save
 
+from lightning_ddpm.commands.condition_files import list_condition_options
 from lightning_ddpm.commands.model_card import ModelFacts, write_card
+from lightning_ddpm.commands.pipeline_configs import make_pipeline_configs
 from lightning_ddpm.data.image_io import save_image
 from lightning_ddpm.data.previews import choose_preview
-from lightning_ddpm.data.value_range import UINT8
 from lightning_ddpm.interop import hub
-from lightning_ddpm.interop.diffusers import unet
 from lightning_ddpm.models.checkpoint import build_checkpoint, load, read_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate
@@ -61,6 +61,7 @@ def write_release(options: Namespace) -> None:
             model.class_names,
             digest,
             checkpoint.get("global_step", 0),
+            list_condition_options(model.condition_format),
         )
         write_atomically(options.out / hub.CARD, lambda file: file.write(write_card(facts, results).encode()))
     report(f"wrote {options.out}: {hub.WEIGHTS} and {hub.CHECKPOINT} with EMA weights, and {hub.CARD}, the model card")
@@ -123,10 +124,8 @@ def _describe_parts(model: DDPM) -> dict[str, str]:
 
 
 def _has_diffusers_form(model: DDPM) -> bool:
-    if model.values != UINT8 or model.clipping:
-        return False
     try:
-        unet.make_unet_config(model.network)
+        make_pipeline_configs(model)
     except UserError:
         return False
     return True

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.batch_size import choose_batch_size
-from lightning_ddpm.commands.restore_tasks import TASKS, Task
+from lightning_ddpm.commands.restore_tasks import TASKS, Task, hide_unknown_condition
 from lightning_ddpm.commands.sample_folder import UNFINISHED, check_folder, delete_images, is_unfinished, start_set
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import arrange_grid, save_image, to_float, to_uint8
 from lightning_ddpm.data.numbered_images import write_images
 from lightning_ddpm.data.sample_images import open_sample_folder
 from lightning_ddpm.data.sharding import split_ranges
-from lightning_ddpm.diffusion import ClassifierFree
 from lightning_ddpm.metrics.pair_quality import measure_pairs
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import evaluation_mode
@@ -49,7 +47,7 @@ def run(arguments: Sequence[str]) -> None:
     model = model_options.load_model(parser, options)
     if not isinstance(model, DDPM):
         raise UserError(f"restore needs a DDPM, and {options.ckpt} holds {type(model).__name__}; give another --ckpt")
-    require_uint8(model, "restore")
+    require_uint8(model, "restore", "give another --ckpt")
     if model.condition_format.image:
         raise UserError(
             f"restore is for models that were not trained for it, and {options.ckpt} generates images from images; use "
@@ -66,9 +64,7 @@ def run(arguments: Sequence[str]) -> None:
     n, ranks = len(images), model_options.get_ranks(fabric)
     options.batch_size = choose_batch_size(model, n, conditions, options, fabric)
     batch_sizes = model_options.place_model(model, options, fabric)
-    request = conditions.request(n, options)
-    if model.condition_kinds and conditions.labels is None and conditions.given is None:
-        request = replace(request, guidance=ClassifierFree(0.0))  # what the given images show is unknown
+    request = hide_unknown_condition(conditions.request(n, options), model)
     metrics = torch.zeros(n, 4, dtype=torch.float64, device=fabric.device)
     rows: list[Tensor] = []
 
@@ -142,7 +138,7 @@ def _check_task_options(options: Namespace) -> None:
         raise UserError(f"there is no task {options.task!r}; there are {', '.join(TASKS)}")
     task = TASKS[options.task]
     for name in sorted({name for each in TASKS.values() for name in each.option_names}):
-        if options[name] not in (None, False) and name not in task.option_names:
+        if model_options.is_given(options[name]) and name not in task.option_names:
             others = ", ".join(other for other, each in TASKS.items() if name in each.option_names)
             raise UserError(f"--{name} is an option of {others}, and the task is {options.task}; leave it out")
         if options[name] is None and name in task.required:

@@ -1,6 +1,7 @@
 """The tasks of ``restore``: each defines what is known of an image and the sampler that restores the rest."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from jsonargparse import Namespace
@@ -8,9 +9,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lightning_ddpm.data.image_io import read_image
-from lightning_ddpm.diffusion import Ancestral, FixedSmall, MarkovSampler, RePaint, Sampler, SDEdit
+from lightning_ddpm.diffusion import Ancestral, ClassifierFree, FixedSmall, MarkovSampler, RePaint, Sampler, SDEdit
 from lightning_ddpm.diffusion.samplers.ddrm import DDRM, Degradation, Downsample, Grayscale, Identity
 from lightning_ddpm.models.ddpm import DDPM
+from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import ImageNoise
 
@@ -43,6 +45,13 @@ def choose_markov_sampler(task: str, sampler: Sampler | None, steps: int | None,
 def build_repaint(sampler: MarkovSampler, image: Tensor, known: Tensor, passes: int | None) -> RePaint:
     """Return the sampler that fills in the unknown pixels of images (b, c, h, w) in [-1, 1]; ``known`` is 1, h, w."""
     return RePaint(sampler, image, known, passes=passes or PASSES, jump=JUMP)
+
+
+def hide_unknown_condition(request: SampleRequest, model: DDPM) -> SampleRequest:
+    """Return the request, for predictions without a condition where it states none: what images show is unknown."""
+    if not model.condition_kinds or request.labels is not None or request.conditions is not None:
+        return request
+    return replace(request, guidance=ClassifierFree(0.0))
 
 
 class Task(ABC):

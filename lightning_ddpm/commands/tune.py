@@ -1,4 +1,7 @@
-"""``tune``: choose the length of the average of the weights by a metric, and report it on other images."""
+"""``tune``: choose the length of the average of the weights by a metric, and report it on other images.
+
+The metric is the first one in evaluate's table.
+"""
 
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +24,8 @@ from lightning_ddpm.utils.yaml_text import build_parser
 OWN = ("--ckpt", "--sigma_rels", "--seed", "--report_seed", "--out")
 LENGTHS = (0.03, 0.05, 0.07, 0.1, 0.13, 0.17, 0.21)
 """Lengths that are compared by default; Karras et al. 2024 find their best ones between 0.02 and 0.2."""
-ONE_DEVICE = ("--devices", "--num_nodes", "--strategy", "--images", "--raw", "--save_stats")
+REFUSED = ("--devices", "--num_nodes", "--strategy", "--images", "--raw", "--save_stats")
+"""Options of evaluate that are not for one run's averages on one device."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -56,7 +60,9 @@ def run(arguments: Sequence[str]) -> None:
     write_average(path, folder, best, reconstruct(folder, best))
     report(f"sigma_rel {best:g} has the best {metric}, {known[best]:.5g}, of images of seed {options.seed}")
     _, result = _evaluate(path, folder, best, options.report_seed, others)
-    report(f"wrote {path}: {metric} {result['metrics'][metric]['value']:.5g} of images of seed {options.report_seed}")
+    reported = result["metrics"][metric]["value"]
+    value = "not finite," if reported is None else f"{reported:.5g}"
+    report(f"wrote {path}: {metric} {value} of images of seed {options.report_seed}")
     if options.out:
         compared = {format_length(each): value for each, value in values.items()}
         chosen = {"metric": metric, "seed": options.seed, "values": compared, "best": best}
@@ -90,14 +96,14 @@ def _check(options: Any, others: Sequence[str]) -> None:
             f"--report_seed must differ from --seed, got {options.seed} twice: the best of several is better by chance "
             "on the images that it was chosen by"
         )
-    if given := [each for each in others if each.partition("=")[0] in ONE_DEVICE]:
-        raise UserError(f"tune evaluates a run's averages on one device; remove {given[0]}")
+    if given := [each for each in others if each.partition("=")[0] in REFUSED]:
+        raise UserError(f"tune evaluates the averages of one run, on one device; remove {given[0]}")
 
 
 def _evaluate(
     path: Path, folder: Path, sigma_rel: float, seed: int, others: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
-    """Return the name of the first metric, and what evaluate writes into the run's folder ``tune``."""
+    """Return the name of the first metric in evaluate's table, and what that writes into the run's folder ``tune``."""
     out = folder / "tune" / f"sigma_rel_{format_length(sigma_rel)}_seed_{seed}.json"
     given = any(each.partition("=")[0] == "--reference" for each in others)
     reference = [] if given else ["--reference", str(folder / "config.yaml")]

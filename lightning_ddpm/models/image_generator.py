@@ -14,10 +14,11 @@ take any other with two attributes and one method::
             return self.values.to_data(self.decoder(z))
 
 Image i must depend on the weights, the seed and i alone, as the random numbers of ``ImageNoise`` do: then the images
-are the same in batches of any size and on any number of devices. Samplers, guidance, classes and the variational bound
-belong to diffusion models: they are refused for other modules.
+are the same in batches of any size and on any number of devices. Samplers, guidance, classes, other conditions and the
+variational bound belong to diffusion models: they are refused for other modules.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
@@ -62,7 +63,7 @@ def require_generator(module: LightningModule, source: str = "") -> ImageGenerat
         source: the file that holds it; empty for the module of a run.
 
     Raises:
-        UserError: it lacks an attribute or the method.
+        UserError: it lacks an attribute or the method, or has something else in its place.
     """
     missing = [each for each in ("image_shape", "values", "generate") if not hasattr(module, each)]
     if missing:
@@ -72,12 +73,20 @@ def require_generator(module: LightningModule, source: str = "") -> ImageGenerat
             f"{describe_class(type(module))} without {' and '.join(missing)}; {fix}"
         )
     model = cast(ImageGenerator, module)
+    shape: object = model.image_shape
+    values: object = model.values
+    is_shape = isinstance(shape, Sequence) and len(shape) == 3 and all(isinstance(each, int) for each in shape)
+    if not is_shape or not isinstance(values, ValueRange):
+        raise UserError(
+            f"{describe_class(type(module))} must have image_shape (channels, height, width), three ints, and values, "
+            f"a ValueRange such as UINT8; got {shape!r} and {values!r}"
+        )
     check_call(module, model.generate, "request, start, stop")
     return model
 
 
 def check_request(model: ImageGenerator, request: SampleRequest) -> None:
-    """Refuse a sampler, guidance or classes that do not fit the model.
+    """Refuse a sampler, guidance, classes or other conditions that do not fit the model.
 
     Raises:
         UserError: the model is no diffusion model, or one that they do not fit.
@@ -85,7 +94,7 @@ def check_request(model: ImageGenerator, request: SampleRequest) -> None:
     if isinstance(model, DDPM):
         check_sampling(model, request.sampler or model.sampler, request.guidance)
         return
-    for name in ("sampler", "guidance", "labels"):
+    for name in ("sampler", "guidance", "labels", "conditions"):
         if getattr(request, name) is not None:
             refuse_option(model, name)
 
@@ -109,8 +118,15 @@ def refuse_option(model: ImageGenerator, option: str) -> None:
     raise UserError(f"{option} needs a DDPM, and {type(model).__name__} generates its images without it; remove it")
 
 
-def require_uint8(model: ImageGenerator, what: str) -> None:
+def require_uint8(
+    model: ImageGenerator, what: str, fix: str = "leave it out, and look at val/loss, sample grids and samples"
+) -> None:
     """Refuse a model whose images do not have 256 levels, of which feature networks and restoration are made.
+
+    Args:
+        model: the model.
+        what: needs them, for the message.
+        fix: what to do without it, for the message.
 
     Raises:
         UserError: the model has other values.
@@ -118,7 +134,7 @@ def require_uint8(model: ImageGenerator, what: str) -> None:
     if model.values != UINT8:
         raise UserError(
             f"{what} needs images of uint8 with values 0..255, and the model's are {model.values.dtype} "
-            f"{model.values.describe()}; leave it out, and look at val/loss, sample grids and samples"
+            f"{model.values.describe()}; {fix}"
         )
 
 

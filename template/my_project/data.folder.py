@@ -20,6 +20,8 @@ class Data(ImageSource):
     def prepare(self, root: Path) -> None:
         if len(list(root.rglob("*.png"))) < 10:
             raise UserError(f"there are not ten PNG files in {root}; set --data.root to their folder")
+        if self.class_names(root) and (beside := next(root.glob("*.png"), None)):
+            raise UserError(f"{beside} lies beside the folders of the classes; move it into one of them")
 
     def open(self, root: Path, split: Split) -> ImageDataset:
         paths = [path for i, path in enumerate(sorted(root.rglob("*.png"))) if (i % 10 == 9) == (split == "test")]

@@ -83,6 +83,11 @@ def test_a_model_of_fields_samples_fields_and_refuses_what_is_for_bytes(command,
     status, _, err = command("restore", "--ckpt", ckpt, *restore, "--accelerator", "cpu")
     assert status == 2
     assert "restore needs images of uint8" in err
+    assert "; give another --ckpt" in err
+    status, _, err = command("export", "--ckpt", ckpt, "--format", "diffusers", "--out", tmp_path / "exported")
+    assert status == 2
+    assert "export to diffusers needs images of uint8" in err
+    assert "; give --format release" in err
 
 
 def test_the_range_of_a_resumed_run_must_not_change(command, fields, tmp_path) -> None:

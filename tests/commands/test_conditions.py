@@ -7,11 +7,18 @@ import pytest
 import torch
 from helpers.command_line import REPOSITORY, read_yaml, tiny_digits, write_yaml
 from helpers.command_outputs import get_error_sentence
+from helpers.conditions import make_network
+from helpers.tiny import tiny_model
+from jsonargparse import Namespace
 from PIL import Image
 
+from lightning_ddpm.commands.condition_files import read_condition_files
+from lightning_ddpm.diffusion import ClassifierFree
 from lightning_ddpm.models.checkpoint import load
+from lightning_ddpm.models.checkpoint_guidance import Autoguidance
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.condition import Condition
+from lightning_ddpm.utils.errors import UserError
 
 CPU = ("--accelerator", "cpu", "--steps", 2)
 
@@ -169,3 +176,16 @@ def test_data_without_the_condition_of_the_network_are_refused_before_training(c
     status, _, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
     message = get_error_sentence(status, err)
     assert "the data has names=['column', 'level'] and model.network.conditions[0] has names=['column']" in message
+
+
+def test_guidance_of_scale_0_needs_no_condition_and_a_weaker_model_at_scale_0_does(tmp_path):
+    """Autoguidance of scale 0 is the weaker model, which is given the condition."""
+    model = tiny_model(network=make_network("UNet"))
+    Image.new("L", (4, 4)).save(tmp_path / "0.png")
+    options = Namespace(ckpt="any.ckpt", condition=None, condition_images=tmp_path, guidance=0.0)
+    given = read_condition_files(options, model, ClassifierFree(0.0))
+    assert given is not None
+    assert given.n == 1
+    for guidance in (Autoguidance("weaker.ckpt", 0.0), ClassifierFree(0.0, (1, 5)), None):
+        with pytest.raises(UserError, match=r"conditioned on the vector .*; add --condition FILE\.csv"):
+            read_condition_files(options, model, guidance)

@@ -143,6 +143,12 @@ def test_a_broken_contract_is_a_sentence_before_the_first_step(parts, message, m
     assert not list((tmp_path / "run").glob("*.ckpt"))
 
 
+def test_a_sampler_without_arguments_takes_no_steps(module, command, tmp_path) -> None:
+    words = ("sample", "--ckpt", "digits", "--out", tmp_path / "out", "--sampler", f"{module}.FewArguments")
+    status, _, err = command(*words, "--steps", 3)
+    assert f"{module}.FewArguments takes no --steps; remove it" in get_error_sentence(status, err)
+
+
 @pytest.mark.parametrize("network", ["Network", "NoClasses"])
 @pytest.mark.parametrize("source", ["NoLabels", None])
 def test_networks_with_and_without_classes_train_on_data_with_and_without_labels(

@@ -1,5 +1,6 @@
 """``new`` writes a project for every answer; its tests, in tests/test_wheel.py, run where it is installed."""
 
+import importlib.util
 import itertools
 import re
 import tomllib
@@ -10,6 +11,7 @@ from helpers.command_line import REPOSITORY
 from helpers.command_outputs import get_error_sentence, read_files
 
 from lightning_ddpm.commands.new import CONDITIONS, DATA, LOGGERS, write_project
+from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.shipped import TEMPLATE
 
 ALWAYS = {"pyproject.toml", "README.md", ".gitignore", ".github/workflows/test.yml", "run.sbatch", "configs/train.yaml"}
@@ -53,6 +55,20 @@ def test_no_key_of_a_config_stands_there_twice(tmp_path):
         folder = tmp_path / f"{data}_{logger}_{condition}"
         write_project(folder, "tiles", (data, logger, condition))
         yaml.load((folder / "configs" / "train.yaml").read_text(), Strict)
+
+
+def test_a_file_beside_the_classes_of_a_new_project_is_refused_in_a_sentence(tmp_path):
+    write_project(tmp_path / "tiles", "tiles", ("folder", "csv", "conditional"))
+    spec = importlib.util.spec_from_file_location("tiles_data", tmp_path / "tiles" / "tiles" / "data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for index in range(10):
+        (tmp_path / "images" / "a" / f"{index}.png").touch()
+    module.Data().prepare(tmp_path / "images")
+    (tmp_path / "images" / "10.png").touch()
+    with pytest.raises(UserError, match=r"10\.png lies beside the folders of the classes; move it into one of them"):
+        module.Data().prepare(tmp_path / "images")
 
 
 def test_the_job_script_is_that_of_the_repository():

@@ -10,6 +10,7 @@ from helpers.command_line import REPOSITORY, tiny_digits, write_yaml
 DIGITS = ("--config", REPOSITORY / "configs" / "digits.yaml")
 SMALL = (*DIGITS, "--model.network.blocks", 1)
 CARD = ("--gpu", "t4-16gb")
+AVERAGES = ("--trainer.callbacks+", "PostHocEMA", "--trainer.callbacks.PostHocEMA.every_n_steps")
 LARGE = ("--gpu", "rtx4090-24gb")
 
 
@@ -118,6 +119,7 @@ def test_a_step_of_one_image_that_does_not_fit_is_refused_with_a_fix(command) ->
         ((*DIGITS, *CARD, "--trainer.num_nodes", -1), "trainer.num_nodes must be at least 1, got -1"),
         ((*DIGITS, *CARD, "--data.batch_size", -4), "data.batch_size must be at least 1, got -4"),
         ((*DIGITS, *CARD, "--data.global_batch_size", 0), "data.global_batch_size must be at least 1, got 0"),
+        ((*DIGITS, *CARD, *AVERAGES, 0), "give either every_n_steps or every_n_epochs, at least 1, got"),
         ((*DIGITS, *CARD, "--share", "2"), "--share must lie in (0, 1], got 2"),
         ((*DIGITS, *CARD, "--trainer.max_step", "2"), "there is no option --trainer.max_step; did you mean"),
         ((*DIGITS, *CARD, "--trainer.precision", "bf16-mixed"), "t4-16gb has no bfloat16"),

@@ -8,6 +8,7 @@ import torch
 from helpers.command_line import tiny_digits, write_yaml
 from helpers.command_outputs import get_error_sentence
 
+from lightning_ddpm.commands import tune
 from lightning_ddpm.models.snapshots import reconstruct
 
 
@@ -70,6 +71,17 @@ def test_the_best_length_is_chosen_and_reported_on_other_images(trained, command
     assert value == pytest.approx(min(chosen["values"].values()), rel=1e-6)
 
 
+def test_a_best_length_whose_metric_is_not_finite_on_other_images_is_reported(trained, command, monkeypatch):
+    def measure(path, folder, sigma_rel, seed, others):
+        return "fid", {"metrics": {"fid": {"value": sigma_rel if seed == 0 else None}}}
+
+    monkeypatch.setattr(tune, "_evaluate", measure)
+    status, text, err = command("tune", "--ckpt", trained, "--sigma_rels", "0.1", "0.07")
+    assert status == 0, err
+    assert "sigma_rel 0.07 has the best fid, 0.07, of images of seed 0" in text
+    assert "sigma_rel_0.07.ckpt: fid not finite, of images of seed 1" in text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -77,7 +89,7 @@ def test_the_best_length_is_chosen_and_reported_on_other_images(trained, command
         (("reconstruct", "--sigma_rel", "0.1", "--step", "9"), "has no snapshot after step 9; it has those of 1, 2, 3"),
         (("tune", "--report_seed", "0"), "--report_seed must differ from --seed, got 0 twice"),
         (("tune", "--sigma_rels", "0.1", "0.1"), "--sigma_rels compares two or more different lengths"),
-        (("tune", "--devices", "2"), "tune evaluates a run's averages on one device; remove --devices"),
+        (("tune", "--devices", "2"), "tune evaluates the averages of one run, on one device; remove --devices"),
         (("tune", "--n", "1"), "at least 2 images"),
         (("tune", "--sigma_rel", "0.1"), "--sigma_rel"),
     ],

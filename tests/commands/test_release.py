@@ -12,8 +12,11 @@ from helpers.hub_server import serve_hub
 from safetensors.torch import load_file
 
 import lightning_ddpm
+from lightning_ddpm.commands.condition_files import list_condition_options
+from lightning_ddpm.commands.model_card import ModelFacts, write_card
 from lightning_ddpm.interop import hub as hub_module
 from lightning_ddpm.models.checkpoint import read_checkpoint
+from lightning_ddpm.utils.condition import ConditionFormat
 
 TINY = ("--accelerator", "cpu", "--steps", 2)
 
@@ -85,6 +88,27 @@ def test_the_card_states_what_was_measured_and_how(release, digits_run):
     assert "| EMA | `EMA(decay=0.9" in text
     assert f"torch {torch.__version__.partition('+')[0]}" in text
     assert "--format diffusers" in text
+
+
+def test_a_card_offers_diffusers_only_where_export_writes_it(release, command, tmp_path):
+    content = read_checkpoint(release / "model.ckpt")
+    content["hyper_parameters"]["sampler"] = {"class_path": "lightning_ddpm.diffusion.Heun", "init_args": {"steps": 2}}
+    torch.save(content, tmp_path / "heun.ckpt")
+    export = ("export", "--ckpt", tmp_path / "heun.ckpt", "--out", tmp_path / "out")
+    status, _, err = command(*export, "--format", "diffusers")
+    assert "has Ancestral sampling only" in get_error_sentence(status, err)
+    status, _, err = command(*export, "--format", "release", "--samples", 0)
+    assert status == 0, err
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "--format diffusers" not in text
+    assert "diffusers has no pipeline of this kind" in text
+
+
+def test_the_command_of_a_card_gives_what_the_model_is_conditioned_on():
+    given = list_condition_options(ConditionFormat(("ink",), (), (1, 4, 4)))
+    card = write_card(ModelFacts("tiny", None, {}, {}, (), False, None, (), "0" * 64, 1, given), ())
+    assert "--out samples --condition FILE.csv --condition_images DIR\n" in card
+    assert list_condition_options(ConditionFormat()) == []
 
 
 def test_a_release_is_sampled_evaluated_and_fine_tuned(release, command, tmp_path):

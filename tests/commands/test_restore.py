@@ -140,6 +140,7 @@ def test_batch_size_changes_only_rounding(restore, digits, tmp_path) -> None:
             ("--strength", 0.5, "--sigma", 0.1),
             "--sigma is an option of superres, denoise, colorize, and",
         ),
+        ("sdedit", ("--strength", 0.5, "--sigma", 0), "--sigma is an option of superres, denoise, colorize, and"),
         ("sdedit", ("--strength", 0.5, "--label", 3), "was trained without classes"),
     ],
 )

@@ -4,6 +4,14 @@ import pytest
 import torch
 from helpers.command_line import REPOSITORY, read_yaml, write_yaml
 from helpers.command_outputs import get_error_sentence, read_files, write_noise_image
+from jsonargparse import Namespace
+from pytorch_lightning import LightningModule
+
+from lightning_ddpm.commands import options as model_options
+from lightning_ddpm.data.value_range import UINT8
+from lightning_ddpm.models.sample_request import SampleRequest
+from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.yaml_text import build_parser
 
 
 @pytest.mark.parametrize(
@@ -71,3 +79,20 @@ def test_a_classifier_cannot_be_sampled(command, tmp_path):
     assert "Classifier" in message
     assert "DDPM" in message
     assert not (tmp_path / "out").exists()
+
+
+class Black(LightningModule):
+    """Generates black images, without diffusion."""
+
+    image_shape, values = (1, 8, 8), UINT8
+
+    def generate(self, request: SampleRequest, start: int, stop: int) -> torch.Tensor:
+        return torch.zeros(stop - start, 1, 8, 8, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(("name", "value"), [("guidance", 0.0), ("threshold", 0.0), ("steps", 5), ("compile", True)])
+def test_an_option_of_diffusion_is_refused_for_other_models_also_if_it_is_zero(name, value, monkeypatch):
+    monkeypatch.setattr(model_options, "load", lambda *_, **__: Black())
+    given = {"ckpt": "black.ckpt", "raw": False, "compile": False} | {name: value}
+    with pytest.raises(UserError, match=f"--{name} needs a DDPM, and Black generates its images without it"):
+        model_options.load_model(build_parser("sample", "Generate images."), Namespace(**given))

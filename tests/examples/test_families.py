@@ -203,8 +203,10 @@ def test_a_family_trains_resumes_samples_and_is_evaluated_by_the_command_line(
     status, _, err = command(*evaluate, "bpd")
     assert status == 2
     assert f"bpd is the variational bound of a DDPM, and {ckpt} holds {FAMILIES[name].__name__}" in err
-    status, _, err = command("restore", "inpaint", "--ckpt", ckpt, "--images", out, "--out", tmp_path / "restored")
+    restore = "restore", "--task", "inpaint", "--box", 0, 0, 4, 4, "--images", out, "--out", tmp_path / "restored"
+    status, _, err = command(*restore, "--ckpt", ckpt)
     assert status == 2
+    assert f"restore needs a DDPM, and {ckpt} holds {FAMILIES[name].__name__}" in err
 
     model = load(ckpt, FAMILIES[name])
     images = generate(model, 20, batch_size=20)

@@ -28,8 +28,10 @@ from lightning_ddpm.data.image_io import arrange_grid
 from lightning_ddpm.data.value_range import UINT8
 from lightning_ddpm.diffusion import DDIM, ClassifierFree
 from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance
+from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.image_generator import count_nfe, name_sampler, require_generator
 from lightning_ddpm.models.sample_request import SampleRequest
+from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
@@ -62,6 +64,18 @@ class Copies(LightningModule):
 class Floats(Copies):
     def generate(self, request: SampleRequest, start: int, stop: int) -> Tensor:
         return torch.zeros(stop - start, 1, 8, 8)
+
+
+class NoChannels(Copies):
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_shape = (8, 8)  # type: ignore[assignment]
+
+
+class NoRange(Copies):
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = "uint8"  # type: ignore[assignment]
 
 
 class Silent(LightningModule):
@@ -133,6 +147,8 @@ def test_generate_returns_the_images_of_any_such_module_in_any_batches() -> None
         (BitsPerDim(), Copies, "bits/dim needs a DDPM, got Copies"),
         (Compile(), Copies, "Compile compiles model.network, and Copies has none"),
         (TrialStep(), Floats, r"generate must return 2 images as a tensor \(2, 1, 8, 8\) torch.uint8, got .*float32;"),
+        (SampleGrid(every_n_steps=1), NoChannels, r"must have image_shape \(channels, .* got \(8, 8\) and ValueRange"),
+        (SampleGrid(every_n_steps=1), NoRange, r"must have .* a ValueRange such as UINT8; got \(1, 8, 8\) and 'uint8'"),
         (SampleGrid(every_n_steps=1), Silent, "got Silent .* without image_shape and values and generate; remove"),
     ],
     ids=lambda each: type(each).__name__ if isinstance(each, Callback) else getattr(each, "__name__", None),
@@ -147,5 +163,7 @@ def test_what_such_a_module_cannot_do_is_refused_by_name(
 def test_classes_and_wrong_images_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="labels needs a DDPM, and Copies"):
         generate(Copies(), 4, labels=[3])
+    with pytest.raises(UserError, match="conditions needs a DDPM, and Copies"):
+        [*generate_batches(Copies(), SampleRequest(4, conditions=lambda start, stop: Condition()))]
     with pytest.raises(UserError, match="must return 4 images"):
         generate(Floats(), 4)

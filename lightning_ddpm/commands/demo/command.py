@@ -19,7 +19,10 @@ from lightning_ddpm.utils.yaml_text import build_parser
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and serve the page until a signal stops it."""
-    options = parse(_build_parser(), arguments, "demo")
+    parser = _build_parser()
+    options = parse(parser, arguments, "demo")
+    given = [name for name in ("accelerator", "precision") if options[name] != parser.get_default(name)]
+    more = ["--raw"] * options.raw + [word for name in given for word in (f"--{name}", str(options[name]))]
     if options.max_images < 1:
         raise UserError(f"--max_images must be at least 1, got {options.max_images}")
     try:
@@ -28,17 +31,17 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(
             f"the demo is a page of gradio, and {first_line(error)}; install it by pip install 'lightning-ddpm[demo]'"
         ) from error
-    listener = server.listen(options.host, options.port)
-    model = load(options.ckpt, DDPM, raw=options.raw)
-    options.devices, options.num_nodes, options.strategy, options.compile = 1, 1, None, False
-    fabric = model_options.launch_fabric(options)
-    evaluations = model_options.place_model(model, options, fabric)
-    studio = Studio(model, fabric, evaluations, options.max_images)
-    is_shipped = CHECKPOINTS.find(options.ckpt.stem) == options.ckpt
-    name = options.ckpt.stem if is_shipped else options.ckpt.name
-    app = page.build_app(studio, name, options.raw)
-    release_signals("the demo has stopped")
-    server.serve(app, listener, _report_address)
+    with server.listen(options.host, options.port) as listener:
+        model = load(options.ckpt, DDPM, raw=options.raw)
+        options.devices, options.num_nodes, options.strategy, options.compile = 1, 1, None, False
+        fabric = model_options.launch_fabric(options)
+        evaluations = model_options.place_model(model, options, fabric)
+        studio = Studio(model, fabric, evaluations, options.max_images)
+        is_shipped = CHECKPOINTS.find(options.ckpt.stem) == options.ckpt
+        name = options.ckpt.stem if is_shipped else options.ckpt.name
+        app = page.build_app(studio, name, options.raw, more)
+        release_signals("the demo has stopped")
+        server.serve(app, listener, _report_address)
 
 
 def _report_address(address: str, is_local: bool) -> None:

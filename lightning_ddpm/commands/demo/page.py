@@ -1,7 +1,7 @@
 """The page, in gradio: controls, three tabs, and what connects them with a :class:`Studio`."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -29,16 +29,17 @@ IN_TURN: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "
 CLICK = "element.addEventListener('click', ({target}) => target.matches('img') && trigger('click', {url: target.src}))"
 
 
-def build_app(studio: Studio, name: str, raw: bool) -> FastAPI:
+def build_app(studio: Studio, name: str, raw: bool, more: Sequence[str]) -> FastAPI:
     """Return the page as a web application.
 
     Args:
         studio: generates the images.
         name: of the checkpoint, for the heading.
         raw: whether its raw weights are used.
+        more: the options of ``sample`` with which that generates the same images.
     """
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing is downloaded
-    page = Page(studio, name, raw).blocks
+    page = Page(studio, name, raw, more).blocks
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     off: dict[str, Any] = {"run_history": False, "enable_monitoring": False, "mcp_server": False, "ssr_mode": False}
     app = FastAPI(openapi_url=None)
@@ -55,8 +56,8 @@ class Page:
         controls: the components whose values make :class:`Settings`, in its order.
     """
 
-    def __init__(self, studio: Studio, name: str, raw: bool) -> None:
-        self.studio, self.model, self.name, self.raw = studio, studio.model, name, raw
+    def __init__(self, studio: Studio, name: str, raw: bool, more: Sequence[str]) -> None:
+        self.studio, self.model, self.name, self.raw, self.more = studio, studio.model, name, raw, more
         with gr.Blocks(title=name, analytics_enabled=False) as self.blocks:
             gr.HTML(self._describe_model())
             with gr.Row():
@@ -124,7 +125,7 @@ class Page:
             try:
                 for frame in run(settings, *values[len(self.controls) :]):
                     is_sample = run == self.studio.generate and frame.is_last
-                    command = self.studio.choices.write_command(settings, self.name, self.raw) if is_sample else ""
+                    command = self.studio.choices.write_command(settings, self.name, self.more) if is_sample else ""
                     shown = components.show_progress(frame, command)
                     yield shown, components.show_images(frame), components.show_strip(frame)
             except UserError as error:

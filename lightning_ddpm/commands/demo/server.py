@@ -19,7 +19,8 @@ import uvicorn
 from lightning_ddpm.utils.errors import UserError
 
 MAX_BYTES = 4 * 2**20
-"""Largest request: an image of the editor without compression, 1024x1024 in color, in base64."""
+"""Largest request: what the editor sends of 800x800 pixels even without compression, four bytes of each in base64, and
+the mask."""
 ALLOWED = {
     "GET": r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|svelte)(/\w[\w.-]*)+"
     r"|/gradio_api/(info|startup-events|theme\.css|queue/data|heartbeat/\w+)",
@@ -77,15 +78,21 @@ class Gate:
         """Return the status and the reason of a refusal; ``None`` for a request that is let through."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.hosts is not None and urlsplit(f"//{host}").hostname not in self.hosts:
+        try:
+            name, sender = urlsplit(f"//{host}").hostname, None if origin is None else urlsplit(origin).netloc
+        except ValueError:
+            return 400, "the Host or the Origin header is no address"
+        if self.hosts is not None and name not in self.hosts:
             return 403, "the demo is open to this machine only; start it with --host to open it to others"
-        if origin is not None and urlsplit(origin).netloc != host:
+        if sender is not None and sender != host:
             return 403, "a page of another server asks for this"
         allowed, path = ALLOWED.get(scope["method"]), scope["path"]
         if allowed is None or ".." in path or not re.fullmatch(allowed, path):
             return 404, "there is nothing here: the demo has one page, and neither serves nor takes files"
         if scope["method"] == "POST":
             length = headers.get("content-length", "")
+            if "transfer-encoding" in headers:  # it would be read by its chunks, whatever length is stated beside them
+                return 411, "the request must not be sent in chunks"
             if not re.fullmatch(r"\d{1,12}", length):
                 return 411, "the length of the request must be known"
             if int(length) > MAX_BYTES:
@@ -94,7 +101,7 @@ class Gate:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on an address.
+    """Return a socket that listens on an address, for the caller to close.
 
     Raises:
         UserError: this machine has no such address, or its port is in use.
@@ -124,6 +131,9 @@ def serve(app: App, listener: socket.socket, report: Callable[[str, bool], None]
         app: the application.
         listener: from :func:`listen`.
         report: called with the address, and whether only this machine reaches it, once the page can be opened.
+
+    Raises:
+        UserError: the application does not start.
     """
     address, port = listener.getsockname()[:2]
     is_local = ipaddress.ip_address(address).is_loopback
@@ -134,7 +144,8 @@ def serve(app: App, listener: socket.socket, report: Callable[[str, bool], None]
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.05)
-    if server.started:
-        shown = f"[{address}]" if ":" in address else address
-        report(f"http://{shown}:{port}", is_local)
+    if not server.started:
+        raise UserError("the page could not be started; the lines above say why")
+    shown = f"[{address}]" if ":" in address else address
+    report(f"http://{shown}:{port}", is_local)
     thread.join()

@@ -1,6 +1,5 @@
 """What a visitor of the page can ask for, and how it becomes a request; every value is checked, whoever sent it."""
 
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lightning_ddpm.commands.batch_size import DEFAULT
 from lightning_ddpm.commands.class_names import list_subclasses
 from lightning_ddpm.diffusion import Ancestral, ClassifierFree, FixedSmall, Sampler
 from lightning_ddpm.models.conditioning import list_embeddings
@@ -131,8 +131,14 @@ class Choices:
 
         return give
 
-    def write_command(self, settings: Settings, ckpt: str, raw: bool = False) -> str:
-        """Return the command that generates the images of the settings into a folder; empty where a file is needed."""
+    def write_command(self, settings: Settings, ckpt: str, more: Sequence[str] = ()) -> str:
+        """Return the command that generates the images of the settings into a folder; empty where a file is needed.
+
+        Args:
+            settings: of the request.
+            ckpt: the model.
+            more: further options of ``sample``: those that the model is used with.
+        """
         if self.model.condition_format.kinds:
             return ""
         words = ["lightning-ddpm", "sample", "--ckpt", ckpt, "--n", settings.n, "--seed", settings.seed]
@@ -141,9 +147,9 @@ class Choices:
             words += ["--sampler.variance", "FixedSmall"] if settings.sampler == "Ancestral" else []
             words += ["--steps", settings.steps] if self.samplers[settings.sampler].takes_steps else []
         words += [] if settings.label is None else ["--labels", settings.label]
-        words += ["--guidance", f"{settings.guidance:g}"] if self.is_guidable and settings.guidance != 1 else []
-        words += ["--raw"] if raw else []
-        return shlex.join(map(str, [*words, "--out", "samples"]))
+        words += ["--guidance", f"{settings.guidance:.12g}"] if self.is_guidable and settings.guidance != 1 else []
+        words += ["--batch_size", settings.n] if settings.n > DEFAULT else []  # the page makes all of them at once
+        return shlex.join(map(str, [*words, *more, "--out", "samples"]))
 
 
 def list_samplers(model: DDPM) -> dict[str, Choice]:
@@ -168,8 +174,8 @@ def check_number(what: str, value: Any, low: float, high: float, kind: type[Any]
     Raises:
         UserError: it is no such number, or lies outside the range.
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or (kind is int and value != int(value)) or not low <= value <= high:
+    is_inside = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # NaN is not
+    if not is_inside or (kind is int and value != int(value)):
         word = "a whole number" if kind is int else "a number"
         raise UserError(f"{what} must be {word} from {low:g} to {high:.10g}, got {str(value)[:40]}")
     return kind(value)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from lightning_ddpm.commands.demo.settings import MAX_SEED, Choices, Settings, check_number
-from lightning_ddpm.commands.restore_tasks import build_repaint, choose_markov_sampler
+from lightning_ddpm.commands.restore_tasks import build_repaint, choose_markov_sampler, hide_unknown_condition
 from lightning_ddpm.data.image_io import to_float
 from lightning_ddpm.data.previews import choose_preview
 from lightning_ddpm.diffusion import Sampler
@@ -18,7 +19,7 @@ from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.process import Noise
 from lightning_ddpm.diffusion.samplers.ddim import slerp
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.models.image_generator import require_uint8
+from lightning_ddpm.models.image_generator import count_nfe, require_uint8
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import ImageNoise
@@ -72,7 +73,7 @@ class Studio:
 
     def __init__(self, model: DDPM, fabric: Fabric, evaluations: list[int], max_images: int) -> None:
         self.model, self.fabric, self.choices = model, fabric, Choices(model, max_images)
-        self._evaluations = evaluations
+        self._evaluations, self._turn = evaluations, Lock()
         self._shown_by = choose_preview(model.values, model.image_shape[0])
         self.why_no_inpainting = _explain_no_inpainting(model)
 
@@ -96,13 +97,11 @@ class Studio:
         if self.why_no_inpainting:
             raise UserError(self.why_no_inpainting)
         passes = check_number("the number of passes", passes, 1, MAX_PASSES)
-        request = self.choices.make_request(settings)
+        request = hide_unknown_condition(self.choices.make_request(settings), self.model)
         if not hole.any() or hole.all():
             raise UserError("paint over a part of the image: what is painted is generated, and the rest is kept")
         sampler = choose_markov_sampler("inpainting", request.sampler, None, self.model)
         denoise, x_T, noise = self.model.prepare_sampling(request, 0, request.n)
-        if settings.label is None and not self.model.condition_format.kinds:
-            denoise = self.model.denoiser  # the class of the image is unknown
         image, known = to_float(pixels[None].to(x_T.device)), ~hole.to(x_T.device)
         yield from self._watch(request, build_repaint(sampler, image, known, passes), denoise, x_T, noise)
 
@@ -135,21 +134,22 @@ class Studio:
         titles: Sequence[str] = (),
     ) -> Iterator[Frame]:
         """Yield frames of the sampler's trajectory, no more often than they can be looked at."""
-        self._evaluations.clear()
-        strip, stride, step, x = [self._preview(x_T[:1])], 1, 0, x_T
-        start, due, total = time.monotonic(), 0.0, sampler.nfe(self.model.schedule.T)
-        total = total and total * (request.guidance.nfe if request.guidance else 1)
+        strip, stride, step, evaluated, x = [self._preview(x_T[:1])], 1, 0, 0, x_T
+        start, due, total = time.monotonic(), 0.0, count_nfe(self.model, replace(request, sampler=sampler))
         trajectory = sampler.trajectory(denoise, x_T, noise)
 
-        def make_frame(strip: Sequence[Tensor] = ()) -> Frame:
-            nfe, seconds = sum(self._evaluations) / len(x_T), time.monotonic() - start
-            path = torch.cat([*strip]) if strip else torch.empty(0)
-            return Frame(self._preview(x), titles, path, step, nfe, total, seconds, is_last=bool(strip))
+        def make_frame(path: Sequence[Tensor] = ()) -> Frame:
+            nfe, seconds = evaluated / len(x_T), time.monotonic() - start
+            shown = torch.cat([*path]) if path else torch.empty(0)
+            return Frame(self._preview(x), titles, shown, step, nfe, total, seconds, is_last=bool(path))
 
         yield make_frame()
         while True:
-            with torch.no_grad(), self.fabric.autocast():  # of this step: the next one may run in another thread
+            # of this step: the next one may run in another thread, and a request that was stopped may still be in one
+            with self._turn, torch.no_grad(), self.fabric.autocast():
+                self._evaluations.clear()
                 following = next(trajectory, None)
+                evaluated += sum(self._evaluations)
             if following is None:
                 break
             x, step = following, step + 1
@@ -161,8 +161,10 @@ class Studio:
                 yield make_frame()
                 after = time.monotonic()
                 due = after + max(FRAME_SECONDS, (after - before) / FRAME_SHARE)
-        chosen = torch.linspace(0, len(strip) - 1, min(STRIP - 1, len(strip))).long().tolist()
-        yield make_frame([*(strip[index] for index in chosen), self._preview(x[:1])])
+        if step % stride:
+            strip.append(self._preview(x[:1]))
+        chosen = torch.linspace(0, len(strip) - 1, min(STRIP, len(strip))).long().tolist()
+        yield make_frame([strip[index] for index in chosen])
 
     def _preview(self, x: Tensor) -> Tensor:
         """Return x_t as images to look at, on the CPU."""
@@ -173,7 +175,7 @@ class Studio:
 def _explain_no_inpainting(model: DDPM) -> str | None:
     """Return why the page cannot inpaint a model's images; ``None`` if it can."""
     try:
-        require_uint8(model, "inpainting")
+        require_uint8(model, "inpainting", "the other tabs generate them")
     except UserError as error:
         return str(error)
     channels = model.image_shape[0]

@@ -8,7 +8,9 @@ import pytest
 from helpers.command_line import REPOSITORY
 from helpers.command_outputs import get_error_sentence
 
+from lightning_ddpm.commands.demo import server
 from lightning_ddpm.commands.demo.server import MAX_BYTES, Gate
+from lightning_ddpm.utils.errors import UserError
 
 JOIN = "/gradio_api/queue/join"
 
@@ -79,6 +81,7 @@ def test_oversize_requests_and_those_of_unknown_length_are_refused():
     assert get_status(JOIN, "POST", content_length=str(MAX_BYTES + 1)) == 413
     assert get_status(JOIN, "POST", content_length="9" * 13) == 411
     assert get_status(JOIN, "POST", transfer_encoding="chunked") == 411
+    assert get_status(JOIN, "POST", transfer_encoding="chunked", content_length="2") == 411
     assert get_status(JOIN, "POST", content_length="-1") == 411
 
 
@@ -89,6 +92,8 @@ def test_pages_of_other_servers_cannot_use_it():
     assert get_status(JOIN, "POST", content_length="2", origin="http://127.0.0.1:7860") == 200
     for origin in ("http://evil.example", "null", "http://127.0.0.1:8080"):
         assert get_status(JOIN, "POST", content_length="2", origin=origin) == 403
+    for header in ({"host": "["}, {"host": "127.0.0.1]"}, {"origin": "http://[127.0.0.1:7860"}):
+        assert get_status("/", **header) == 400, "no address at all"
     assert request("/", kind="websocket") == [{"type": "websocket.close"}]
 
 
@@ -113,6 +118,37 @@ def test_a_port_that_is_in_use_is_named(command):
         port = taken.getsockname()[1]
         status, _, err = command("demo", "--ckpt", REPOSITORY / "none.ckpt", "--port", port)
     assert f"cannot listen on 127.0.0.1, port {port}: Address already in use" in get_error_sentence(status, err)
+
+
+def test_the_port_is_closed_where_the_model_cannot_be_loaded(command, monkeypatch):
+    listen, opened = server.listen, []
+    monkeypatch.setattr(server, "listen", lambda *address: opened.append(listen(*address)) or opened[-1])
+    status, _, err = command("demo", "--ckpt", REPOSITORY / "none.ckpt", "--port", "0")
+    assert "there is no checkpoint" in get_error_sentence(status, err)
+    assert [each.fileno() for each in opened] == [-1]
+
+
+def test_the_command_that_it_shows_has_the_options_that_change_the_images(command, monkeypatch):
+    shown = []
+    monkeypatch.setattr("lightning_ddpm.commands.demo.page.build_app", lambda *each: shown.append(each[1:]))
+    monkeypatch.setattr("lightning_ddpm.commands.demo.command.release_signals", lambda sentence: None)
+    monkeypatch.setattr(server, "serve", lambda *_: None)
+    for more in (["--accelerator", "cpu", "--precision", "bf16-mixed"], ["--accelerator", "cpu"]):
+        status, _, err = command("demo", "--ckpt", "digits", "--port", "0", "--precision", "32-true", *more)
+        assert status == 0, err
+        assert shown.pop() == ("digits", False, more)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # uvicorn exits
+def test_a_page_that_does_not_start_is_an_error():
+    async def fail(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no page"})
+
+    reported = []
+    with server.listen("127.0.0.1", 0) as listener, pytest.raises(UserError, match="the page could not be started"):
+        server.serve(fail, listener, lambda *each: reported.append(each))
+    assert reported == []
 
 
 def test_without_gradio_the_extra_is_named(command, monkeypatch):

@@ -54,10 +54,12 @@ def test_it_generates_the_images_of_the_python_api_and_counts_their_cost(studio)
     assert (frames[-1].step, frames[-1].nfe) == (6, 12)
     assert [frame.step for frame in frames] == sorted(frame.step for frame in frames)
     assert not torch.equal(frames[0].pixels, expected)
-    assert frames[-1].strip.shape == (7 + 1, 1, 8, 8)
+    assert frames[-1].strip.shape == (1 + 6, 1, 8, 8)
     assert torch.equal(frames[-1].strip[-1], expected[0])
     assert torch.equal(frames[-1].strip[0], frames[0].pixels[0])
-    assert get_last(studio.generate(ask(steps=100, n=1))).strip.shape[0] == STRIP
+    longer = get_last(studio.generate(ask(steps=99, n=1)))  # the last step is between two that are kept
+    assert longer.strip.shape[0] == STRIP
+    assert torch.equal(longer.strip[-1], longer.pixels[0])
 
 
 @pytest.mark.parametrize(
@@ -71,13 +73,20 @@ def test_it_generates_the_images_of_the_python_api_and_counts_their_cost(studio)
 )
 def test_the_command_that_it_shows_writes_the_same_images(settings, studio, command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    shown = shlex.split(studio.choices.write_command(settings, "digits_conditional"))
+    shown = shlex.split(studio.choices.write_command(settings, "digits_conditional", ["--accelerator", "cpu"]))
     assert shown[0] == "lightning-ddpm"
-    status, _, err = command(*shown[1:], "--accelerator", "cpu")
+    status, _, err = command(*shown[1:])
     assert status == 0, err
     frame = get_last(studio.generate(settings))
     assert frame.pixels[:, 0].tolist() == read_images(tmp_path / "samples", settings.n).tolist()
     assert len(frame.titles) == (0 if settings.label is not None else settings.n)
+
+
+def test_the_command_that_it_shows_repeats_numbers_and_batches_exactly(studio):
+    shown = studio.choices.write_command(ask(guidance=1.2345678, n=100), "digits_conditional")
+    assert " --guidance 1.2345678 " in shown
+    assert " --n 100 " in shown
+    assert " --batch_size 100 " in shown
 
 
 def test_it_inpaints_as_restore_does(studio, command, tmp_path):
@@ -94,6 +103,9 @@ def test_it_inpaints_as_restore_does(studio, command, tmp_path):
     frame = get_last(studio.inpaint(ask(n=1, steps=5), image, hole, 2))
     assert frame.pixels[0].tolist() == read_images(tmp_path / "out", 1).tolist()
     assert frame.nfe == frame.total == 10
+    guided = get_last(studio.inpaint(ask(n=1, steps=5, guidance=3), image, hole, 2))
+    assert guided.nfe == guided.total == 10, "towards no class"
+    assert torch.equal(guided.pixels, frame.pixels)
     several = get_last(studio.inpaint(ask(n=4, steps=5), image, hole, 1)).pixels
     assert all(torch.equal(each[~hole], image[~hole]) for each in several)
     assert len({tuple(each[hole].tolist()) for each in several}) == 4
@@ -111,6 +123,13 @@ def test_an_interpolation_runs_from_one_image_to_the_other(sampler, studio):
     assert not torch.equal(between[2], first[0])
     steps = between.float().diff(dim=0).abs().mean((1, 2, 3))
     assert steps.max() < (between[-1].float() - between[0].float()).abs().mean()
+
+
+def test_requests_that_overlap_count_their_own_evaluations(studio):
+    """A visitor's request may begin while the last step of one that was stopped is still computed."""
+    first, second = (studio.generate(ask(seed=seed, steps=6)) for seed in (1, 2))
+    assert (next(first).nfe, next(second).nfe) == (0, 0)
+    assert (get_last(first).nfe, get_last(second).nfe) == (6, 6)
 
 
 def test_each_step_may_run_in_another_thread(studio):
@@ -142,6 +161,7 @@ def test_samplers_of_other_tasks_are_not_offered(studio):
         ({"n": True}, "the number of images"),
         ({"seed": -1}, "the seed must be a whole number from 0 to 2147483647"),
         ({"seed": float("nan")}, "the seed"),
+        ({"seed": 10**400}, "the seed must be a whole number from 0 to 2147483647, got 1000"),
         ({"seed": None}, "the seed"),
         ({"steps": 1001}, "the number of steps must be a whole number from 1 to 1000"),
         ({"label": 10}, "the class must be a whole number from 0 to 9"),
@@ -179,6 +199,7 @@ def test_a_model_of_other_values_is_shown_and_not_inpainted():
     frame = get_last(other.generate(ask(steps=3)))
     assert frame.pixels.dtype == torch.uint8
     assert "inpainting needs images of uint8" in (other.why_no_inpainting or "")
+    assert "val/loss" not in (other.why_no_inpainting or ""), "the visitor has no logs"
     assert not other.choices.is_guidable
     with pytest.raises(UserError, match="inpainting needs images of uint8"):
         next(other.inpaint(ask(), torch.zeros(1, 8, 8), torch.ones(1, 8, 8) > 0, 1))
@@ -191,11 +212,11 @@ def test_images_are_conditioned_on_numbers_and_several_classes():
     own = make_studio(tiny_model(network=network))
     seen = []
     hook = network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
-    frame = get_last(own.generate(ask(vector=(1.5, -2), multilabel=[2], n=2, steps=1)))
+    frame = get_last(own.generate(ask(vector=(1.5, -2), multilabel=[2], n=2, steps=4)))
     hook.remove()
     assert seen[0].vector.tolist() == [[1.5, -2.0]] * 2
     assert seen[0].multilabel.tolist() == [[0, 0, 1]] * 2
-    other = get_last(own.generate(ask(vector=(9.0, -2), multilabel=[2], n=2, steps=1)))
+    other = get_last(own.generate(ask(vector=(9.0, -2), multilabel=[2], n=2, steps=4)))
     assert not torch.equal(frame.pixels, other.pixels)
     assert own.choices.write_command(ask(vector=(1.5, -2)), "x") == ""
     for wrong in ({"vector": (1, "/etc/passwd")}, {"vector": (1, 1), "multilabel": [3]}):
