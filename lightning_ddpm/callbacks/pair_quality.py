@@ -145,6 +145,6 @@ class PairQuality(PeriodicCallback):
 
 
 def _mean_finite(values: Tensor) -> float:
-    """Return the mean of the finite values; infinity where there is none: all images are exact."""
-    finite = values[values.isfinite()]
+    """Return the mean without the infinite values, those of exact images; infinity where all are, NaN if one is NaN."""
+    finite = values[~values.isinf()]
     return float(finite.mean()) if len(finite) else float("inf")

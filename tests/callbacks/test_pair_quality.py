@@ -1,5 +1,6 @@
 """PSNR and SSIM of held-out pairs during training."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from helpers.tiny import TINY, quiet_trainer, tiny_model, tiny_network
 
 from lightning_ddpm.callbacks import PairQuality
+from lightning_ddpm.callbacks.pair_quality import _mean_finite
 from lightning_ddpm.data import Digits, Downscaled, ImageDataModule
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.metrics.pair_quality import measure_pairs
@@ -51,3 +53,10 @@ def test_a_model_and_data_without_pairs_are_refused_before_training(tmp_path: Pa
             trainer.fit(model, datamodule=ImageDataModule(source, batch_size=64))
     with pytest.raises(UserError, match="the grid shows at least 1 of the n pairs, got shown=9 and n=4"):
         PairQuality(n=4, shown=9, every_n_steps=1)
+
+
+def test_exact_images_do_not_count_and_a_diverged_model_is_not_the_best() -> None:
+    assert _mean_finite(torch.tensor([20.0, math.inf, 30.0])) == 25
+    assert _mean_finite(torch.tensor([math.inf, math.inf])) == math.inf
+    assert math.isnan(_mean_finite(torch.tensor([math.nan, math.nan])))
+    assert math.isnan(_mean_finite(torch.tensor([math.nan, math.inf, 20.0])))
