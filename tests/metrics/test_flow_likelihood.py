@@ -153,6 +153,18 @@ def test_dequantised_levels_fill_their_bins_and_a_uniform_density_costs_8_bits()
     assert float(to_bits_per_dim(floats, torch.zeros(()), 2)) == pytest.approx(-0.5)
 
 
+def test_of_weights_that_have_diverged_it_is_nan_and_reported(tmp_path: Path, capsys) -> None:
+    model = tiny_model(schedule=RectifiedFlow(20), parameterization=FlowVelocity(), network=tiny_network())
+    for each in model.network.parameters():
+        each.data.fill_(math.nan)
+    callback = FlowLikelihood(n=4, tolerance=0.1)
+    trainer = quiet_trainer(tmp_path, callbacks=[callback], limit_test_batches=1)
+    (metrics,) = trainer.test(model, datamodule=ImageDataModule(Digits()), verbose=False)
+    assert math.isnan(metrics["test/bits_per_dim_flow"])
+    assert math.isnan(metrics["test/bits_per_dim_flow_standard_error"])
+    assert "test/bits_per_dim_flow is not finite: the weights have diverged" in capsys.readouterr().out
+
+
 def test_a_run_logs_it_on_a_flow_where_the_variational_bound_is_refused(tmp_path: Path) -> None:
     flow = {"schedule": RectifiedFlow(20), "parameterization": FlowVelocity(), "network": tiny_network()}
     data = ImageDataModule(Digits())

@@ -132,7 +132,8 @@ def solve_ode(derivative: Callable[[Tensor, State], State], state: State, times:
             absolute.
 
     Returns:
-        The state; the given one where the two times are equal, as the angles of t = 1 and T are for T = 1.
+        The state; the given one where the two times are equal, as the angles of t = 1 and T are for T = 1; NaN where
+        the derivative is not finite, so that no step is small enough.
     """
     from torchdiffeq import odeint
 
@@ -143,5 +144,10 @@ def solve_ode(derivative: Callable[[Tensor, State], State], state: State, times:
         return torch.stack([each.reshape(len(each), -1).square().mean(1).max() for each in errors]).max().sqrt()
 
     options = {"norm": largest_error, "dtype": times.dtype}
-    path = odeint(derivative, state, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
+    try:
+        path = odeint(derivative, state, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
+    except AssertionError as error:
+        if not str(error).startswith(("underflow in dt", "non-finite values in state")):  # torchdiffeq's words
+            raise
+        return tuple(torch.full_like(each, torch.nan) for each in state)
     return tuple(each[-1] for each in path)
