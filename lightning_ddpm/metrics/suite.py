@@ -87,11 +87,11 @@ def check_metrics(metrics: Collection[str], n: int) -> None:
 
 def check_reference(metrics: Collection[str], n: int, what: str) -> None:
     """Raise UserError for a metric that n images of the reference are too few for."""
-    for each in sorted({"fid", "kid", "pr"}.intersection(metrics)):
-        if n < MIN_IMAGES[each]:
+    for each in sorted({"fid", "kid", "pr", *FIELD_METRICS}.intersection(metrics)):
+        if n < (least := MIN_IMAGES[each]):
+            images = "one image" if least == 1 else f"{least} images"
             raise UserError(
-                f"{METRICS[each]} takes a reference of at least {MIN_IMAGES[each]} images, and {what} has {n}; give a "
-                "larger one"
+                f"{METRICS[each]} takes a reference of at least {images}, and {what} has {n}; give a larger one"
             )
 
 
