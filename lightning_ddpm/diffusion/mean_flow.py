@@ -94,6 +94,7 @@ class MeanFlow(Objective):
         t = t.to(shares.dtype)
         s = torch.where(shares[0] < self.share, shares[1] * t, t)
         x_t, v = q_sample(denoise.schedule, x_0, t, eps), eps - x_0
+        # before the target: autocast keeps the weights that it casts, and those cast there have no gradient
         output, _ = denoise.over_step(s).network_output(x_t, t)
         error = simple_loss(self.target(denoise, x_t, v, t, s), output)
         weighted = (error.detach() + 1e-3) ** -self.power * error
