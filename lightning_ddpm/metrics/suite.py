@@ -72,7 +72,7 @@ def needs_features(metrics: Collection[str]) -> bool:
 def is_higher_better(name: str) -> bool:
     """Return whether the greater of two values of this metric is the better one; for distances it is not."""
     return name.startswith(
-        ("precision_", "recall_", "inception_score", "classifier_score", "accuracy_", "psnr", "ssim")
+        ("precision_", "recall_", "inception_score", "classifier_score", "accuracy", "psnr", "ssim")
     )
 
 
