@@ -71,9 +71,7 @@ def needs_features(metrics: Collection[str]) -> bool:
 
 def is_higher_better(name: str) -> bool:
     """Return whether the greater of two values of this metric is the better one; for distances it is not."""
-    return name.startswith(
-        ("precision_", "recall_", "inception_score", "classifier_score", "accuracy", "psnr", "ssim")
-    )
+    return name.startswith(("precision_", "recall_", "inception_score", "classifier_score", "accuracy", "psnr", "ssim"))
 
 
 def check_metrics(metrics: Collection[str], n: int) -> None:

@@ -146,7 +146,9 @@ def test_checkpoints_are_written_at_an_interval_of_minutes(tmp_path: Path) -> No
     assert [each.name for each in (tmp_path / "never").iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.parametrize("metric", ["val/recall_digits", "val/accuracy_digits/3", "val/accuracy", "val/psnr", "test/ssim"])
+@pytest.mark.parametrize(
+    "metric", ["val/recall_digits", "val/accuracy_digits/3", "val/accuracy", "val/psnr", "test/ssim"]
+)
 def test_the_highest_value_of_some_metrics_is_best(metric: str) -> None:
     assert Checkpoints(every_n_steps=1, monitor=metric).best == -math.inf
     for lowest in ("val/fd_digits", "val/wasserstein/channel_3", "val/loss"):

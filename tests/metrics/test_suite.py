@@ -147,7 +147,7 @@ def test_accuracy_without_requested_classes_or_with_other_classes_is_refused() -
 
 @pytest.mark.parametrize("metric", ["fid", "spectrum", "marginals"])
 def test_a_reference_without_images_is_refused(metric: str) -> None:
-    with pytest.raises(UserError, match="takes a reference of at least .* images?, and the held-out set has 0; give"):
+    with pytest.raises(UserError, match=r"takes a reference of at least .* images?, and the held-out set has 0; give"):
         check_reference([metric], 0, "the held-out set")
     check_reference(["is", "accuracy"], 0, "the held-out set")
     check_reference(["spectrum", "marginals"], 1, "the held-out set")
