@@ -1,4 +1,4 @@
-"""Weighting of noise levels by a learned uncertainty; Karras et al. 2024 (arXiv:2312.02696), section 2.3, eq. 14-16."""
+"""Weighting of noise levels by a learned uncertainty; Karras et al. 2024 (arXiv:2312.02696), appendix B.2, eq. 21."""
 
 import math
 from typing import final
