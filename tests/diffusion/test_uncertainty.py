@@ -74,6 +74,18 @@ def test_an_objective_with_weights_of_its_own_is_refused(objective: Objective) -
         UncertaintyWeighted(objective)
 
 
+def test_u_is_linear_in_as_many_features_as_requested_whose_squares_add_up_to_one() -> None:
+    for features in (16, 128):
+        objective = UncertaintyWeighted(features=features)
+        found = []
+        objective.linear.register_forward_pre_hook(lambda _, inputs, found=found: found.append(inputs[0]))
+        objective.log_uncertainty(VarianceExploding(), torch.linspace(1, 1000, 400))
+        assert found[0].shape == (400, features)
+        assert float(found[0].square().sum(1).mean()) == pytest.approx(1, abs=0.1)
+    with pytest.raises(UserError, match=r"needs at least one feature, got 0; Karras et al. use 128"):
+        UncertaintyWeighted(features=0)
+
+
 def test_a_run_trains_it_and_cannot_be_resumed_without_it(command, tmp_path) -> None:
     config = tiny_digits(tmp_path / "run")
     callback(config, "Checkpoints").update(monitor=None)
