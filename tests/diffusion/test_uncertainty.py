@@ -12,6 +12,7 @@ from lightning_ddpm.diffusion import (
     Denoiser,
     FixedLarge,
     Hybrid,
+    MeanFlow,
     Objective,
     Simple,
     UncertaintyWeighted,
@@ -68,10 +69,11 @@ def test_it_starts_as_the_objective_and_scales_its_gradient_by_exp_of_minus_u() 
     torch.testing.assert_close(after.flatten(), before.flatten() * (-u).exp())
 
 
-@pytest.mark.parametrize("objective", [VLB(FixedLarge()), Hybrid(), UncertaintyWeighted()])
+@pytest.mark.parametrize("objective", [VLB(FixedLarge()), Hybrid(), UncertaintyWeighted(), MeanFlow()])
 def test_an_objective_with_weights_of_its_own_is_refused(objective: Objective) -> None:
     with pytest.raises(UserError, match=f"and {type(objective).__name__} has weights of its own; use Simple"):
         UncertaintyWeighted(objective)
+    UncertaintyWeighted(MeanFlow(power=0.0))
 
 
 def test_u_is_linear_in_as_many_features_as_requested_whose_squares_add_up_to_one() -> None:
