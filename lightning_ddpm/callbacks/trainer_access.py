@@ -180,7 +180,9 @@ def prepare_evaluation(
 def generate_images(
     trainer: Trainer, module: LightningModule, request: SampleRequest, what: str
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield this rank's share of the images with the averaged weights: (first index, (b, c, h, w) uint8).
+    """Yield this rank's share of the images with the averaged weights: (first index, (b, c, h, w)).
+
+    They have the data's own values.
 
     Args:
         trainer, module: the run.

@@ -180,7 +180,7 @@ class MetricSuite:
 
     @torch.no_grad()
     def update(self, start: int, pixels: Tensor) -> None:
-        """Add images start, start + 1, ..., (b, c, h, w) uint8, in batches of the fixed size."""
+        """Add images start, start + 1, ..., (b, c, h, w) in their own values, in batches of the fixed size."""
         for batch in torch.split(pixels, BATCH):
             features, logits = compute_features(self.extractor, batch, self.device)
             self.frechet.update_features(features)
