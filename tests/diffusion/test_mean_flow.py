@@ -126,7 +126,7 @@ def test_the_loss_is_the_squared_error_and_its_gradient_is_weighted() -> None:
 
 
 def test_all_weights_have_gradients_in_mixed_precision() -> None:
-    network = tiny_network(intervals=True)
+    network = tiny_network(intervals=True).eval()
     denoise = Denoiser(network, FLOW, None, FlowVelocity())
     x_0, eps = randn(2, 4, 1, 8, 8)
     gradients = []
