@@ -47,6 +47,14 @@ def test_predictions_that_are_not_finite_give_nan_as_those_of_other_samplers() -
         assert flow_log_likelihood(denoise, x, hutchinson_divergence(x.sign())).isnan().all()
 
 
+def test_predictions_that_are_not_finite_below_some_time_give_nan() -> None:
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        return torch.where(t[:, None, None, None] < 10, torch.nan, ONE.eps(FINE, x_t, t))
+
+    x_T = randn(4, 1, 1, 2, dtype=torch.float64)
+    assert AdaptiveODE().sample(Denoiser(network, FINE, clip=None), x_T).isnan().all()
+
+
 def test_an_assertion_of_the_network_is_not_taken_for_the_solvers() -> None:
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         raise AssertionError("mine")
