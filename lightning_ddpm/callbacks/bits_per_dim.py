@@ -95,11 +95,7 @@ class BitsPerDim(Measurement):
         model = trainer_access.require_ddpm(module, "bits/dim")
         get_half_bin(model.values.levels)  # raises for continuous data
         purpose = "BitsPerDim measures an ImageDataModule's held-out images"
-        images = trainer_access.require_image_data(trainer, purpose).held_out
-        n = min(self.n or len(images), len(images))
-        if n < 2:
-            raise UserError(f"the standard error of bits/dim needs at least 2 held-out images, got {n}; hold out more")
-        return model, images, n
+        return model, *trainer_access.require_held_out(trainer, purpose, self.n)
 
     def _report(self, trainer: Trainer, stage: str) -> None:
         clipped, unclipped = self.likelihoods.values()

@@ -40,8 +40,8 @@ class Checkpoints(Checkpoint):
 
     Args:
         every_n_steps: interval of last.ckpt in optimizer steps.
-        monitor: the metric, such as ``val/fid``. The lowest value is best, except for precision, recall and scores,
-            where the highest is; ``null`` for last.ckpt alone.
+        monitor: the metric, such as ``val/fid``. The lowest value is best, except for precision, recall, scores,
+            accuracy, PSNR and SSIM, where the highest is; ``null`` for last.ckpt alone.
         every_n_minutes: interval of last.ckpt by the first rank's clock; give one of the two, or both.
     """
 
@@ -55,7 +55,7 @@ class Checkpoints(Checkpoint):
         self.interval = Interval(every_n_steps, None) if every_n_steps is not None else None
         self.seconds = math.inf if every_n_minutes is None else 60 * every_n_minutes
         self.monitor = monitor
-        self._sign = -1 if monitor and is_higher_better(monitor.rpartition("/")[2]) else 1
+        self._sign = -1 if monitor and is_higher_better(monitor.split("/", 1)[-1]) else 1
         self.best = self._sign * math.inf
         self._periodic: list[PeriodicCallback] = []
         self._unfinished: list[int] = []

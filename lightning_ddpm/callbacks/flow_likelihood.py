@@ -69,8 +69,4 @@ class FlowLikelihood(Measurement):
         """Return the model, the held-out images and how many of them to measure."""
         model = trainer_access.require_ddpm(module, "the likelihood")
         purpose = "FlowLikelihood measures an ImageDataModule's held-out images"
-        images = trainer_access.require_image_data(trainer, purpose).held_out
-        n = min(self.n or len(images), len(images))
-        if n < 2:
-            raise UserError(f"the standard error of bits/dim needs at least 2 held-out images, got {n}; hold out more")
-        return model, images, n
+        return model, *trainer_access.require_held_out(trainer, purpose, self.n)

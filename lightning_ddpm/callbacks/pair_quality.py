@@ -11,7 +11,7 @@ from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.data.previews import choose_preview
 from lightning_ddpm.data.sharding import spread_indices
 from lightning_ddpm.diffusion import Guidance, Sampler
-from lightning_ddpm.metrics.pair_quality import measure_pairs
+from lightning_ddpm.metrics.pair_quality import check_sides, measure_pairs
 from lightning_ddpm.models.conditioning import show_given
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.image_generator import check_request
@@ -79,6 +79,7 @@ class PairQuality(PeriodicCallback):
                 f"PSNR needs values of a known range, and the model's are {model.values.describe()}, without bounds; "
                 "give low and high to the source, or remove PairQuality"
             )
+        check_sides(*model.image_shape[1:])
         check_request(model, self.request)
         if not self._get_pairs(trainer)[1]:
             raise UserError("PairQuality needs held-out pairs, and there are none; hold some out")
@@ -145,6 +146,6 @@ class PairQuality(PeriodicCallback):
 
 
 def _mean_finite(values: Tensor) -> float:
-    """Return the mean of the finite values; infinity where there is none: all images are exact."""
-    finite = values[values.isfinite()]
+    """Return the mean without the infinite values, those of exact images; infinity where all are, NaN if one is NaN."""
+    finite = values[~values.isinf()]
     return float(finite.mean()) if len(finite) else float("inf")

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.data import ImageDataModule, ImageDataset
 from lightning_ddpm.data.value_range import DTYPES
 from lightning_ddpm.metrics import FeatureExtractor
 from lightning_ddpm.metrics.extractors import check_extractor
@@ -82,6 +82,24 @@ def require_image_data(trainer: Trainer, what: str) -> ImageDataModule:
     if not isinstance(data, ImageDataModule):
         raise UserError(f"{what}, got {type(data).__name__}")
     return data
+
+
+def require_held_out(trainer: Trainer, what: str, most: int | None) -> tuple[ImageDataset, int]:
+    """Return the held-out images, and how many of them bits/dim and its standard error are measured on.
+
+    Args:
+        trainer: the run.
+        what: describes in the error what images are needed for.
+        most: the largest number of them; ``None`` for all.
+
+    Raises:
+        UserError: there are fewer than two.
+    """
+    images = require_image_data(trainer, what).held_out
+    n = min(most or len(images), len(images))
+    if n < 2:
+        raise UserError(f"the standard error of bits/dim needs at least 2 held-out images, got {n}; hold out more")
+    return images, n
 
 
 def get_ranks(trainer: Trainer) -> Ranks:
@@ -180,7 +198,9 @@ def prepare_evaluation(
 def generate_images(
     trainer: Trainer, module: LightningModule, request: SampleRequest, what: str
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield this rank's share of the images with the averaged weights: (first index, (b, c, h, w) uint8).
+    """Yield this rank's share of the images with the averaged weights: (first index, (b, c, h, w)).
+
+    They have the data's own values.
 
     Args:
         trainer, module: the run.

@@ -23,7 +23,7 @@ from lightning_ddpm.utils.yaml_text import build_parser
 
 OWN = ("--ckpt", "--sigma_rels", "--seed", "--report_seed", "--out")
 LENGTHS = (0.03, 0.05, 0.07, 0.1, 0.13, 0.17, 0.21)
-"""Lengths that are compared by default; Karras et al. 2024 find their best ones between 0.02 and 0.2."""
+"""Lengths that are compared by default; Karras et al. 2024 find their best ones between 0.015 and 0.2."""
 REFUSED = ("--devices", "--num_nodes", "--strategy", "--images", "--raw", "--save_stats")
 """Options of evaluate that are not for one run's averages on one device."""
 
@@ -60,9 +60,9 @@ def run(arguments: Sequence[str]) -> None:
     write_average(path, folder, best, reconstruct(folder, best))
     report(f"sigma_rel {best:g} has the best {metric}, {known[best]:.5g}, of images of seed {options.seed}")
     _, result = _evaluate(path, folder, best, options.report_seed, others)
-    reported = result["metrics"][metric]["value"]
-    value = "not finite," if reported is None else f"{reported:.5g}"
-    report(f"wrote {path}: {metric} {value} of images of seed {options.report_seed}")
+    value = result["metrics"][metric]["value"]
+    shown = "not finite" if value is None else f"{value:.5g}"
+    report(f"wrote {path}: {metric} {shown} of images of seed {options.report_seed}")
     if options.out:
         compared = {format_length(each): value for each, value in values.items()}
         chosen = {"metric": metric, "seed": options.seed, "values": compared, "best": best}

@@ -125,14 +125,14 @@ class ClassifierFree(Guidance):
     """Classifier-free guidance: eps^(x_t) + w [eps^(x_t, y) - eps^(x_t)]; Ho & Salimans 2022, eq. 6 with their w + 1.
 
     The formula is the same for every parameterization, because they are linear functions of each other given x_t. A
-    learned variance is the one conditioned on y. Each step calls the network once on twice the batch; with w = 0 or 1,
-    and outside the interval, on the batch itself. Outside the interval the prediction is the one conditioned on y. As
-    in :func:`guide_by_classifier`, x^_0 is clipped after guidance.
+    learned variance is the one conditioned on y. Each step calls the network once on twice the batch; with w = 1, with
+    w = 0 at all timesteps, and outside the interval, on the batch itself. Outside the interval the prediction is the
+    one conditioned on y. As in :func:`guide_by_classifier`, x^_0 is clipped after guidance.
     """
 
     @property
     def nfe(self) -> int:
-        return 1 if self.scale in (0, 1) else 2
+        return 2 if self.is_conditional and self.scale != 1 else 1
 
     @property
     def is_conditional(self) -> bool:

@@ -94,6 +94,7 @@ class MeanFlow(Objective):
         t = t.to(shares.dtype)
         s = torch.where(shares[0] < self.share, shares[1] * t, t)
         x_t, v = q_sample(denoise.schedule, x_0, t, eps), eps - x_0
+        # before the target: autocast keeps the weights that it casts, and those cast there have no gradient
         output, _ = denoise.over_step(s).network_output(x_t, t)
         error = simple_loss(self.target(denoise, x_t, v, t, s), output)
         weighted = (error.detach() + 1e-3) ** -self.power * error
@@ -135,8 +136,11 @@ def _load_rules() -> None:
 
 @contextmanager
 def _differentiate_forwards() -> Iterator[None]:
-    """Let networks be differentiated forwards inside: fused attention and compiled code cannot be."""
+    """Let networks be differentiated forwards inside: fused attention, compiled code and, on a CPU, autocast cannot be.
+
+    On a CPU, GroupNorm of half precision has derivatives in float32, which the convolution behind it refuses.
+    """
     _load_rules()
-    eager = torch.compiler.set_stance("force_eager")
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), eager, forward_ad.dual_level():
+    eager, exact = torch.compiler.set_stance("force_eager"), torch.autocast("cpu", enabled=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), eager, exact, forward_ad.dual_level():
         yield

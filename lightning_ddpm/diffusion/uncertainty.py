@@ -1,4 +1,4 @@
-"""Weighting of noise levels by a learned uncertainty; Karras et al. 2024 (arXiv:2312.02696), section 2.3, eq. 14-16."""
+"""Weighting of noise levels by a learned uncertainty; Karras et al. 2024 (arXiv:2312.02696), appendix B.2, eq. 21."""
 
 import math
 from typing import final
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_ddpm.diffusion.denoiser import Denoiser
 from lightning_ddpm.diffusion.gaussian_path import GaussianPath
 from lightning_ddpm.diffusion.losses import VLB, Hybrid, Objective, Simple
+from lightning_ddpm.diffusion.mean_flow import MeanFlow
 from lightning_ddpm.utils.errors import UserError
 
 FINITE = 20.0
@@ -30,7 +31,8 @@ class UncertaintyWeighted(Objective, nn.Module):
         features: number of Fourier features.
 
     Raises:
-        UserError: the objective is a variational bound, or there is no feature.
+        UserError: the objective has weights of its own, as variational bounds and MeanFlow have, or there is no
+            feature.
     """
 
     frequency: Tensor
@@ -39,7 +41,8 @@ class UncertaintyWeighted(Objective, nn.Module):
     def __init__(self, objective: Objective | None = None, features: int = 128) -> None:
         super().__init__()
         self.objective = objective or Simple()
-        if isinstance(self.objective, VLB | Hybrid | UncertaintyWeighted):
+        is_adaptive = isinstance(self.objective, MeanFlow) and self.objective.power > 0
+        if is_adaptive or isinstance(self.objective, VLB | Hybrid | UncertaintyWeighted):
             raise UserError(
                 f"UncertaintyWeighted weights a squared error, and {type(self.objective).__name__} has weights of its "
                 "own; use Simple or SimpleWeighted"

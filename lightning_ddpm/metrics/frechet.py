@@ -52,7 +52,7 @@ class Statistics(NamedTuple):
 
 
 class FrechetDistance:
-    """Fréchet distance between uint8 images and a reference set.
+    """Fréchet distance between images and a reference set.
 
     Args:
         extractor: loaded feature network.
@@ -156,7 +156,7 @@ class FrechetDistance:
         return Statistics(mean.numpy(), ((products - n * torch.outer(mean, mean)) / (n - 1)).numpy(), n)
 
     def update(self, pixels: Tensor) -> None:
-        """Add generated images, (b, c, h, w) uint8, in batches of the fixed size."""
+        """Add generated images, (b, c, h, w) in their own values, in batches of the fixed size."""
         for batch in torch.split(pixels, BATCH):
             self.update_features(compute_features(self.extractor, batch, self.device)[0])
 

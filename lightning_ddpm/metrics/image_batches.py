@@ -27,7 +27,7 @@ def iterate_shard(
         workers: number of processes that read ahead; the batches are the same.
 
     Yields:
-        The number of images, and (index of the first one among the n, (b, c, h, w) uint8).
+        The number of images, and (index of the first one among the n, (b, c, h, w) in their own values).
     """
     chosen, ranges = spread_indices(n, len(data)), split_ranges(n, 0, BATCH, ranks)
     parts = [chosen[start:stop] for _, start, stop in ranges]

@@ -71,9 +71,7 @@ def needs_features(metrics: Collection[str]) -> bool:
 
 def is_higher_better(name: str) -> bool:
     """Return whether the greater of two values of this metric is the better one; for distances it is not."""
-    return name.startswith(
-        ("precision_", "recall_", "inception_score", "classifier_score", "accuracy_", "psnr", "ssim")
-    )
+    return name.startswith(("precision_", "recall_", "inception_score", "classifier_score", "accuracy", "psnr", "ssim"))
 
 
 def check_metrics(metrics: Collection[str], n: int) -> None:
@@ -87,11 +85,11 @@ def check_metrics(metrics: Collection[str], n: int) -> None:
 
 def check_reference(metrics: Collection[str], n: int, what: str) -> None:
     """Raise UserError for a metric that n images of the reference are too few for."""
-    for each in sorted({"fid", "kid", "pr"}.intersection(metrics)):
-        if n < MIN_IMAGES[each]:
+    for each in sorted({"fid", "kid", "pr", *FIELD_METRICS}.intersection(metrics)):
+        if n < (least := MIN_IMAGES[each]):
+            images = "one image" if least == 1 else f"{least} images"
             raise UserError(
-                f"{METRICS[each]} takes a reference of at least {MIN_IMAGES[each]} images, and {what} has {n}; give a "
-                "larger one"
+                f"{METRICS[each]} takes a reference of at least {images}, and {what} has {n}; give a larger one"
             )
 
 
@@ -182,7 +180,7 @@ class MetricSuite:
 
     @torch.no_grad()
     def update(self, start: int, pixels: Tensor) -> None:
-        """Add images start, start + 1, ..., (b, c, h, w) uint8, in batches of the fixed size."""
+        """Add images start, start + 1, ..., (b, c, h, w) in their own values, in batches of the fixed size."""
         for batch in torch.split(pixels, BATCH):
             features, logits = compute_features(self.extractor, batch, self.device)
             self.frechet.update_features(features)

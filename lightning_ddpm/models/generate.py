@@ -29,7 +29,10 @@ def generate(
     guidance: Guidance | None = None,
     labels: Sequence[int] | None = None,
 ) -> Tensor:
-    """Return n images, (n, c, h, w) uint8 on the model's device; the arguments are those of :class:`SampleRequest`."""
+    """Return n images, (n, c, h, w) in the data's own values on the model's device.
+
+    The arguments are those of :class:`SampleRequest`.
+    """
     request = SampleRequest(n, seed, batch_size, sampler, guidance, labels)
     return torch.cat([pixels for _, pixels in generate_batches(model, request)])
 
@@ -52,7 +55,8 @@ def generate_batches(
             number of ranks, are distributed over the ranks. ``None`` to divide the images evenly among the ranks.
 
     Yields:
-        The range (seed, start, stop), and its images (stop - start, c, h, w) uint8 on the model's device.
+        The range (seed, start, stop), and its images (stop - start, c, h, w) in the data's own values, on the model's
+        device.
 
     Raises:
         UserError: the request does not fit the model, or what it returns are no such images.

@@ -25,6 +25,9 @@ network of images that are not square has ``size = (height, width)``, and ``size
 - Other conditions: a network with an attribute ``conditions``, embeddings of :mod:`lightning_ddpm.networks.conditions`,
   is called as ``network(x_t, t, condition)`` with a :class:`~lightning_ddpm.utils.condition.Condition`; for an example,
   see the ``forward`` of :class:`~lightning_ddpm.networks.unet.UNet`.
+- Mean velocities: a network with a true attribute ``intervals`` is also called with the keyword ``interval`` (b,), the
+  length t - s of a step from t to s, over which it then predicts the mean velocity; the objective ``MeanFlow`` trains
+  it. It must also accept calls without the keyword, which mean the velocity at t.
 - Dropout and other layers with random numbers use torch's global generators, which are seeded at each training step.
 """
 

@@ -52,7 +52,7 @@ def check_length(sigma_rel: float) -> None:
 
 
 def solve_exponent(sigma_rel: float) -> float:
-    """Return gamma, for which sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)); eq. 13 and algorithm 2.
+    """Return gamma, for which sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)); eq. 123 and algorithm 2.
 
     Raises:
         UserError: no average has this length.
@@ -63,7 +63,7 @@ def solve_exponent(sigma_rel: float) -> float:
 
 
 def get_share(step: int, gamma: float) -> float:
-    """Return the share of the new weights in the average after a step, 1 - (1 - 1 / t)^(gamma + 1); 1 at t = 1."""
+    """Return the share of the new weights in the average after a step, 1 - (1 - 1 / t)^(gamma + 1); eq. 2."""
     return 1.0 if step == 1 else -math.expm1((gamma + 1) * math.log1p(-1 / step))
 
 
@@ -91,6 +91,6 @@ def combine_profiles(basis: Sequence[Profile], wanted: Profile) -> Combination:
 def _multiply(
     t: NDArray[np.float64], gamma: NDArray[np.float64], other_t: NDArray[np.float64], other: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the inner products of profiles, the integral of p q over their common steps; their eq. 62."""
+    """Return the inner products of profiles, the integral of p q over their common steps; their eq. 151."""
     ratio = np.where(t < other_t, (t / other_t) ** other, (other_t / t) ** gamma)
     return (gamma + 1) * (other + 1) / (gamma + other + 1) * ratio / np.maximum(t, other_t)

@@ -14,7 +14,8 @@ from lightning_ddpm.utils.errors import UserError
 class AugmentationEmbedding(AddedCondition):
     """A linear layer of the parameters of augmentation, without bias: 0 for images as they are, and so in sampling.
 
-    Karras et al. 2022 (arXiv:2206.00364), appendix F.2. It starts at 0.
+    Karras et al. 2022 (arXiv:2206.00364), appendix F.2; their code adds it before the layers that embed the noise
+    level, and conditions are added behind them here. It starts at 0.
 
     Args:
         parameters: number of parameters of all ``model.augmentations`` together: 9 for ``GeometricAugmentation``, and

@@ -22,7 +22,7 @@ def compile_in_place(network: nn.Module, backend: str = "inductor", mode: Mode |
     Images enter in the memory format of the convolutions' weights.
 
     Args:
-        network: called as network(x_t, t) or network(x_t, t, condition).
+        network: called as network(x_t, t) or network(x_t, t, condition), also with interval=interval.
         backend, mode: see torch.compile.
 
     Raises:
@@ -42,15 +42,16 @@ def compile_in_place(network: nn.Module, backend: str = "inductor", mode: Mode |
             torch_internals.allow_any_batch_size(each)
         return each
 
-    def call(*inputs: Tensor | Condition) -> Any:
+    def call(*inputs: Tensor | Condition, **interval: Tensor) -> Any:
         if not layouts:
             layouts.append(get_memory_format(network))
         has_gradients = torch.is_grad_enabled()
         arranged = [each.map(arrange) if isinstance(each, Condition) else arrange(each) for each in inputs]
+        interval = {name: arrange(each) for name, each in interval.items()}
         if not has_gradients and uses_graphs(mode) and not network.training:
             begin_step()
         try:
-            output = calls[has_gradients](*arranged)
+            output = calls[has_gradients](*arranged, **interval)
         except compiler_error as error:
             cause = first_line(getattr(error, "inner_exception", error))
             raise UserError(

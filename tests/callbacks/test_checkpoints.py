@@ -1,6 +1,7 @@
 """Checkpoints: when they are written, and full disks."""
 
 import contextlib
+import math
 import resource
 import signal
 import subprocess
@@ -143,6 +144,15 @@ def test_checkpoints_are_written_at_an_interval_of_minutes(tmp_path: Path) -> No
     assert step(tmp_path / "always" / "last-previous.ckpt") == 3
     fit(tmp_path / "never", Checkpoints(every_n_minutes=1e9))
     assert [each.name for each in (tmp_path / "never").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "metric", ["val/recall_digits", "val/accuracy_digits/3", "val/accuracy", "val/psnr", "test/ssim"]
+)
+def test_the_highest_value_of_some_metrics_is_best(metric: str) -> None:
+    assert Checkpoints(every_n_steps=1, monitor=metric).best == -math.inf
+    for lowest in ("val/fd_digits", "val/wasserstein/channel_3", "val/loss"):
+        assert Checkpoints(every_n_steps=1, monitor=lowest).best == math.inf
 
 
 def test_checkpoints_without_an_interval_are_an_error() -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.command_line import REPOSITORY, ddpm
-from helpers.tiny import quiet_trainer, tiny_model
+from helpers.tiny import quiet_trainer, same, tiny_model, tiny_network, weights
 from PIL import Image
 from torch._dynamo.utils import counters
 
 from lightning_ddpm.callbacks import EMA, Compile, SampleGrid
 from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.data import Digits, ImageDataModule
+from lightning_ddpm.diffusion import FlowVelocity, MeanFlow, MeanFlowSampler, RectifiedFlow
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
 from lightning_ddpm.utils.compile import compile_in_place, get_memory_format
@@ -46,6 +47,22 @@ def test_one_graph_serves_all_batch_sizes_and_weights_keep_values_and_names(tmp_
     assert compiled.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value)
+
+
+def test_a_network_that_is_given_the_length_of_a_step_is_compiled(tmp_path: Path) -> None:
+    found = []
+    for more in ([], [Compile(backend="eager")]):
+        torch.compiler.reset()
+        flow = {"schedule": RectifiedFlow(100), "parameterization": FlowVelocity(), "objective": MeanFlow()}
+        model = tiny_model(network=tiny_network(intervals=True, classes=10), sampler=MeanFlowSampler(2), **flow)
+        grid = SampleGrid(n=10, every_n_steps=2)
+        trainer = quiet_trainer(tmp_path, callbacks=[grid, *more], max_steps=2, val_check_interval=2)
+        trainer.fit(model, ImageDataModule(Digits(), batch_size=40))
+        found.append(weights(model))
+    first, second = found
+    assert not same(first, weights(tiny_model(network=tiny_network(intervals=True, classes=10))))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

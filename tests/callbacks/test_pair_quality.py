@@ -1,5 +1,6 @@
 """PSNR and SSIM of held-out pairs during training."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from helpers.tiny import TINY, quiet_trainer, tiny_model, tiny_network
 
 from lightning_ddpm.callbacks import PairQuality
+from lightning_ddpm.callbacks.pair_quality import _mean_finite
 from lightning_ddpm.data import Digits, Downscaled, ImageDataModule
 from lightning_ddpm.diffusion import DDIM
 from lightning_ddpm.metrics.pair_quality import measure_pairs
@@ -51,3 +53,21 @@ def test_a_model_and_data_without_pairs_are_refused_before_training(tmp_path: Pa
             trainer.fit(model, datamodule=ImageDataModule(source, batch_size=64))
     with pytest.raises(UserError, match="the grid shows at least 1 of the n pairs, got shown=9 and n=4"):
         PairQuality(n=4, shown=9, every_n_steps=1)
+
+
+def test_images_that_are_too_small_for_ssim_are_refused(tmp_path: Path) -> None:
+    assert measure_pairs(torch.zeros(2, 1, 6, 9), torch.zeros(2, 1, 6, 9)).shape == (2, 2)
+    for sides in ((5, 9), (9, 5)):
+        with pytest.raises(UserError, match="SSIM needs images of at least 6x6 pixels, and these have"):
+            measure_pairs(torch.zeros(2, 1, *sides), torch.zeros(2, 1, *sides))
+    model = tiny_model(network=UNet(**TINY | {"size": 4, "attention": ()}, conditions=[ConcatenatedImage(1, 2)]))
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[PairQuality(every_n_steps=1)])
+    with pytest.raises(UserError, match="and these have 4x4"):
+        trainer.fit(model, datamodule=ImageDataModule(Downscaled(Digits()), batch_size=64))
+
+
+def test_exact_images_do_not_count_and_a_diverged_model_is_not_the_best() -> None:
+    assert _mean_finite(torch.tensor([20.0, math.inf, 30.0])) == 25
+    assert _mean_finite(torch.tensor([math.inf, math.inf])) == math.inf
+    assert math.isnan(_mean_finite(torch.tensor([math.nan, math.nan])))
+    assert math.isnan(_mean_finite(torch.tensor([math.nan, math.inf, 20.0])))

@@ -71,15 +71,17 @@ def test_the_best_length_is_chosen_and_reported_on_other_images(trained, command
     assert value == pytest.approx(min(chosen["values"].values()), rel=1e-6)
 
 
-def test_a_best_length_whose_metric_is_not_finite_on_other_images_is_reported(trained, command, monkeypatch):
-    def measure(path, folder, sigma_rel, seed, others):
-        return "fid", {"metrics": {"fid": {"value": sigma_rel if seed == 0 else None}}}
+def test_a_metric_that_is_not_finite_is_never_best_and_is_reported(trained, command, monkeypatch):
+    values = {(0.06, 0): None, (0.07, 0): 3.0, (0.08, 0): 4.0, (0.07, 1): None}
 
-    monkeypatch.setattr(tune, "_evaluate", measure)
-    status, text, err = command("tune", "--ckpt", trained, "--sigma_rels", "0.1", "0.07")
+    def evaluate(path, folder, sigma_rel, seed, others):
+        return "fd", {"metrics": {"fd": {"value": values[sigma_rel, seed]}}}
+
+    monkeypatch.setattr(tune, "_evaluate", evaluate)
+    status, text, err = command("tune", "--ckpt", trained, "--sigma_rels", "0.06", "0.07", "0.08")
     assert status == 0, err
-    assert "sigma_rel 0.07 has the best fid, 0.07, of images of seed 0" in text
-    assert "sigma_rel_0.07.ckpt: fid not finite, of images of seed 1" in text
+    assert "sigma_rel 0.07 has the best fd, 3, of images of seed 0" in text
+    assert "sigma_rel_0.07.ckpt: fd not finite of images of seed 1" in text
 
 
 @pytest.mark.parametrize(

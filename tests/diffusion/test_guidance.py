@@ -108,11 +108,19 @@ def test_a_step_calls_the_network_once_on_twice_the_batch_inside_the_interval_on
 
     model, label = Denoiser(counting_network, SCHEDULE, clip=None), torch.ones(8, dtype=torch.long)
     x_t, conditional = randn(8, 1, 1, 2, dtype=torch.float64), CONDITIONAL.conditioned_on(label)
-    guided = ClassifierFree(3.0, (200, 400))(model, label)
-    for t, inside in ((199, False), (200, True), (400, True), (401, False)):
+    for scale in (0.0, 3.0):
+        guidance = ClassifierFree(scale, (200, 400))
+        guided = guidance(model, label)
+        for t, inside in ((199, False), (200, True), (400, True), (401, False)):
+            calls.clear()
+            outside = torch.equal(guided(x_t, t).eps, conditional(x_t, t).eps)
+            assert (calls, outside) == (([16], False) if inside else ([8], True))
+        assert guidance.nfe == 2
+    for scale in (0.0, 1.0):
         calls.clear()
-        outside = torch.equal(guided(x_t, t).eps, conditional(x_t, t).eps)
-        assert (calls, outside) == (([16], False) if inside else ([8], True))
+        ClassifierFree(scale)(model, label)(x_t, 300)
+        assert (calls, ClassifierFree(scale).nfe) == ([8], 1)
+    assert ClassifierFree(1.0, (200, 400)).nfe == 1
 
 
 @pytest.mark.parametrize("parameterization", [X0(), Velocity()], ids=repr)

@@ -125,6 +125,22 @@ def test_the_loss_is_the_squared_error_and_its_gradient_is_weighted() -> None:
         assert float(gradient) == pytest.approx(4 * (4 + 1e-3) ** -power)
 
 
+def test_all_weights_have_gradients_in_mixed_precision() -> None:
+    network = tiny_network(intervals=True).eval()
+    denoise = Denoiser(network, FLOW, None, FlowVelocity())
+    x_0, eps = randn(2, 4, 1, 8, 8)
+    gradients = []
+    for enabled in (False, True):
+        network.zero_grad()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses = MeanFlow(share=1.0, power=0.0).losses(denoise, x_0, torch.full((4,), 60.0), eps)
+        assert losses.dtype == torch.float32
+        losses.mean().backward()
+        gradients.append(torch.cat([each.grad.flatten() for each in network.parameters()]))
+    assert float(torch.cosine_similarity(*gradients, dim=0)) > 0.98
+
+
 def test_the_share_of_images_with_a_step() -> None:
     lengths: list[Tensor] = []
 

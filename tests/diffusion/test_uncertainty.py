@@ -12,6 +12,7 @@ from lightning_ddpm.diffusion import (
     Denoiser,
     FixedLarge,
     Hybrid,
+    MeanFlow,
     Objective,
     Simple,
     UncertaintyWeighted,
@@ -68,10 +69,23 @@ def test_it_starts_as_the_objective_and_scales_its_gradient_by_exp_of_minus_u() 
     torch.testing.assert_close(after.flatten(), before.flatten() * (-u).exp())
 
 
-@pytest.mark.parametrize("objective", [VLB(FixedLarge()), Hybrid(), UncertaintyWeighted()])
+@pytest.mark.parametrize("objective", [VLB(FixedLarge()), Hybrid(), UncertaintyWeighted(), MeanFlow()])
 def test_an_objective_with_weights_of_its_own_is_refused(objective: Objective) -> None:
     with pytest.raises(UserError, match=f"and {type(objective).__name__} has weights of its own; use Simple"):
         UncertaintyWeighted(objective)
+    UncertaintyWeighted(MeanFlow(power=0.0))
+
+
+def test_u_is_linear_in_as_many_features_as_requested_whose_squares_add_up_to_one() -> None:
+    for features in (16, 128):
+        objective = UncertaintyWeighted(features=features)
+        found = []
+        objective.linear.register_forward_pre_hook(lambda _, inputs, found=found: found.append(inputs[0]))
+        objective.log_uncertainty(VarianceExploding(), torch.linspace(1, 1000, 400))
+        assert found[0].shape == (400, features)
+        assert float(found[0].square().sum(1).mean()) == pytest.approx(1, abs=0.1)
+    with pytest.raises(UserError, match=r"needs at least one feature, got 0; Karras et al. use 128"):
+        UncertaintyWeighted(features=0)
 
 
 def test_a_run_trains_it_and_cannot_be_resumed_without_it(command, tmp_path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from lightning_ddpm.callbacks import BitsPerDim, FlowLikelihood
-from lightning_ddpm.data import Digits, ImageDataModule
+from lightning_ddpm.data import Digits, ImageDataModule, MemoryDataset
 from lightning_ddpm.data.value_range import UINT8, ValueRange
 from lightning_ddpm.diffusion import (
     DDIM,
@@ -151,6 +151,33 @@ def test_dequantised_levels_fill_their_bins_and_a_uniform_density_costs_8_bits()
     floats = ValueRange("float32", [0.0, 0.0], [1.0, 2.0])
     assert not dequantise(floats, torch.ones(1, 2, 1, 1)).any()
     assert float(to_bits_per_dim(floats, torch.zeros(()), 2)) == pytest.approx(-0.5)
+
+
+def test_of_weights_that_have_diverged_it_is_nan_and_reported(tmp_path: Path, capsys) -> None:
+    model = tiny_model(schedule=RectifiedFlow(20), parameterization=FlowVelocity(), network=tiny_network())
+    for each in model.network.parameters():
+        each.data.fill_(math.nan)
+    callback = FlowLikelihood(n=4, tolerance=0.1)
+    trainer = quiet_trainer(tmp_path, callbacks=[callback], limit_test_batches=1)
+    (metrics,) = trainer.test(model, datamodule=ImageDataModule(Digits()), verbose=False)
+    assert math.isnan(metrics["test/bits_per_dim_flow"])
+    assert math.isnan(metrics["test/bits_per_dim_flow_standard_error"])
+    assert "test/bits_per_dim_flow is not finite: the weights have diverged" in capsys.readouterr().out
+
+
+class OneHeldOut(Digits):
+    """Digits, of which a single one is held out."""
+
+    def open(self, root: Path, split: str) -> MemoryDataset:
+        pixels, labels = super().open(root, split).__getitems__(range(20 if split == "train" else 1))
+        return MemoryDataset(pixels, labels)
+
+
+@pytest.mark.parametrize("callback", [FlowLikelihood(n=4), BitsPerDim(n=4)], ids=lambda each: type(each).__name__)
+def test_a_single_held_out_image_is_refused_before_training(callback, tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, callbacks=[callback], max_steps=1)
+    with pytest.raises(UserError, match="bits/dim needs at least 2 held-out images, got 1; hold out more"):
+        trainer.fit(tiny_model(), datamodule=ImageDataModule(OneHeldOut(), batch_size=10))
 
 
 def test_a_run_logs_it_on_a_flow_where_the_variational_bound_is_refused(tmp_path: Path) -> None:

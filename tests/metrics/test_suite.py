@@ -27,7 +27,7 @@ from lightning_ddpm.metrics import (
     RequestedClasses,
     Statistics,
 )
-from lightning_ddpm.metrics.suite import is_higher_better, map_metric_names
+from lightning_ddpm.metrics.suite import check_reference, is_higher_better, map_metric_names
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
 
@@ -143,6 +143,14 @@ def test_accuracy_without_requested_classes_or_with_other_classes_is_refused() -
     three = RequestedClasses(torch.zeros(20, dtype=torch.long), ["cat", "dog", "bird"])
     with pytest.raises(UserError, match=r"has 10 classes and the model has 3 \(cat, dog, bird\); use a class"):
         measure(digits(0, 20), digits(0, 20), {"accuracy"}, classes=three)
+
+
+@pytest.mark.parametrize("metric", ["fid", "spectrum", "marginals"])
+def test_a_reference_without_images_is_refused(metric: str) -> None:
+    with pytest.raises(UserError, match=r"takes a reference of at least .* images?, and the held-out set has 0; give"):
+        check_reference([metric], 0, "the held-out set")
+    check_reference(["is", "accuracy"], 0, "the held-out set")
+    check_reference(["spectrum", "marginals"], 1, "the held-out set")
 
 
 @pytest.mark.parametrize("metric", ["is", "accuracy"])

@@ -88,6 +88,16 @@ def test_a_vector_is_standardised_by_the_training_set_and_a_constant_number_is_r
         layer.measure(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
 
 
+def test_the_width_between_the_layers_of_a_vector_is_that_of_the_embedding_or_as_given() -> None:
+    for hidden, expected in ((None, 8), (5, 5)):
+        layer = VectorEmbedding(["a", "b"], hidden)
+        layer.build(8)
+        assert layer.first.weight.shape == (expected, 3)
+        assert layer(Condition(vector=torch.ones(4, 2)), torch.ones(4)).shape == (4, 8)
+    with pytest.raises(UserError, match="hidden must be at least 1, got 0"):
+        VectorEmbedding(["a"], 0)
+
+
 def test_conditions_that_cannot_be_built_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="VectorEmbedding needs names, got None; on the command line null takes those"):
         VectorEmbedding()

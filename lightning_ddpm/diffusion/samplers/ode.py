@@ -132,7 +132,8 @@ def solve_ode(derivative: Callable[[Tensor, State], State], state: State, times:
             absolute.
 
     Returns:
-        The state; the given one where the two times are equal, as the angles of t = 1 and T are for T = 1.
+        The state; the given one where the two times are equal, as the angles of t = 1 and T are for T = 1; NaN where
+        the derivative is not finite, so that no step is small enough.
     """
     from torchdiffeq import odeint
 
@@ -142,6 +143,22 @@ def solve_ode(derivative: Callable[[Tensor, State], State], state: State, times:
     def largest_error(errors: State) -> Tensor:
         return torch.stack([each.reshape(len(each), -1).square().mean(1).max() for each in errors]).max().sqrt()
 
+    is_first = True
+
+    def check_first(time: Tensor, state: State) -> State:
+        """Compute the derivative; the first one must be finite, or the solver would take its first step to t = NaN."""
+        nonlocal is_first
+        found = derivative(time, state)
+        if is_first and not all(bool(each.isfinite().all()) for each in found):
+            raise FloatingPointError("non-finite derivative")
+        is_first = False
+        return found
+
     options = {"norm": largest_error, "dtype": times.dtype}
-    path = odeint(derivative, state, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
+    try:
+        path = odeint(check_first, state, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
+    except (AssertionError, FloatingPointError) as error:
+        if not str(error).startswith(("underflow in dt", "non-finite")):  # torchdiffeq's words, and ours above
+            raise
+        return tuple(torch.full_like(each, torch.nan) for each in state)
     return tuple(each[-1] for each in path)

@@ -76,6 +76,9 @@ class PredictorCorrector(MarkovSampler):
     def check_path(self, path: GaussianPath) -> None:
         self.predictor.check_path(path)
 
+    def check_denoiser(self, denoise: Denoiser) -> None:
+        self.predictor.check_denoiser(denoise)
+
     def step(self, denoise: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Tensor:
         """Return x_s of the predictor after the Langevin steps x + size * score + sqrt(2 size) z."""
         schedule = denoise.schedule

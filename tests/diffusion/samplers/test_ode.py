@@ -38,6 +38,31 @@ def test_an_invalid_tolerance_is_refused(tolerance: float) -> None:
         AdaptiveODE(tolerance)
 
 
+def test_predictions_that_are_not_finite_give_nan_as_those_of_other_samplers() -> None:
+    for value in (float("nan"), float("inf")):
+        denoise = Denoiser(lambda x_t, t, value=value: torch.full_like(x_t, value), Cosine(20), clip=None)
+        x = randn(2, 1, 2, 2, dtype=torch.float64)
+        assert AdaptiveODE().sample(denoise, x).isnan().all()
+        assert Heun().sample(denoise, x).isnan().all()
+        assert flow_log_likelihood(denoise, x, hutchinson_divergence(x.sign())).isnan().all()
+
+
+def test_predictions_that_are_not_finite_below_some_time_give_nan() -> None:
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        return torch.where(t[:, None, None, None] < 10, torch.nan, ONE.eps(FINE, x_t, t))
+
+    x_T = randn(4, 1, 1, 2, dtype=torch.float64)
+    assert AdaptiveODE().sample(Denoiser(network, FINE, clip=None), x_T).isnan().all()
+
+
+def test_an_assertion_of_the_network_is_not_taken_for_the_solvers() -> None:
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("mine")
+
+    with pytest.raises(AssertionError, match="mine"):
+        AdaptiveODE().sample(Denoiser(network, Cosine(20)), randn(1, 1, 2, 2))
+
+
 @pytest.mark.parametrize("data", [ONE, TWO], ids=["one Gaussian", "two Gaussians"])
 def test_the_flow_likelihood_is_the_density_of_the_data(data: Mixture) -> None:
     x = torch.stack(

@@ -14,10 +14,13 @@ from lightning_ddpm.diffusion import (
     Denoiser,
     EulerMaruyama,
     FixedSmall,
+    FlowVelocity,
     Heun,
     Linear,
     MarkovSampler,
+    MeanFlowSampler,
     PredictorCorrector,
+    RectifiedFlow,
     ZeroTerminalSNR,
     uniform_spacing,
 )
@@ -111,3 +114,10 @@ def test_invalid_corrections_are_refused(corrections: int, snr: float) -> None:
 def test_a_predictor_with_extra_evaluations_is_refused() -> None:
     with pytest.raises(UserError, match="give PredictorCorrector another predictor"):
         PredictorCorrector(Heun(10))
+
+
+def test_a_denoiser_that_the_predictor_cannot_use_is_refused() -> None:
+    flow = Denoiser(lambda x, t: x, RectifiedFlow(20), parameterization=FlowVelocity())
+    PredictorCorrector(Ancestral(FixedSmall())).check_denoiser(flow)
+    with pytest.raises(UserError, match="MeanFlowSampler needs a network that is given the length of the step"):
+        PredictorCorrector(MeanFlowSampler(2)).check_denoiser(flow)
