@@ -20,6 +20,7 @@ from statistics import mean, stdev
 from benchmarks.models import CONFIGS, read_config
 from benchmarks.recipe_runs import fit
 from benchmarks.report import describe_hardware
+from lightning_ddpm.callbacks.reference_curves import Band
 from lightning_ddpm.utils.files import write_atomically
 
 OUTSIDE = 0.05
@@ -51,12 +52,12 @@ def run(options: Namespace) -> None:
     runs = {seed: read_points(folder / "metrics.csv") for seed, folder in folders.items()}
     file = options.out / f"{options.config}.json"
     if options.part == "write":
-        band = make_band(list(runs.values()))
-        facts = {"config": options.config, "seeds": list(runs), "hardware": describe_hardware(), "curves": band}
+        curves = make_band(list(runs.values()))
+        facts = {"config": options.config, "seeds": list(runs), "hardware": describe_hardware(), "curves": curves}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda stream: stream.write(format_band(facts)))
-    curves = json.loads(file.read_text())["curves"]
-    left = {seed: first for seed, points in runs.items() if (first := find_exit(curves, points))}
+    band = Band.read(file)
+    left = {seed: first for seed, points in runs.items() if (first := band.find_exit(points))}
     print(f"{len(runs) - len(left)} of {len(runs)} seeds stay inside; outside: {left}")
 
 
@@ -111,17 +112,6 @@ def _distances(one: Points, others: list[Points], points: Iterable[tuple[str, in
     for point in points:
         values = [each[point] for each in others]
         yield abs(one[point] - mean(values)) / stdev(values)
-
-
-def find_exit(curves: Mapping[str, Mapping[str, list[float]]], points: Points) -> tuple[str, int] | None:
-    """Return the metric and step at which a run first leaves the band; ``None`` if it stays inside."""
-    outside = [
-        (int(step), name)
-        for name, curve in curves.items()
-        for step, low, high in zip(curve["step"], curve["low"], curve["high"], strict=True)
-        if (name, int(step)) in points and not low <= points[name, int(step)] <= high
-    ]
-    return (min(outside)[1], min(outside)[0]) if outside else None
 
 
 def format_band(facts: Mapping[str, object]) -> bytes:

@@ -41,14 +41,32 @@ class Band:
             UserError: it is no such file.
         """
         try:
-            facts = json.loads(file.read_bytes())
-            limits = {name: _read_curve(**curve) for name, curve in facts["curves"].items()}
-            return cls(str(facts["config"]), len(facts["seeds"]), limits)
+            return cls.parse(json.loads(file.read_bytes()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{file} holds no reference curves ({first_line(error)}); "
                 "python -m benchmarks golden_curves makes such files"
             ) from error
+
+    @classmethod
+    def parse(cls, facts: Mapping[str, Any]) -> "Band":
+        """Return the band that a file's content describes."""
+        limits = {name: _read_curve(**curve) for name, curve in facts["curves"].items()}
+        return cls(str(facts["config"]), len(facts["seeds"]), limits)
+
+    def find_exit(self, points: Mapping[tuple[str, int], float]) -> tuple[str, int] | None:
+        """Return the metric and step at which a curve first leaves the band; ``None`` if all stay inside.
+
+        Args:
+            points: values by metric and number of steps done.
+        """
+        outside = [
+            (step, name)
+            for (name, step), value in points.items()
+            for low, high in self.find_limits({name: value}, step).values()
+            if not low <= value <= high
+        ]
+        return min(outside)[::-1] if outside else None
 
     def find_limits(self, metrics: Mapping[str, float], step: int) -> dict[str, tuple[float, float]]:
         """Return the limits of those of the metrics that have any at this step."""
@@ -76,8 +94,9 @@ class ReferenceCurves(Callback):
         self.band = Band.read(CURVES.find(file) or resolve_path(file))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            trainer.loggers = [*trainer.loggers, _Comparison(self.band, trainer.loggers)]
+        others = [each for each in trainer.loggers if not isinstance(each, _Comparison)]
+        if stage == "fit":
+            trainer.loggers = [*others, _Comparison(self.band, others)]
 
 
 class _Comparison(Logger):
@@ -105,14 +124,15 @@ class _Comparison(Logger):
         """Compare the metrics with the band at this step, counted from 0 as Lightning does."""
         done = (step or 0) + 1
         limits = self._band.find_limits(metrics, done)
-        for name, (low, high) in limits.items():
-            value = float(metrics[name])
-            if not self._reported and not low <= value <= high:
-                self._reported = True
-                report(
-                    f"{name} is {value:.4g} at step {done}, outside {low:.4g} to {high:.4g}, where {self._band.seeds} "
-                    f"runs of configs/{self._band.config}.yaml were: this run is not like them"
-                )
+        exits = self._band.find_exit({(name, done): float(metrics[name]) for name in limits})
+        if exits and not self._reported:
+            self._reported = True
+            name, _ = exits
+            low, high = limits[name]
+            report(
+                f"{name} is {metrics[name]:.4g} at step {done}, outside {low:.4g} to {high:.4g}, where "
+                f"{self._band.seeds} runs of configs/{self._band.config}.yaml were: this run is not like them"
+            )
         if limits:
             self._show_limits(limits, step)
 

@@ -19,15 +19,20 @@ def draw(seed, shift=0.0):
     }
 
 
+def make_band(seeds):
+    curves = golden_curves.make_band([draw(seed) for seed in range(seeds)])
+    return Band.parse({"config": "digits", "seeds": list(range(seeds)), "curves": curves})
+
+
 def test_nineteen_in_twenty_other_seeds_stay_in_the_band():
-    curves = golden_curves.make_band([draw(seed) for seed in range(20)])
-    inside = sum(golden_curves.find_exit(curves, draw(seed)) is None for seed in range(1000, 1400))
+    band = make_band(20)
+    inside = sum(band.find_exit(draw(seed)) is None for seed in range(1000, 1400))
     assert 0.9 < inside / 400 < 0.995
 
 
 def test_a_run_that_differs_leaves_the_band_at_once():
-    curves = golden_curves.make_band([draw(seed) for seed in range(20)])
-    assert golden_curves.find_exit(curves, draw(7, shift=0.7)) == ("train/loss", 20)
+    band = make_band(20)
+    assert band.find_exit(draw(7, shift=0.7)) == ("train/loss", 20)
 
 
 def test_points_that_one_run_lacks_are_not_compared():
