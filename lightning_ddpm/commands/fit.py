@@ -206,7 +206,8 @@ class DDPMCLI(LightningCLI):
             [ours.TrialStep(), ours.Throughput(), ours.RunSummary()],
             [ours.PredictionWriter(), ours.RankExchange(), ours.StopAllRanks()],
         )
-        callbacks = [*first, *(config.callbacks or []), *last]
+        given = config.callbacks or []
+        callbacks = [*first, *(given if isinstance(given, list) else [given]), *last]
         if not any(isinstance(each, ours.NonFinite) for each in callbacks):
             callbacks.append(ours.NonFinite())
         used = config.logger if isinstance(config.logger, list) else [each for each in [config.logger] if each]

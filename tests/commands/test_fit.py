@@ -75,6 +75,13 @@ def test_the_saved_config_is_complete_and_runs_again_with_the_same_losses(digits
     assert [value for _, value in again] == pytest.approx([value for _, value in first], rel=1e-5)
 
 
+def test_a_callback_alone_needs_no_list(command, tmp_path):
+    config = tiny_digits(tmp_path / "run")
+    config["trainer"]["callbacks"] = {"class_path": "lightning_ddpm.callbacks.EMA", "init_args": {"decay": 0.5}}
+    status, _, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config), "--trainer.max_steps", 1)
+    assert status == 0, err
+
+
 def test_fit_refuses_a_folder_that_holds_a_run_and_overwrites_nothing(digits_run, command):
     before = read_files(digits_run.folder)
     status, _, err = command("fit", "--config", digits_run.folder / "config.yaml")
