@@ -51,12 +51,17 @@ def test_another_or_an_older_c_library_has_no_use(system, monkeypatch, found):
 
 
 def test_a_process_under_a_debugger_is_not_restarted(monkeypatch):
+    started = []
     monkeypatch.setattr(huge_pages, "has_use", lambda environment: True)
-    monkeypatch.setattr(huge_pages.os, "execve", lambda *given: pytest.fail("was restarted"))
+    monkeypatch.setattr(huge_pages.os, "execve", lambda *given: started.append(given))
     before = sys.gettrace()
     try:
         sys.settrace(lambda *given: None)
         huge_pages.restart_with_huge_pages()
+        assert started == []
+        sys.settrace(None)
+        huge_pages.restart_with_huge_pages()
+        assert len(started) == 1
     finally:
         sys.settrace(before)
 
