@@ -19,7 +19,7 @@ from lightning_ddpm import callbacks as ours
 from lightning_ddpm.callbacks.resume import compare_configs
 from lightning_ddpm.commands import run_folder
 from lightning_ddpm.commands.data_shape import fill_shape
-from lightning_ddpm.commands.list_options import set_list_options, split_list_options
+from lightning_ddpm.commands.list_options import as_list, set_list_options, split_list_options
 from lightning_ddpm.commands.loggers import (
     Stage,
     complete_loggers,
@@ -206,16 +206,15 @@ class DDPMCLI(LightningCLI):
             [ours.TrialStep(), ours.Throughput(), ours.RunSummary()],
             [ours.PredictionWriter(), ours.RankExchange(), ours.StopAllRanks()],
         )
-        given = config.callbacks or []
-        callbacks = [*first, *(given if isinstance(given, list) else [given]), *last]
+        callbacks = [*first, *as_list(config.callbacks), *last]
         if not any(isinstance(each, ours.NonFinite) for each in callbacks):
             callbacks.append(ours.NonFinite())
-        used = config.logger if isinstance(config.logger, list) else [each for each in [config.logger] if each]
+        used = as_list(config.logger)
         for each in used:
             let_logging_fail(each)
         resume = ours.Resume(self.config_dump, self._resumed.get("config"), partial(list_identities, used))
         kwargs["callbacks"] = [resume, *callbacks]
-        plugins = config.plugins if isinstance(config.plugins, list) else [each for each in [config.plugins] if each]
+        plugins = as_list(config.plugins)
         if not any(isinstance(each, CheckpointIO) for each in plugins):
             kwargs["plugins"] = [*plugins, DurableCheckpointIO()]
         if used and not config.fast_dev_run:

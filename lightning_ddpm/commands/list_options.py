@@ -28,6 +28,15 @@ KINDS: dict[str, type] = {
 }
 """The lists by their options, and what is in them."""
 NAMES = "|".join(map(re.escape, KINDS))
+
+
+def as_list(given: Any) -> list[Any]:
+    """Return an option of Lightning's Trainer that may be absent, one thing, or a list, as a list."""
+    if isinstance(given, list):
+        return given
+    return [given] if given else []
+
+
 OPTION = re.compile(rf"--({NAMES})\.([A-Z]\w*|\d+)\.([^=]+)(?:=(.*))?", re.DOTALL)
 MEMBER = re.compile(rf"--(?:{NAMES})\.([A-Z]\w*|\d+)", re.DOTALL)
 APPEND = re.compile(rf"(?:.* )?--({NAMES})\+[ =]([\w.]+)$")

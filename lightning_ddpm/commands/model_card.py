@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lightning_ddpm.commands.list_options import as_list
 from lightning_ddpm.interop import hub
 from lightning_ddpm.utils.yaml_text import dump_yaml
 
@@ -83,7 +84,7 @@ def _describe_training(config: Mapping[str, Any]) -> str:
         return "The run's config was not at hand when this release was made."
     trainer, data, model = (config.get(name) or {} for name in ("trainer", "data", "model"))
     arguments, source = model.get("init_args") or {}, data.get("source") or {}
-    callbacks = {str(each.get("class_path", "")).rpartition(".")[2]: each for each in trainer.get("callbacks") or ()}
+    callbacks = {str(each.get("class_path", "")).rpartition(".")[2]: each for each in as_list(trainer.get("callbacks"))}
     rows = {
         "dataset": _describe_class(source),
         "steps": trainer.get("max_steps"),

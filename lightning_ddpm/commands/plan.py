@@ -12,7 +12,7 @@ from torch import nn
 from lightning_ddpm.callbacks import PostHocEMA
 from lightning_ddpm.commands.data_shape import fill_shape
 from lightning_ddpm.commands.fit import PRECISIONS
-from lightning_ddpm.commands.list_options import set_list_options, split_list_options
+from lightning_ddpm.commands.list_options import as_list, set_list_options, split_list_options
 from lightning_ddpm.commands.parsing import complete_names, instantiate, parse
 from lightning_ddpm.commands.plan_report import Generation, RunPlan, print_plan
 from lightning_ddpm.commands.precision import AUTO
@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> None:
     fill_shape(options.model.init_args, options.data)
     model = _build_model(options)
     trainer = options.trainer
-    callbacks = [each for each in trainer.callbacks or [] if isinstance(each, Namespace)]
+    callbacks = [each for each in as_list(trainer.callbacks) if isinstance(each, Namespace)]
     names = [each.class_path.rpartition(".")[2] for each in callbacks]
     lengths, snapshots = _count_lengths(callbacks, trainer.max_steps)
     averages = names.count("EMA") + lengths

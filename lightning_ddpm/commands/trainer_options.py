@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_ddpm.commands.list_options import as_list
 from lightning_ddpm.utils.errors import UserError, first_line
 
 
@@ -96,7 +97,7 @@ def check_trainer_options(trainer: Namespace, command: str = "fit") -> None:
     if trainer.get("barebones"):
         raise UserError("--trainer.barebones true turns off checkpoints, logging and callbacks; leave it out")
     callbacks = trainer.get("callbacks")
-    listed = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    listed = as_list(callbacks)
     kept = [each.class_path for each in listed if each.class_path.endswith("Checkpoints")]
     if trainer.get("enable_checkpointing") is False and kept:
         raise UserError(

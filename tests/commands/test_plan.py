@@ -164,3 +164,11 @@ def test_the_memory_in_the_headers_of_large_configs_is_the_plans(command) -> Non
     )
     more = ("--model.network.recompute", "[256, 128]")
     assert read_peak(command("plan", "--config", path, *LARGE, *more)[1]) == pytest.approx(recomputed, 0.05)
+
+
+def test_a_callback_alone_needs_no_list(command, tmp_path):
+    file = tmp_path / "one.yaml"
+    file.write_text("trainer:\n  callbacks: {class_path: lightning_ddpm.callbacks.EMA, init_args: {decay: 0.5}}\n")
+    status, text, err = command("plan", "--config", "digits", "--config", file, "--gpu", "h100-80gb")
+    assert status == 0, err
+    assert re.search(r"EMA +0\.01", text)
