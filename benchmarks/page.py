@@ -62,6 +62,26 @@ def save_image_grid(path: Path, images: Mapping[tuple[str, str], Any], cell: tup
     figure.savefig(path, dpi=dpi)
 
 
+def save_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> None:
+    """Plot curves of values on a logarithmic axis.
+
+    Args:
+        path: the PNG file.
+        curves: x and y of the points of each curve, by its name.
+        x: name of the x axis.
+        y: name of the y axis.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, (at, values) in curves.items():
+        axes.plot(at, values, marker="o", label=name)
+    axes.set(xlabel=x, ylabel=y, yscale="log")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
 def run_program(*arguments: object) -> None:
     """Print and run ``python -m lightning_ddpm`` with these arguments."""
     command = [sys.executable, "-m", "lightning_ddpm", *map(str, arguments)]

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.digits_tables import Results
+from benchmarks.page import DOCS, save_curves
 from benchmarks.report import PAGE, describe_hardware, write_result, write_tables
 from benchmarks.speedrun_clock import SHARES, Clock, read_snapshots
 from benchmarks.speedrun_programs import PROGRAMS
@@ -56,6 +57,9 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=float, help="of train-here: the time at which the clock started")
     parser.add_argument("--n", type=int, default=10_000, help="of score: images per FID")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=list(SHARES), choices=SHARES, help="of score: shares of the time"
+    )
     parser.add_argument("--weights_path", type=Path, help="of score: Inception's weights; downloaded if not given")
     parser.add_argument("--out", type=Path, default=PAGE.parent / "results", help="of report: folder of its file")
 
@@ -108,14 +112,17 @@ def train(options: Namespace) -> None:
 
 
 def score(options: Namespace) -> None:
-    """Compute the metrics of all weights that have none, by the command ``evaluate``."""
+    """Compute the metrics of all weights that have none, by the command ``evaluate``; the last weights of all first."""
     results = Results(options.folder / "scores.json")
-    for folder, facts in read_runs(options.folder):
-        program = PROGRAMS[facts["program"]](facts["settings"], facts["dataset"])
-        for weights, snapshot in read_snapshots(folder).items():
-            row = f"{folder.name} | {snapshot['share']:g}"
-            if (row, str(options.n)) in results:
+    runs = read_runs(options.folder)
+    for share in sorted(options.shares, reverse=True):
+        for folder, facts in runs:
+            program = PROGRAMS[facts["program"]](facts["settings"], facts["dataset"])
+            found = [each for each in read_snapshots(folder).items() if each[1]["share"] == share]
+            row = f"{folder.name} | {share:g}"
+            if not found or (row, str(options.n)) in results:
                 continue
+            ((weights, snapshot),) = found
             samples, out = weights.with_suffix(".npz"), weights.with_suffix(".metrics.json")
             if not samples.exists():
                 images = program.sample(weights, options.n, SEED + facts["seed"])
@@ -126,8 +133,8 @@ def score(options: Namespace) -> None:
             if status := main([str(word) for word in words]):
                 sys.exit(status)
             metrics = json.loads(out.read_text())["metrics"]
-            found = {name: each["value"] for name, each in metrics.items()}
-            results.add(row, str(options.n), {**found, "minutes": snapshot["minutes"], "images": snapshot["images"]})
+            values = {name: each["value"] for name, each in metrics.items()}
+            results.add(row, str(options.n), {**values, "minutes": snapshot["minutes"], "images": snapshot["images"]})
 
 
 def read_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -136,17 +143,27 @@ def read_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def write_report(options: Namespace) -> None:
-    """Write one row a run: FID, minutes and images seen at every share of the time."""
+    """Write one row a run and metric, at every share of the time, and plot the FID on MNIST against minutes."""
     results = Results(options.folder / "scores.json")
     rows: dict[str, list[float | None]] = {}
     facts: dict[str, Any] = {}
     for folder, each in read_runs(options.folder):
-        name = f"{each['dataset']}, {each['program']}, {each['settings']}, seed {each['seed']}"
+        settings = "" if each["program"] == "lightning_ddpm" else f"{each['settings']}, "
+        name = f"{each['dataset']}, {each['program']}, {settings}seed {each['seed']}"
         facts[name] = {key: each[key] for key in ("minutes", "hardware", "describe")}
-        for column in ("fid", "kid", "precision", "recall", "minutes", "images"):
+        for column in ("fid", "kid", "precision_inception", "recall_inception", "minutes", "images"):
             keys = [(f"{folder.name} | {share:g}", str(options.n)) for share in SHARES]
             rows[f"{name}: {column}"] = [results[key].get(column) if key in results else None for key in keys]
-    settings = {"unit": "share of the time", "columns": [f"{share:g}" for share in SHARES], "images per FID": options.n}
-    write_result(options.out, "speedrun", settings | {"runs": facts}, rows)
-    if options.out == PAGE.parent / "results":
+    shape = {"unit": "share of the time", "columns": [f"{share:g}" for share in SHARES], "images per FID": options.n}
+    write_result(options.out, "speedrun", shape | {"runs": facts}, rows)
+    curves = {
+        name: ([*filter(None, rows[f"{name}: minutes"])], [*filter(None, rows[f"{name}: fid"])])
+        for name in facts
+        if name.startswith("mnist") and None not in rows[f"{name}: fid"]
+    }
+    ships = options.out == PAGE.parent / "results"
+    if curves:
+        n = f"FID of {options.n:,} images"
+        save_curves((DOCS if ships else options.out) / "speedrun.png", curves, "minutes on two cores", n)
+    if ships:
         write_tables(PAGE, options.out)

@@ -79,7 +79,7 @@ class FrechetDistance:
             data: the images, not augmented.
             ranks: the processes that share the work.
             progress: shows how many images are done.
-            sink: receives this rank's features, too; the cache does not have them, so they are computed.
+            sink: receives this rank's features, too, which are computed even if the statistics are cached.
             workers: number of processes of each rank that decode image files.
 
         Returns:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics import scores
 from lightning_ddpm.metrics.extractors import FeatureExtractor, compute_features
-from lightning_ddpm.metrics.feature_table import FeatureTable
+from lightning_ddpm.metrics.feature_table import FeatureTable, write_cached_rows
 from lightning_ddpm.metrics.fields import FIELD_METRICS, NAMES, FieldMetrics
 from lightning_ddpm.metrics.frechet import FrechetDistance, Progress, Statistics
 from lightning_ddpm.metrics.image_batches import BATCH
@@ -169,14 +169,28 @@ class MetricSuite:
                 "KID, precision and recall compare features image by image, and the reference has statistics only; "
                 "give a folder of images or a dataset, or request fid"
             )
-        if images is not None and (self.features or ("fid" in self.metrics and statistics is None)):
-            rows = FeatureTable(len(images), self.extractor.num_features) if self.features else None
-            sink = rows.put if rows else None
-            description = self.frechet.set_reference(images, ranks, progress, sink, workers)
-            self.reference = rows.gather(ranks, self.device) if rows else None
+        if images is not None and self.features:
+            self.reference, description = self._compute_reference(images, ranks, progress, workers)
+        elif images is not None and "fid" in self.metrics and statistics is None:
+            description = self.frechet.set_reference(images, ranks, progress, workers=workers)
         if statistics is not None and "fid" in self.metrics:
             self.frechet.set_reference_statistics(statistics, ranks)
         return description
+
+    def _compute_reference(
+        self, images: ImageDataset, ranks: Ranks, progress: Progress, workers: int
+    ) -> tuple[Tensor, str]:
+        """Return the features of the reference, from the cache or computed on all ranks, and its description."""
+        rows = FeatureTable(len(images), self.extractor.num_features)
+        path = self.frechet.get_cache_path(images)
+        path = path and path.with_suffix(".npy")
+        is_cached = torch.tensor(float(ranks.is_first and rows.read_cached(path)), device=self.device)
+        compute = not int(ranks.reduce(is_cached))
+        description = self.frechet.set_reference(images, ranks, progress, rows.put if compute else None, workers)
+        features = rows.gather(ranks, self.device)
+        if compute and ranks.is_first:
+            write_cached_rows(path, features)
+        return features, description
 
     @torch.no_grad()
     def update(self, start: int, pixels: Tensor) -> None:

@@ -14,6 +14,7 @@ from benchmarks import speedrun_clock
 from benchmarks.__main__ import main
 from benchmarks.speedrun_clock import SHARES, Clock, read_snapshots
 from benchmarks.speedrun_programs import PROGRAMS
+from lightning_ddpm.metrics.suite import list_metric_names
 
 
 def test_the_clock_keeps_weights_at_its_shares_and_stops_in_time(
@@ -63,3 +64,23 @@ def test_a_program_trains_against_the_clock_and_samples(program: str, tmp_path: 
     assert images.unique().numel() > 2
     with pytest.raises(SystemExit, match="a run is timed once"):
         main(["speedrun", "train", *words, "--folder", str(tmp_path)])
+
+
+def test_the_report_has_every_metric_of_evaluate_and_a_plot_of_the_complete_runs(tmp_path: Path) -> None:
+    scores = {}
+    for seed, shares in ((0, SHARES), (1, SHARES[-1:])):
+        folder = tmp_path / f"run-{seed}"
+        folder.mkdir()
+        facts = {"program": "lightning_ddpm", "settings": "tuned", "dataset": "mnist", "minutes": 30.0, "seed": seed}
+        (folder / "run.json").write_text(json.dumps(facts | {"hardware": "a CPU", "describe": {"nfe": 20}}))
+        for share in shares:
+            names = list_metric_names("fid", ["fid", "kid", "pr"])
+            values = {name: 10.0 * (index + 1) / share for index, name in enumerate(names)}
+            scores[f"run-{seed} | {share:g} | 100"] = values | {"minutes": 30 * share, "images": 64}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    main(["speedrun", "report", "--folder", str(tmp_path), "--n", "100", "--out", str(tmp_path / "out")])
+    (written,) = (tmp_path / "out").glob("speedrun-*.json")
+    rows = json.loads(written.read_text())["values"]
+    assert rows["mnist, lightning_ddpm, seed 0: fid"] == [80, 40, 20, 10]
+    assert rows["mnist, lightning_ddpm, seed 1: recall_inception"] == [None, None, None, 40]
+    assert (tmp_path / "out" / "speedrun.png").stat().st_size > 1000

@@ -15,6 +15,7 @@ from torchmetrics.image import fid
 from lightning_ddpm.data import Digits, ImageDataModule, ImageFolder
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, MetricSuite, Statistics
+from lightning_ddpm.metrics import feature_table
 from lightning_ddpm.metrics import frechet as frechet_module
 from lightning_ddpm.metrics.extractors import compute_features
 from lightning_ddpm.metrics.image_batches import BATCH, iterate_shard
@@ -145,3 +146,57 @@ def test_the_sums_of_a_gpu_are_those_of_the_cpu_in_float64() -> None:
     )
     assert np.allclose(on_gpu.mu, on_cpu.mu, rtol=1e-5, atol=1e-6)
     assert np.allclose(on_gpu.sigma, on_cpu.sigma, rtol=1e-4, atol=1e-5)
+
+
+class Counting(DigitsFeatures):
+    passed = 0
+
+    def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        self.passed += len(pixels)
+        return super().features_and_logits(pixels)
+
+
+def compare(real: ImageDataset, ranks: Ranks | None = None) -> tuple[dict[str, float], int]:
+    """Return metrics of 200 digits that need the reference's features, and how many of the reference were computed."""
+    extractor = load(Counting())
+    suite = MetricSuite(extractor, CPU, {"fid", "kid", "pr"}, 200)
+    suite.set_reference(real, None, ranks or Ranks(), show_nothing)
+    computed = extractor.passed
+    suite.update(0, digits(500, 700))
+    return {name: each.value for name, each in suite.compute(Ranks()).items()}, computed
+
+
+def test_features_of_a_reference_are_computed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real = in_memory(digits(0, 300))
+    expected, computed = compare(real)
+    assert computed == 300
+    assert compare(real) == (expected, 0)
+    (path,) = tmp_path.glob("cache/reference/*.npy")
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    assert compare(real) == (expected, 300)
+    assert f"computed again: {path} is damaged" in capsys.readouterr().out
+    assert compare(in_memory(digits(1, 301)))[1] == 300, "other images have a file of their own"
+
+
+def test_cached_features_are_counted_once_by_several_ranks() -> None:
+    real = in_memory(digits(0, 300))
+    compare(real)
+    rows = []
+    for rank in range(2):
+        suite = MetricSuite(load(Counting()), CPU, {"kid"}, 200)
+        # both have the statistics, and the first one says that it has the features
+        ranks = Ranks(rank, 2, lambda tensor: torch.full_like(tensor, 2) if tensor.ndim == 0 else tensor)
+        suite.set_reference(real, None, ranks, show_nothing)
+        assert suite.extractor.passed == 0  # type: ignore[attr-defined]
+        rows.append(suite.reference)
+    assert torch.equal(rows[0], compute_features(load(DigitsFeatures()), digits(0, 300), CPU)[0])
+    assert not rows[1].any()
+
+
+def test_features_of_very_many_images_are_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_table, "MAX_CACHED_BYTES", 300 * 64 * 4 - 1)
+    real = in_memory(digits(0, 300))
+    assert compare(real)[1] == compare(real)[1] == 300
+    assert not list(tmp_path.glob("cache/reference/*.npy"))
