@@ -97,9 +97,9 @@ def _fold_batch_norms(network: nn.Module) -> nn.Module:
     With channels last, a CPU takes 1.4 to 1.6 times as many images per second.
     """
     for module in network.modules():
-        norm = getattr(module, "bn", None)
-        if isinstance(norm, nn.BatchNorm2d):
-            module.conv, module.bn = fuse_conv_bn_eval(module.conv, norm.eval()), nn.Identity()
+        conv, norm = getattr(module, "conv", None), getattr(module, "bn", None)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            module.conv, module.bn = fuse_conv_bn_eval(conv, norm.eval()), nn.Identity()
     return network
 
 

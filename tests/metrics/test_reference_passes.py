@@ -14,8 +14,7 @@ from torchmetrics.image import fid
 
 from lightning_ddpm.data import Digits, ImageDataModule, ImageFolder
 from lightning_ddpm.data.datasets import ImageDataset
-from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, MetricSuite, Statistics
-from lightning_ddpm.metrics import feature_table
+from lightning_ddpm.metrics import DigitsFeatures, FrechetDistance, MetricSuite, Statistics, feature_table
 from lightning_ddpm.metrics import frechet as frechet_module
 from lightning_ddpm.metrics.extractors import compute_features
 from lightning_ddpm.metrics.image_batches import BATCH, iterate_shard
