@@ -43,7 +43,7 @@ from lightning_ddpm.utils.console import is_terminal, report
 from lightning_ddpm.utils.contracts import describe_class
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.files import check_writable, write_atomically
-from lightning_ddpm.utils.jsonargparse_internals import accept_value, keep_nested_text
+from lightning_ddpm.utils.jsonargparse_internals import accept_value, keep_nested_text, prefer_integers
 from lightning_ddpm.utils.lightning_internals import count_validation_interval_in_steps, list_child_processes
 from lightning_ddpm.utils.paths import resolve_lightning_paths
 from lightning_ddpm.utils.run_files import CONFIG, remove_run_files
@@ -112,6 +112,7 @@ class DDPMCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         accept_value(parser, "trainer.precision", AUTO)
+        prefer_integers(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)

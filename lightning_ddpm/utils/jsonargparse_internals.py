@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Union
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, _typehints  # type: ignore[attr-defined]
 from jsonargparse._common import parsing_settings
@@ -61,6 +61,19 @@ def accept_value(parser: ArgumentParser, name: str, value: str) -> None:
     """
     (action,) = (each for each in parser._actions if each.dest == name)
     action._typehint = Union[action._typehint, Literal[value]]  # type: ignore[attr-defined]  # noqa: UP007
+
+
+def prefer_integers(parser: ArgumentParser) -> None:
+    """Let every option that takes an int or a float read ``1`` as an int, whatever was imported before.
+
+    jsonargparse tries the types of a union in their order, and the order of Lightning's ``Optional[Union[int, float]]``
+    depends on other libraries: typing keeps the last 128 objects, ``Optional[Union[float, int]]`` is equal to it, and
+    the first one made is returned for both. ``limit_val_batches: 1`` would then be all batches instead of one.
+    """
+    for action in parser._actions:
+        types = get_args(annotation := getattr(action, "_typehint", None))
+        if get_origin(annotation) is Union and {int, float} <= set(types):
+            action._typehint = Union[(int, *types)]  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The Trainer's options: what cannot work is refused before the first step; switches for debugging work."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,23 @@ def test_the_switches_for_debugging_work(options, printed, train) -> None:
     out, run = train(*options)
     assert printed in out
     assert (run / "last.ckpt").is_file() is ("fast_dev_run" not in options[0])
+
+
+REVERSED = """
+import sys
+from typing import Optional, Union
+
+class Reverser:
+    def find_spec(self, name, path=None, target=None):
+        Optional[Union[float, int]]  # typing now returns it for Optional[Union[int, float]], too
+
+sys.meta_path.insert(0, Reverser())
+from lightning_ddpm.commands.main import main
+main(["fit", "--config", sys.argv[1], "--trainer.limit_val_batches", "1", "--print_config"])
+"""
+
+
+def test_one_batch_is_one_batch_though_another_library_has_reversed_the_types(tmp_path):
+    config = write_yaml(tmp_path / "config.yaml", tiny_digits(tmp_path / "run"))
+    ran = subprocess.run([sys.executable, "-c", REVERSED, config], capture_output=True, text=True, check=True)
+    assert "\n  limit_val_batches: 1\n" in ran.stdout, "it is a share of 1.0: all batches"

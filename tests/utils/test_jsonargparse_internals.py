@@ -1,11 +1,16 @@
 """jsonargparse's private API is as this package uses it; a failure says what a new version has changed."""
 
-from typing import Literal
+from typing import Literal, Union
 
 import jsonargparse
 import pytest
 
-from lightning_ddpm.utils.jsonargparse_internals import accept_value, list_options, restore_parsing_settings
+from lightning_ddpm.utils.jsonargparse_internals import (
+    accept_value,
+    list_options,
+    prefer_integers,
+    restore_parsing_settings,
+)
 
 
 def test_parsing_settings_are_restored() -> None:
@@ -59,3 +64,15 @@ def test_an_option_takes_one_more_text() -> None:
         )
     with pytest.raises(jsonargparse.ArgumentError):
         parser.parse_args(["--parent.size", "other"])
+
+
+def test_an_integer_is_read_as_one_whatever_the_order_of_a_union() -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--share", type=Union[float, int, None])  # noqa: UP007
+    parser.add_argument("--other", type=Union[float, str])  # noqa: UP007
+    assert isinstance(parser.parse_args(["--share", "1"]).share, float), "typing or jsonargparse sorts unions"
+    prefer_integers(parser)
+    found = [parser.parse_args(["--share", text]).share for text in ("1", "1.0", "null")]
+    assert found == [1, 1.0, None]
+    assert [type(each) for each in found[:2]] == [int, float]
+    assert isinstance(parser.parse_args(["--other", "1"]).other, float)
