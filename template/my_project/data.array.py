@@ -19,15 +19,18 @@ class Data(ImageSource):
     def prepare(self, root: Path) -> None:
         if not (root / "images.npy").is_file():
             raise UserError(f"there is no images.npy in {root}; set --data.root to its folder")
+        n, labels = len(np.load(root / "images.npy", mmap_mode="r")), self.read_labels(root)
+        if labels is not None and (labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < -1):
+            raise UserError(f"{root}/labels.npy must hold a class 0, 1, ... of each of the {n} images, or -1 for none")
 
     def open(self, root: Path, split: Split) -> ImageDataset:
-        images, labels = torch.from_numpy(np.load(root / "images.npy")), self.read_labels(root)
-        chosen = (torch.arange(len(images)) % 10 == 9) == (split == "test")
-        return MemoryDataset(images[chosen], (torch.full((len(images),), -1) if labels is None else labels)[chosen])
+        images, labels = np.load(root / "images.npy"), self.read_labels(root)
+        labels = np.full(len(images), -1) if labels is None else labels.astype(np.int64)
+        chosen = (np.arange(len(images)) % 10 == 9) == (split == "test")
+        return MemoryDataset(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen]))
 
-    def read_labels(self, root: Path) -> torch.Tensor | None:
-        path = root / "labels.npy"
-        return torch.from_numpy(np.load(path)).long() if path.is_file() else None
+    def read_labels(self, root: Path) -> np.ndarray | None:
+        return np.load(root / "labels.npy") if (root / "labels.npy").is_file() else None
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return []  # the images are in an array
