@@ -108,6 +108,8 @@ class DDPM(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that the data has the network's image shape and classes; count the training images of each class."""
+        if stage == "fit":
+            self.timesteps.check_objective(self.objective)
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageDataModule):
             return
