@@ -16,6 +16,7 @@ from lightning_ddpm.commands.condition_files import list_condition_options
 from lightning_ddpm.commands.model_card import ModelFacts, write_card
 from lightning_ddpm.interop import hub as hub_module
 from lightning_ddpm.models.checkpoint import read_checkpoint
+from lightning_ddpm.models.checkpoint_source import locate_checkpoint, name_checkpoint
 from lightning_ddpm.utils.condition import ConditionFormat
 
 TINY = ("--accelerator", "cpu", "--steps", 2)
@@ -142,6 +143,7 @@ def test_a_release_goes_to_the_hub_and_comes_back(release, hub, command, monkeyp
     for address in ("hf://someone/tiny", "hf://someone/tiny@main", f"hf://someone/tiny@{commit}"):
         model = lightning_ddpm.load(address)
         assert all(torch.equal(w, model.state_dict()[n]) for n, w in load_file(release / "model.safetensors").items())
+        assert name_checkpoint(locate_checkpoint(address)) == f"hf://someone/tiny@{commit}"
     status, out, err = command(
         "evaluate", "--ckpt", "hf://someone/tiny", "--n", 70, "--extractor", "DigitsFeatures", *TINY
     )

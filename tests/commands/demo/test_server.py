@@ -10,6 +10,7 @@ from helpers.command_outputs import get_error_sentence
 
 from lightning_ddpm.commands.demo import server
 from lightning_ddpm.commands.demo.server import MAX_BYTES, Gate
+from lightning_ddpm.models.checkpoint_source import name_checkpoint
 from lightning_ddpm.utils.errors import UserError
 
 JOIN = "/gradio_api/queue/join"
@@ -137,6 +138,19 @@ def test_the_command_that_it_shows_has_the_options_that_change_the_images(comman
         status, _, err = command("demo", "--ckpt", "digits", "--port", "0", "--precision", "32-true", *more)
         assert status == 0, err
         assert shown.pop() == ("digits", False, more)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("models--someone--my-tiny_1.0/snapshots/0f1e/model.ckpt", "hf://someone/my-tiny_1.0@0f1e"),
+        ("models--someone--tiny/snapshots/0f1e/last.ckpt", "last.ckpt"),
+        ("runs/digits/last.ckpt", "last.ckpt"),
+        ("elsewhere/digits.ckpt", "digits.ckpt"),
+    ],
+)
+def test_a_checkpoint_of_the_hub_is_called_by_its_address(place, name, tmp_path):
+    assert name_checkpoint(tmp_path / place) == name
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # uvicorn exits
