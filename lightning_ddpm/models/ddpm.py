@@ -37,8 +37,8 @@ class DDPM(LightningModule):
         schedule: the noise schedule, with its number of timesteps T.
         sampler: generates the images, during training and from the checkpoint.
         optimizer: parameters -> optimizer (Ho et al.: Adam with learning rate 2e-4).
-        lr_scheduler: optimizer -> scheduler, stepped after every optimizer step (Ho et al.: linear warm-up over 5,000
-            steps).
+        lr_scheduler: optimizer -> scheduler, stepped after each optimizer step. The default is Ho et al.'s warm-up over
+            5,000 of 800,000 steps; give a short run one of its own, or it ends below its learning rate.
         parameterization: what the network's output means; ``null`` for the noise, as in Ho et al.
         objective: the training loss; ``null`` for L_simple, as in Ho et al.
         timesteps: how t is sampled in training; ``null`` for uniformly, as in Ho et al.
