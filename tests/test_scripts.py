@@ -131,9 +131,8 @@ def test_both_scripts_start_the_same_command_in_a_container(machine: dict[str, s
 def test_what_is_missing_is_named(
     machine: dict[str, str], script: str, words: list[str], variables: dict[str, str], missing: str
 ) -> None:
-    ran = subprocess.run(
-        ["bash", f"scripts/{script}", *words], cwd=REPOSITORY, env={**machine, **variables}, text=True, capture_output=True
-    )
+    line, environment = ["bash", f"scripts/{script}", *words], {**machine, **variables}
+    ran = subprocess.run(line, cwd=REPOSITORY, env=environment, text=True, capture_output=True)
     assert ran.returncode != 0
     assert missing in ran.stderr
     assert not read_calls(machine)

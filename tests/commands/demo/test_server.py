@@ -129,15 +129,16 @@ def test_the_port_is_closed_where_the_model_cannot_be_loaded(command, monkeypatc
     assert [each.fileno() for each in opened] == [-1]
 
 
-def test_the_command_that_it_shows_has_the_options_that_change_the_images(command, monkeypatch):
-    shown = []
+def test_it_listens_to_this_machine_and_shows_the_options_that_change_the_images(command, monkeypatch):
+    shown, addresses = [], []
     monkeypatch.setattr("lightning_ddpm.commands.demo.page.build_app", lambda *each: shown.append(each[1:]))
     monkeypatch.setattr("lightning_ddpm.commands.demo.command.release_signals", lambda sentence: None)
-    monkeypatch.setattr(server, "serve", lambda *_: None)
+    monkeypatch.setattr(server, "serve", lambda app, listener, report: addresses.append(listener.getsockname()[0]))
     for more in (["--accelerator", "cpu", "--precision", "bf16-mixed"], ["--accelerator", "cpu"]):
         status, _, err = command("demo", "--ckpt", "digits", "--port", "0", "--precision", "32-true", *more)
         assert status == 0, err
         assert shown.pop() == ("digits", False, more)
+    assert set(addresses) == {"127.0.0.1"}, "others reach it, without an option that opens it to them"
 
 
 @pytest.mark.parametrize(
