@@ -17,9 +17,8 @@ class Data(ImageSource):
         self.channels, self.size = channels, size
 
     def prepare(self, root: Path) -> None:
-        if not (root / "images.npy").is_file():
-            raise UserError(f"there is no images.npy in {root}; set --data.root to its folder")
-        n, labels = len(np.load(root / "images.npy", mmap_mode="r")), self.read_labels(root)
+        labels = self.read_labels(root)
+        n = len(np.load(root / "images.npy", mmap_mode="r"))
         if labels is not None and (labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < -1):
             raise UserError(f"{root}/labels.npy must hold a class 0, 1, ... of each of the {n} images, or -1 for none")
 
@@ -30,6 +29,8 @@ class Data(ImageSource):
         return MemoryDataset(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen]))
 
     def read_labels(self, root: Path) -> np.ndarray | None:
+        if not (root / "images.npy").is_file():
+            raise UserError(f"there is no images.npy in {root}; set --data.root to its folder")
         return np.load(root / "labels.npy") if (root / "labels.npy").is_file() else None
 
     def image_files(self, root: Path) -> list[FileDataset]:

@@ -23,7 +23,7 @@ class Data(ImageSource):
     def prepare(self, root: Path) -> None:
         targets, given = (set(self.list_names(root / folder)) for folder in ("target", "input"))
         if len(targets) < 10:
-            raise UserError(f"there are not ten PNG files in {root}/target; set --data.root to the folder it lies in")
+            raise UserError(f"there are not ten PNG files in {root}/target; set --data.root to its parent")
         if alone := sorted(targets ^ given):
             raise UserError(f"{root}/input and target do not both hold {alone[0]}; add its partner, or delete it")
         if self.class_names(root) and (beside := next((root / "target").glob("*.png"), None)):
@@ -45,4 +45,6 @@ class Data(ImageSource):
         return [self.open_folder(root, each, split) for each in ("target", "input") for split in ("train", "test")]
 
     def class_names(self, root: Path) -> list[str]:
+        if not (root / "target").is_dir():
+            raise UserError(f"there is no folder target in {root}; set --data.root to that of input and target")
         return sorted(path.name for path in (root / "target").iterdir() if path.is_dir())

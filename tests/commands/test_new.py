@@ -130,6 +130,25 @@ def test_a_conditional_project_refuses_data_without_classes(command, monkeypatch
     assert expected in get_error_sentence(status, err)
 
 
+@pytest.mark.parametrize(
+    ("data", "condition", "expected"),
+    [
+        ("folder", "conditional", "there is no folder"),
+        ("folder", "unconditional", "there are not ten PNG files in"),
+        ("array", "conditional", "there is no images.npy in"),
+        ("paired", "conditional", "there is no folder target in"),
+        ("paired", "unconditional", "there are not ten PNG files in"),
+    ],
+)
+def test_data_that_are_not_there_are_named(data, condition, expected, command, monkeypatch, tmp_path):
+    name = f"absent_{data}_{condition}"
+    write_project(tmp_path / name, name, (data, "csv", condition))
+    monkeypatch.chdir(tmp_path / name)
+    monkeypatch.syspath_prepend(tmp_path / name)
+    status, _, err = command("fit", "--config", "configs/train.yaml")
+    assert expected in get_error_sentence(status, err)
+
+
 def test_the_job_script_is_that_of_the_repository():
     assert (TEMPLATE.get_folder() / "run.sbatch").read_bytes() == (REPOSITORY / "scripts" / "train.sbatch").read_bytes()
 
