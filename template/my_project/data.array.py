@@ -17,10 +17,7 @@ class Data(ImageSource):
         self.channels, self.size = channels, size
 
     def prepare(self, root: Path) -> None:
-        labels = self.read_labels(root)
-        n = len(np.load(root / "images.npy", mmap_mode="r"))
-        if labels is not None and (labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < -1):
-            raise UserError(f"{root}/labels.npy must hold a class 0, 1, ... of each of the {n} images, or -1 for none")
+        self.read_labels(root)
 
     def open(self, root: Path, split: Split) -> ImageDataset:
         images, labels = np.load(root / "images.npy"), self.read_labels(root)
@@ -31,11 +28,16 @@ class Data(ImageSource):
     def read_labels(self, root: Path) -> np.ndarray | None:
         if not (root / "images.npy").is_file():
             raise UserError(f"there is no images.npy in {root}; set --data.root to its folder")
-        return np.load(root / "labels.npy") if (root / "labels.npy").is_file() else None
+        if not (root / "labels.npy").is_file():
+            return None
+        n, labels = len(np.load(root / "images.npy", mmap_mode="r")), np.load(root / "labels.npy")
+        if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min(initial=0) < -1:
+            raise UserError(f"{root}/labels.npy must hold a class 0, 1, ... of each of the {n} images, or -1 for none")
+        return labels
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return []  # the images are in an array
 
     def class_names(self, root: Path) -> list[str]:
         labels = self.read_labels(root)
-        return [] if labels is None else [str(label) for label in range(int(labels.max()) + 1)]
+        return [] if labels is None else [str(label) for label in range(max(labels.tolist(), default=-1) + 1)]
