@@ -57,7 +57,8 @@ def _reverse(array: np.ndarray, page: Any) -> np.ndarray:
             f"its lowest value is white (MINISWHITE), which has no meaning for {page.samplesperpixel} x {array.dtype}; "
             "save it as MINISBLACK"
         )
-    return (2**page.bitspersample - 1 - array).astype(array.dtype)
+    white: int = 2**page.bitspersample - 1
+    return (white - array).astype(array.dtype)
 
 
 def write_tiff(array: np.ndarray, file: BinaryIO) -> None:
