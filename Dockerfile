@@ -20,9 +20,11 @@ ARG DEVICE=cpu
 ARG EXTRAS=demo,hub
 COPY --from=build /wheel /wheel
 # The newest torch of that build on the day; a tag of the image keeps it.
+# The wheel by its path: an index could offer another program of that name.
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir torch torchvision --index-url "https://download.pytorch.org/whl/${DEVICE}" \
-    && pip install --no-cache-dir "lightning-ddpm[${EXTRAS}]" --find-links /wheel \
+    && set -- /wheel/*.whl \
+    && pip install --no-cache-dir "${1}[${EXTRAS}]" \
     && useradd --create-home --uid 1000 ddpm \
     && mkdir /work \
     && chown ddpm /work

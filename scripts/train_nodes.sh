@@ -5,7 +5,8 @@
 #
 # All machines must see the run's folder; HOST is the first of them. After a failure, the same command resumes the run.
 # In a container: CONTAINER="apptainer exec --nv FILE.sif" NODES=2 ...
-config=$1 run=$2
+: "${NODES:?the number of machines}" "${GPUS:?the number of GPUs of each machine}" "${HOST:?the first machine}"
+config=${1:?the config, such as configs/NAME.yaml, and the folder of the run} run=${2:?the folder of the run}
 shift 2
 resume=()
 # .unsaved: the run was stopped before its first checkpoint, and begins again

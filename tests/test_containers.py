@@ -51,6 +51,11 @@ def test_the_image_runs_the_command_as_a_user_that_is_not_root() -> None:
     assert names.index("USER") > max(index for index, name in enumerate(names) if name == "RUN")
     assert {"DEVICE=cpu", "EXTRAS=demo,hub"} == {rest for name, rest in final if name == "ARG"}
     assert '--index-url "https://download.pytorch.org/whl/${DEVICE}"' in last["RUN"]
+    install = last["RUN"].split(" && ")[1:3]
+    assert [each.split() for each in install] == [
+        ["set", "--", "/wheel/*.whl"],  # and no name, for which an index could have another program
+        ["pip", "install", "--no-cache-dir", '"${1}[${EXTRAS}]"'],
+    ]
 
 
 def test_the_development_container_installs_what_the_gate_does() -> None:
@@ -98,8 +103,8 @@ def test_its_steps_give_a_command_that_works_without_a_network(tmp_path: Path) -
     venv.create(tmp_path / "venv", symlinks=True, with_pip=False)
     (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (packages / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    install = next(each for each in dict(final)["RUN"].split(" && ") if "lightning-ddpm[" in each)
-    words = shlex.split(install.replace("[${EXTRAS}]", "").replace("/wheel", str(wheels)))
+    install = dict(final)["RUN"].split(" && ")[2]
+    words = shlex.split(install.replace("${1}[${EXTRAS}]", str(wheel)))
     offline = ("--no-index", "--no-deps", "--ignore-installed", "-q")
     python = tmp_path / "venv" / "bin" / "python"
     ran = run(sys.executable, "-m", "pip", "--python", python, *words[1:], *offline)

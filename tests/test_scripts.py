@@ -116,3 +116,23 @@ def test_both_scripts_start_the_same_command_in_a_container(machine: dict[str, s
         "srun --kill-on-bad-exit=1 apptainer exec --nv image.sif python -m lightning_ddpm fit --config"
     )
     assert nodes.startswith("apptainer exec --nv image.sif torchrun --nnodes 2")
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "variables", "missing"),
+    [
+        ("train.sbatch", [], {}, "the config, such as"),
+        ("train.sbatch", ["c.yaml"], {}, "the folder of the run"),
+        ("train_nodes.sh", ["c.yaml", "run"], {"NODES": "2", "GPUS": "8"}, "HOST: the first machine"),
+        ("train_nodes.sh", ["c.yaml", "run"], {"GPUS": "8", "HOST": "first"}, "NODES: the number of machines"),
+        ("train_nodes.sh", ["c.yaml"], {"NODES": "2", "GPUS": "8", "HOST": "first"}, "the folder of the run"),
+    ],
+)
+def test_what_is_missing_is_named(
+    machine: dict[str, str], script: str, words: list[str], variables: dict[str, str], missing: str
+) -> None:
+    line, environment = ["bash", f"scripts/{script}", *words], {**machine, **variables}
+    ran = subprocess.run(line, cwd=REPOSITORY, env=environment, text=True, capture_output=True)
+    assert ran.returncode != 0
+    assert missing in ran.stderr
+    assert not read_calls(machine)

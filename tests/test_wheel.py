@@ -88,7 +88,8 @@ def python(installed: Path) -> Path:
 
 
 def test_new_projects_pass_their_tests_where_they_are_installed(installed: Path, python: Path, tmp_path: Path) -> None:
-    for data, more in (("digits", ["--conditional"]), ("folder", []), ("array", ["--conditional", "--logger", "csv"])):
+    projects = {"digits": ["--conditional"], "folder": [], "array": ["--conditional", "--logger", "csv"], "paired": []}
+    for data, more in projects.items():
         name = f"my_{data}"
         call(tmp_path, installed, "new", name, "--data", data, *more)
         pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, "install", "-q")
@@ -96,4 +97,4 @@ def test_new_projects_pass_their_tests_where_they_are_installed(installed: Path,
         assert ran.returncode == 0, ran.stderr
     ran = run(python, "-m", "pytest", "-q", tmp_path, LIGHTNING_DDPM_TRUST="")
     assert ran.returncode == 0, ran.stdout
-    assert "9 passed" in ran.stdout
+    assert "12 passed" in ran.stdout

@@ -1,7 +1,8 @@
 """``new``: begin a project of one's own, in a folder with a package, a config and tests that work from the start.
 
-The template is a project that runs as it stands, in ``template/`` of the repository. Its name, ``my_project``, is
-replaced; a line that ends in ``#: ANSWER``, and a file with ``.ANSWER.`` in its name, are copied for that answer only.
+The template is ``template/`` of the repository. Its name, ``my_project``, is replaced. A file with ``.ANSWER.`` in its
+name, and a line that ends in ``#: ANSWER``, are copied for that answer only; ``#: ONE|OTHER`` is for either of two, and
+``#: ONE OTHER`` for both.
 """
 
 import keyword
@@ -25,11 +26,12 @@ from lightning_ddpm.utils.yaml_text import build_parser
 
 NAME = "my_project"
 """The name of the project in the template."""
-DATA = ("digits", "folder", "array")
+DATA = ("digits", "folder", "array", "paired")
 LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 CONDITIONS = ("conditional", "unconditional")
 SKIPPED = ("__pycache__", ".pytest_cache", ".ruff_cache")
-_TAG = re.compile(rf"\s+#: ({'|'.join((*DATA, *LOGGERS, *CONDITIONS))})$")
+_ANSWER = "|".join((*DATA, *LOGGERS, *CONDITIONS))
+_TAG = re.compile(rf"\s+#: ((?:{_ANSWER})(?:[| ](?:{_ANSWER}))*)$")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -37,7 +39,8 @@ def run(arguments: Sequence[str]) -> None:
     parser = build_parser("new", "Begin a project of your own: `new my_project`, with options after the name.")
     add = parser.add_argument
     add("--folder", type=resolve_path, required=True, help="the project's folder and name; the first word may be it")
-    add("--data", choices=DATA, default="digits", help="what data.py reads: digits, PNG files, or an array in a file")
+    what = "what data.py reads: digits, PNG files, an array in a file, or pairs of PNG files"
+    add("--data", choices=DATA, default="digits", help=what)
     add("--conditional", action="store_true", help="condition the model on the classes of the data")
     add("--logger", choices=LOGGERS, default="tensorboard", help="where the curves go")
     named = bool(arguments) and not arguments[0].startswith("-")
@@ -82,7 +85,7 @@ def write_project(folder: Path, name: str, answers: Collection[str]) -> list[str
         relative = relative.with_name(f"{stem}.{suffix}") if suffix else relative
         target = folder / str(relative).replace(NAME, name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = _choose_lines(source.read_text(encoding="utf-8"), answers)
+        text = _choose_lines(source.read_text(encoding="utf-8"), set(answers))
         for before, after in renamed.items():
             text = text.replace(before, after)
         target.write_text(text, encoding="utf-8")
@@ -91,12 +94,12 @@ def write_project(folder: Path, name: str, answers: Collection[str]) -> list[str
     return written
 
 
-def _choose_lines(text: str, answers: Collection[str]) -> str:
-    """Return the lines that belong to every project or to one of the answers."""
+def _choose_lines(text: str, answers: set[str]) -> str:
+    """Return the lines that belong to every project or to the answers."""
     kept = []
     for line in text.splitlines(keepends=True):
         tag = _TAG.search(line.rstrip("\n"))
-        if tag is None or tag[1] in answers:
+        if tag is None or all(not answers.isdisjoint(each.split("|")) for each in tag[1].split()):
             kept.append(line if tag is None else f"{line[: tag.start()]}\n")
     return "".join(kept)
 

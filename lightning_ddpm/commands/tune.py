@@ -109,4 +109,6 @@ def _evaluate(
     reference = [] if given else ["--reference", str(folder / "config.yaml")]
     evaluate.run([*others, *reference, "--ckpt", str(path), "--seed", str(seed), "--out", str(out)])
     result: dict[str, Any] = read_json(out)
+    result["images"]["checkpoint"] = str(name_checkpoint(folder, sigma_rel))  # as reconstruct writes the same file
+    write_json(out, result)
     return next(iter(result["metrics"])), result

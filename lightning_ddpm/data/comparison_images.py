@@ -44,7 +44,7 @@ def open_training_folder(
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; name one that holds images")
-    if list_images(root, extensions=ARRAYS):
+    if _holds_arrays(root):
         return _open_arrays(root)
     any_range = {} if dtype == "uint8" else ANY_RANGE
     source = ImageFolder(channels, size, 0.02, on_error, max_skipped, dtype, **any_range)
@@ -62,7 +62,7 @@ def open_samples(folder: Path) -> ImageDataset:
     """
     if not folder.is_dir():
         return open_sample_folder(folder)
-    if list_images(folder, extensions=ARRAYS):
+    if _holds_arrays(folder):
         return _open_arrays(folder)
     paths = list_images(folder)
     if paths:
@@ -75,6 +75,17 @@ def open_samples(folder: Path) -> ImageDataset:
         if array.dtype.name in DTYPES and array.dtype.name != "uint8":
             return open_training_folder(folder, len(array), (array.shape[1], array.shape[2]), array.dtype.name)
     return open_sample_folder(folder)
+
+
+def _holds_arrays(folder: Path) -> bool:
+    """Return whether the images of a folder are arrays; UserError if some are and others are not."""
+    arrays = list_images(folder, extensions=ARRAYS)
+    others = [each for each in list_images(folder) if each.suffix.lower() not in TIFF] if arrays else []
+    if others:
+        raise UserError(
+            f"{folder} holds arrays, such as {arrays[0]}, and image files, such as {others[0]}; move one kind elsewhere"
+        )
+    return bool(arrays)
 
 
 def _open_arrays(root: Path) -> ImageDataset:

@@ -19,7 +19,7 @@ from lightning_ddpm.utils.files import read_utf8
 
 
 class ConditionTable:
-    """A CSV file whose first line has the names of its columns.
+    """A CSV file whose first line has the names of its columns, of which several may have none.
 
     Attributes:
         columns: the text of each column, by its name.
@@ -45,7 +45,7 @@ class ConditionTable:
         if len(rows) < 2:
             raise UserError(f"{path} has no rows below a line of column names")
         header, *body = rows
-        if twice := next((name for name in header if header.count(name) > 1), None):
+        if twice := next((name for name in header if name and header.count(name) > 1), None):
             raise UserError(f"{path} has two columns named {twice!r}; rename one")
         for number, row in enumerate(body, 1):
             if len(row) != len(header):

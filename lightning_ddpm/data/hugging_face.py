@@ -90,8 +90,18 @@ class HuggingFace(ImageSource):
         state = " ".join(describe_file(Path(each["filename"])) for each in rows.cache_files)
         names = RowNames(f"{self.name}[{rows.split}]", chosen)
         return FileDataset(
-            names, partial(_read_row, columns, self.image, chosen), labels, self.channels, self.size, state
+            names,
+            partial(_read_row, columns, self.image, chosen, self._list_folders(Path(root))),
+            *(labels, self.channels, self.size, state),
         )
+
+    def _list_folders(self, root: Path) -> list[Path]:
+        """Return the folders that a row's image may be a file in: the dataset's own, and what was unpacked from it."""
+        own = Path(os.path.expanduser(self.name))
+        if not own.is_dir():
+            hub = import_extra("huggingface_hub", "datasets of Hugging Face", "huggingface")
+            own = Path(hub.constants.HF_HUB_CACHE)
+        return [own.resolve(), (root / FOLDER).resolve()]
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return [self.open(root, split) for split in SPLITS]
@@ -173,11 +183,14 @@ class RowNames(Names):
         return f"row {self._rows[index]} of {self._table}"
 
 
-def _read_row(rows: Any, column: str, chosen: np.ndarray, index: int) -> Path | BytesIO:
-    """Return the file in a row, whose bytes stand there, or its path."""
+def _read_row(rows: Any, column: str, chosen: np.ndarray, folders: list[Path], index: int) -> Path | BytesIO:
+    """Return the file in a row, whose bytes stand there, or its path; UserError if that is in none of the folders."""
     image = rows[int(chosen[index])][column]
-    if image is None:
+    if image is None or not (image["bytes"] or image["path"]):
         raise UserError("it has no image")
     if image["bytes"] is not None:
         return BytesIO(image["bytes"])
-    return Path(image["path"])
+    path = Path(image["path"])
+    if not any(path.resolve().is_relative_to(each) for each in folders):
+        raise UserError(f"it names the file {path}, outside {folders[0]}; files of another origin are not read")
+    return path

@@ -1,7 +1,7 @@
 """Read and write TIFF files of any type and number of channels, by tifffile."""
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,8 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 def read_tiff(file: Path | BinaryIO) -> np.ndarray:
     """Return the first image in a TIFF, (c, h, w): its channels are samples of pixels, planes, or pages of one series.
+
+    Grayscale of which 0 is white (MINISWHITE) is reversed.
 
     Raises:
         UserError: the file is damaged or too large, the image has more axes, or tifffile is not installed.
@@ -37,6 +39,8 @@ def read_tiff(file: Path | BinaryIO) -> np.ndarray:
             if limit is not None and sides["Y"] * sides["X"] > limit:
                 raise UserError(f"the image has more than {limit:,} pixels, the limit of this program; save it smaller")
             array: np.ndarray = series.asarray().reshape([n for _, n in axes])
+            if series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+                array = _reverse(array, series.keyframe)
     except UserError:
         raise
     except Exception as error:  # damaged bytes can raise anything
@@ -44,6 +48,17 @@ def read_tiff(file: Path | BinaryIO) -> np.ndarray:
     if array.ndim == 2:
         return array[None]
     return np.moveaxis(array, next(place for place, name in enumerate(names) if name not in "YX"), 0)
+
+
+def _reverse(array: np.ndarray, page: Any) -> np.ndarray:
+    """Return the values of an image whose 0 is white as those of one whose 0 is black, as Pillow does for 8 bits."""
+    if array.dtype.kind != "u" or page.samplesperpixel != 1:
+        raise UserError(
+            f"its lowest value is white (MINISWHITE), which has no meaning for {page.samplesperpixel} x {array.dtype}; "
+            "save it as MINISBLACK"
+        )
+    white: int = 2**page.bitspersample - 1
+    return (white - array).astype(array.dtype)
 
 
 def write_tiff(array: np.ndarray, file: BinaryIO) -> None:

@@ -20,6 +20,8 @@ DTYPES = {
     "float64": torch.float64,
 }
 """The types of values in files, and the types of tensors that hold them."""
+WIDE = ("int32", "float64")
+"""Types of which float32 does not hold every value: they are scaled in float64, and rounded once."""
 
 
 @dataclass(frozen=True)
@@ -76,27 +78,32 @@ class ValueRange:
                 f"images must be {self.dtype} with values {self.describe()}, got {kind}; convert them where they are "
                 "opened"
             )
-        low, half = self._get_scale(pixels)
-        return (pixels.float() - low) / half - 1
+        x = self._widen(pixels)
+        low, half = self._get_scale(x)
+        return ((x - low) / half - 1).float().to(pixels.device)
 
     def to_data(self, x: Tensor) -> Tensor:
         """Map floats (b, c, h, w) to values: clamped if these are bounded, scaled, and rounded if they are integers."""
-        x = x.float()
+        x = self._widen(x)
         low, half = self._get_scale(x)
         values = ((x.clamp(-1, 1) if self.bounded else x) + 1) * half + low
         if self.dtype.startswith("float"):
             return values.to(DTYPES[self.dtype])
         limits = np.iinfo(self.dtype)
-        if self.dtype == "int32":
-            values = values.double()  # float32 would round the greatest value up, beyond the type
         return values.round().clamp(limits.min, limits.max).to(DTYPES[self.dtype])
+
+    def _widen(self, x: Tensor) -> Tensor:
+        """Return numbers as floats of which every step of the values is one; an MPS device has none of 64 bits."""
+        if self.dtype not in WIDE:
+            return x.float()
+        return x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)
 
     def _get_scale(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Return low and half of the distance to high, of all channels or as (c, 1, 1)."""
         if not isinstance(self.low, list) and not isinstance(self.high, list):
             return self.low, (self.high - self.low) / 2
         low, high = (torch.tensor(each, dtype=torch.float64) for each in (self.low, self.high))
-        return tuple(each.float().to(like.device)[:, None, None] for each in (low, (high - low) / 2))  # type: ignore[return-value]
+        return tuple(each.to(like)[:, None, None] for each in (low, (high - low) / 2))  # type: ignore[return-value]
 
     def check(self, values: np.ndarray) -> None:
         """Check the values of one image, (c, h, w).

@@ -34,6 +34,7 @@ from lightning_ddpm.diffusion.process import q_sample, snr
 from lightning_ddpm.diffusion.schedule import require_chain
 from lightning_ddpm.diffusion.variance import LearnedRange, ReverseVariance
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.random import PositionRandom
 
 
 def simple_loss(target: Tensor, output: Tensor) -> Tensor:
@@ -68,6 +69,14 @@ class Objective(ABC):
     def check_denoiser(self, denoise: Denoiser) -> None:
         """Raise a UserError if the objective cannot train this network on this path; called when a model is built."""
         return
+
+    def with_random(self, random: PositionRandom) -> "Objective":
+        """Return the objective of a batch whose images have these random numbers; itself if t and eps are all it needs.
+
+        Validation asks for it, so that its loss is the same on any number of devices. In training an objective's own
+        random numbers come from torch's global generators, as dropout's do.
+        """
+        return self
 
     __repr__ = format_settings
 

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import cache
 from typing import final
 
@@ -30,6 +31,7 @@ from lightning_ddpm.diffusion.losses import Objective, simple_loss
 from lightning_ddpm.diffusion.parameterization import FlowVelocity
 from lightning_ddpm.diffusion.process import q_sample, scale
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.random import PositionRandom
 
 
 def check_mean_velocity(denoise: Denoiser, what: str) -> None:
@@ -78,6 +80,8 @@ class MeanFlow(Objective):
             few dimensions need it: the weight then depends on chance, and the mean velocity is no longer the optimum.
     """
 
+    _random: PositionRandom | None = None
+
     def __init__(self, share: float = 0.5, power: float = 1.0) -> None:
         if not 0 < share <= 1 or not 0 <= power < math.inf:
             raise UserError(
@@ -89,8 +93,13 @@ class MeanFlow(Objective):
     def check_denoiser(self, denoise: Denoiser) -> None:
         check_mean_velocity(denoise, "the objective MeanFlow")
 
+    def with_random(self, random: PositionRandom) -> "MeanFlow":
+        objective = copy(self)
+        objective._random = random
+        return objective
+
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        shares = torch.rand(2, len(x_0), device=x_0.device)  # from the global generator, as dropout
+        shares = self._sample_shares(x_0)
         t = t.to(shares.dtype)
         s = torch.where(shares[0] < self.share, shares[1] * t, t)
         x_t, v = q_sample(denoise.schedule, x_0, t, eps), eps - x_0
@@ -99,6 +108,12 @@ class MeanFlow(Objective):
         error = simple_loss(self.target(denoise, x_t, v, t, s), output)
         weighted = (error.detach() + 1e-3) ** -self.power * error
         return weighted + (error - weighted).detach()
+
+    def _sample_shares(self, x_0: Tensor) -> Tensor:
+        """Return two uniform numbers of each image, (2, b): which images have a step, and its end as a share of t."""
+        if self._random is None:
+            return torch.rand(2, len(x_0), device=x_0.device)
+        return self._random(lambda n, each: torch.rand(2, n, device=each.device, generator=each).T).T
 
     def target(self, denoise: Denoiser, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Return v - (t - s) du/dt (b, c, h, w) without gradient, the right-hand side of the MeanFlow identity.

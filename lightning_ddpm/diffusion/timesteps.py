@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ddpm.diffusion.gaussian_path import GaussianPath
+from lightning_ddpm.diffusion.losses import Objective
 from lightning_ddpm.diffusion.schedule import require_chain
+from lightning_ddpm.diffusion.uncertainty import UncertaintyWeighted
 from lightning_ddpm.utils.errors import UserError
 
 Gather = Callable[[Tensor], Tensor]
@@ -25,6 +27,10 @@ class TimestepSampler(nn.Module, ABC):
         Raises:
             UserError: times cannot be sampled in this way on this path.
         """
+
+    def check_objective(self, objective: Objective) -> None:
+        """Raise a UserError if the objective's losses do not tell how often to sample t; before the first step."""
+        return
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -93,6 +99,13 @@ class LossAwareTimesteps(TimestepSampler):
         T = require_chain(path, "LossAwareTimesteps' history of losses for each t").T
         self.register_buffer("losses", torch.zeros(T, self.history))
         self.register_buffer("counts", torch.zeros(T, dtype=torch.long))
+
+    def check_objective(self, objective: Objective) -> None:
+        if isinstance(objective, UncertaintyWeighted):
+            raise UserError(
+                "LossAwareTimesteps samples t by the size of its loss, and those of UncertaintyWeighted have one size, "
+                "or are negative; use UniformTimesteps, or the objective without UncertaintyWeighted"
+            )
 
     def probabilities(self) -> Tensor:
         """Return the probabilities of t = 1..T, (T,)."""

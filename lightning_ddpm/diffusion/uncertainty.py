@@ -1,6 +1,7 @@
 """Weighting of noise levels by a learned uncertainty; Karras et al. 2024 (arXiv:2312.02696), appendix B.2, eq. 21."""
 
 import math
+from copy import copy
 from typing import final
 
 import torch
@@ -11,6 +12,7 @@ from lightning_ddpm.diffusion.gaussian_path import GaussianPath
 from lightning_ddpm.diffusion.losses import VLB, Hybrid, Objective, Simple
 from lightning_ddpm.diffusion.mean_flow import MeanFlow
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.random import PositionRandom
 
 FINITE = 20.0
 """Largest absolute value of ln sigma: a path that ends without signal has an infinite one."""
@@ -61,6 +63,14 @@ class UncertaintyWeighted(Objective, nn.Module):
 
     def check_denoiser(self, denoise: Denoiser) -> None:
         self.objective.check_denoiser(denoise)
+
+    def with_random(self, random: PositionRandom) -> "UncertaintyWeighted":
+        inner = self.objective.with_random(random)
+        if inner is self.objective:
+            return self
+        weighted = copy(self)  # with the same weights
+        weighted.objective = inner
+        return weighted
 
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         u = self.log_uncertainty(denoise.schedule, t)

@@ -58,6 +58,13 @@ def download(address: str) -> Path:
     return path
 
 
+def find_address(path: Path) -> str | None:
+    """Return the address and the commit of a checkpoint in huggingface_hub's cache; ``None`` for any other file."""
+    place = "/".join(path.parts[-4:])
+    found = re.fullmatch(rf"models--({_NAME})--({_NAME})/snapshots/([0-9a-f]+)/{re.escape(CHECKPOINT)}", place)
+    return f"{SCHEME}{found[1]}/{found[2]}@{found[3]}" if found else None
+
+
 def upload(folder: Path, repository: str, private: bool) -> str:
     """Upload a release, and create its repository unless it exists; return its address on the web.
 

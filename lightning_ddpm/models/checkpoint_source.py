@@ -21,3 +21,14 @@ def locate_checkpoint(path: Path | str) -> Path:
     if isinstance(path, str) and path.startswith(hub.SCHEME):
         return hub.download(path)
     return CHECKPOINTS.find(path) or resolve_path(os.fspath(path))
+
+
+def name_checkpoint(path: Path) -> str:
+    """Return a short name of a checkpoint that :func:`locate_checkpoint` found: what ``--ckpt`` takes, or the file's.
+
+    That is ``digits`` for one that ships, ``hf://USER/MODEL@COMMIT`` for one from the Hub, and the name of any other
+    file.
+    """
+    if CHECKPOINTS.find(path.stem) == path:
+        return path.stem
+    return hub.find_address(path) or path.name

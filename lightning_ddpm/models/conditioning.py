@@ -11,7 +11,7 @@ from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.value_range import ValueRange
 from lightning_ddpm.models.sample_request import ConditionSource, SampleRequest
 from lightning_ddpm.networks import AugmentationEmbedding
-from lightning_ddpm.networks.condition_embeddings import upsample_to
+from lightning_ddpm.networks.condition_embeddings import resize_to
 from lightning_ddpm.networks.conditions import ConditionEmbedding
 from lightning_ddpm.utils.condition import NOTHING, Condition, ConditionFormat
 from lightning_ddpm.utils.contracts import describe_class
@@ -110,9 +110,9 @@ def show_given(image: Tensor, condition_values: ValueRange, shape: tuple[int, in
     Args:
         image: (b, c, h, w), as a dataset has it.
         condition_values: its values.
-        shape, values: of the generated images; a smaller image is enlarged by bicubic interpolation.
+        shape, values: of the generated images; an image of another size is resized by bicubic interpolation.
     """
-    x = upsample_to(condition_values.to_float(image), shape[1:])
+    x = resize_to(condition_values.to_float(image), shape[1:])
     if x.shape[1] != shape[0]:
         x = x.mean(1, keepdim=True).expand(-1, shape[0], -1, -1)
     return values.to_data(x)

@@ -23,7 +23,7 @@ from lightning_ddpm.models.step_mean import StepMean
 from lightning_ddpm.utils.condition import Condition, as_condition
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.lightning_internals import is_accumulating, is_logging_step
-from lightning_ddpm.utils.random import ImageNoise, seed_globally
+from lightning_ddpm.utils.random import ImageNoise, PositionRandom, seed_globally
 
 
 class DDPM(LightningModule):
@@ -37,8 +37,8 @@ class DDPM(LightningModule):
         schedule: the noise schedule, with its number of timesteps T.
         sampler: generates the images, during training and from the checkpoint.
         optimizer: parameters -> optimizer (Ho et al.: Adam with learning rate 2e-4).
-        lr_scheduler: optimizer -> scheduler, stepped after every optimizer step (Ho et al.: linear warm-up over 5,000
-            steps).
+        lr_scheduler: optimizer -> scheduler, stepped after each optimizer step. The default is Ho et al.'s warm-up over
+            5,000 of 800,000 steps; give a short run one of its own, or it ends below its learning rate.
         parameterization: what the network's output means; ``null`` for the noise, as in Ho et al.
         objective: the training loss; ``null`` for L_simple, as in Ho et al.
         timesteps: how t is sampled in training; ``null`` for uniformly, as in Ho et al.
@@ -108,6 +108,8 @@ class DDPM(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check that the data has the network's image shape and classes; count the training images of each class."""
+        if stage == "fit":
+            self.timesteps.check_objective(self.objective)
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ImageDataModule):
             return
@@ -139,7 +141,14 @@ class DDPM(LightningModule):
             losses = self.loss(x_0, t, eps, condition)  # ||eps - network(x_t, t)||^2, x_t = q_sample(x_0, t, eps)
         return self._finish_batch(this, t, losses, (weights * losses).mean())
 
-    def loss(self, x_0: Tensor, t: Tensor, eps: Tensor, condition: Condition | Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        x_0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        condition: Condition | Tensor | None = None,
+        random: PositionRandom | None = None,
+    ) -> Tensor:
         """Compute the objective of each image, (b,) float32; it makes x_t by ``q_sample`` and calls the network once.
 
         Args:
@@ -148,8 +157,10 @@ class DDPM(LightningModule):
             eps: (b, c, h, w) standard normal noise.
             condition: of each image, or classes (b,) alone, -1 for images whose class is hidden; kinds that the network
                 does not take are ignored.
+            random: of an objective that needs more random numbers; ``None`` for torch's global generators.
         """
-        return self.objective.losses(self.denoiser_for(condition).without_clipping(), x_0, t, eps)
+        objective = self.objective if random is None else self.objective.with_random(random)
+        return objective.losses(self.denoiser_for(condition).without_clipping(), x_0, t, eps)
 
     def _finish_batch(self, this: steps.StepBatch, t: Tensor, losses: Tensor, loss: Tensor) -> Tensor:
         """Keep the losses (b,) for callbacks, and report those of a step at its end; return the loss to minimise."""
@@ -176,10 +187,11 @@ class DDPM(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         x_0, condition = batch[0], self.read_condition(batch[1])
-        random = steps.generate_validation(self, len(x_0), batch_idx)
+        # on one device the second ones, of the objective, are those of the global generators
+        random, more = (steps.generate_validation(self, len(x_0), batch_idx) for _ in range(2))
         t = random(lambda n, generator: self.timesteps.stratify(self.schedule, n, generator))
         with seed_globally(self.device, "validate", index=batch_idx):
-            self._sums.add(t, self.loss(x_0, t, random.randn_like(x_0), condition))
+            self._sums.add(t, self.loss(x_0, t, random.randn_like(x_0), condition, more))
 
     def on_validation_epoch_end(self) -> None:
         self._sums.log_means(self)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from lightning_ddpm.utils.errors import UserError
 
+SHORTEST = 1e-6
+"""Smallest sigma_rel: names of files have six of its decimal digits."""
 LONGEST = 0.28
 """Largest sigma_rel: that of gamma near 0, which weights all steps equally."""
 
@@ -44,10 +46,10 @@ class Combination(NamedTuple):
 
 def check_length(sigma_rel: float) -> None:
     """Raise a UserError unless an average of this length exists."""
-    if not 0 < sigma_rel <= LONGEST:
+    if not SHORTEST <= sigma_rel <= LONGEST:
         raise UserError(
-            f"sigma_rel, the length of an average as a share of training, must lie in (0, {LONGEST}], got {sigma_rel}; "
-            "Karras et al. 2024 keep 0.05 and 0.1"
+            f"sigma_rel, the length of an average as a share of training, must lie in [{SHORTEST}, {LONGEST}], got "
+            f"{sigma_rel}; Karras et al. 2024 keep 0.05 and 0.1"
         )
 
 

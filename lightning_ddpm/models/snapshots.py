@@ -1,6 +1,7 @@
 """Snapshots of averaged weights in a run's folder, and averages of other lengths that are made from them."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,7 @@ def reconstruct(folder: Path, sigma_rel: float, step: int | None = None) -> Reco
     Args:
         folder: the run's.
         sigma_rel: the length.
-        step: one that a snapshot was written after; ``None`` for the last one.
+        step: one that a snapshot was written after; ``None`` for the last one that has those of all lengths.
 
     Raises:
         UserError: there are no snapshots, none after that step, or one that cannot be read.
@@ -103,12 +104,19 @@ def reconstruct(folder: Path, sigma_rel: float, step: int | None = None) -> Reco
             f"{folder} has no snapshots of averaged weights; train with the callback PostHocEMA, "
             "--trainer.callbacks+ PostHocEMA --trainer.callbacks.PostHocEMA.every_n_steps N"
         )
-    step = every[-1].step if step is None else step
-    if step not in (steps := sorted({each.step for each in every})):
+    steps = sorted({each.step for each in every})
+    step = _find_last_step(every) if step is None else step
+    if step not in steps:
         raise UserError(f"{folder} has no snapshot after step {step}; it has those of {', '.join(map(str, steps))}")
     basis = [each for each in every if each.step <= step]
     combination = combine_profiles([each.profile for each in basis], Profile(step, solve_exponent(sigma_rel)))
     return Reconstruction(_add(basis, combination.weights.tolist()), step, combination.error, len(basis))
+
+
+def _find_last_step(snapshots: Sequence[Snapshot]) -> int:
+    """Return the last step of which there are all lengths: the files of a step are written one after the other."""
+    lengths = Counter(each.step for each in snapshots)
+    return max(step for step, n in lengths.items() if n == max(lengths.values()))
 
 
 def _add(snapshots: Sequence[Snapshot], factors: Sequence[float]) -> dict[str, Tensor]:

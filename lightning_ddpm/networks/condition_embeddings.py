@@ -136,8 +136,8 @@ class VectorEmbedding(AddedCondition):
 class ConcatenatedImage(ConcatenatedCondition):
     """Concatenates an image to the channels of x_t; Saharia et al. 2021 (SR3, arXiv:2104.07636), 2022 (Palette).
 
-    A smaller one is enlarged by bicubic interpolation first. One more channel is 1 where the image is given and 0 where
-    it is hidden.
+    One of another size is resized by bicubic interpolation first, with antialiasing if a side shrinks. One more channel
+    is 1 where the image is given and 0 where it is hidden.
 
     Args:
         channels, size: of the image; on the command line ``null`` for the data's.
@@ -171,15 +171,20 @@ class ConcatenatedImage(ConcatenatedCondition):
         image = condition.image
         if image is None:
             return torch.cat([x_t, x_t.new_zeros(len(x_t), self.channels, *x_t.shape[2:])], dim=1)
-        image = upsample_to(image.to(x_t.dtype), x_t.shape[2:])
+        image = resize_to(image.to(x_t.dtype), x_t.shape[2:])
         given = image.new_ones(len(image)) if condition.given is None else condition.given.to(image.dtype)
         given = given[:, None, None, None]
         return torch.cat([x_t, image * given, given.expand(-1, 1, *x_t.shape[2:])], dim=1)
 
 
-def upsample_to(image: Tensor, sides: Sequence[int]) -> Tensor:
-    """Resize images (b, c, h, w) to height and width by bicubic interpolation, if they have others."""
-    return image if image.shape[2:] == tuple(sides) else functional.interpolate(image, tuple(sides), mode="bicubic")
+def resize_to(image: Tensor, sides: Sequence[int]) -> Tensor:
+    """Resize images (b, c, h, w) to height and width by bicubic interpolation, antialiased if a side shrinks."""
+    old, new = tuple(image.shape[2:]), tuple(sides)
+    if old == new:
+        return image
+    if new[0] >= old[0] and new[1] >= old[1]:
+        return functional.interpolate(image, new, mode="bicubic")
+    return functional.interpolate(image.float(), new, mode="bicubic", antialias=True).to(image.dtype)
 
 
 def _check_names(names: Sequence[str] | None, what: str) -> list[str]:

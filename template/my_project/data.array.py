@@ -17,21 +17,27 @@ class Data(ImageSource):
         self.channels, self.size = channels, size
 
     def prepare(self, root: Path) -> None:
-        if not (root / "images.npy").is_file():
-            raise UserError(f"there is no images.npy in {root}; set --data.root to its folder")
+        self.read_labels(root)
 
     def open(self, root: Path, split: Split) -> ImageDataset:
-        images, labels = torch.from_numpy(np.load(root / "images.npy")), self.read_labels(root)
-        chosen = (torch.arange(len(images)) % 10 == 9) == (split == "test")
-        return MemoryDataset(images[chosen], (torch.full((len(images),), -1) if labels is None else labels)[chosen])
+        images, labels = np.load(root / "images.npy"), self.read_labels(root)
+        labels = np.full(len(images), -1) if labels is None else labels.astype(np.int64)
+        chosen = (np.arange(len(images)) % 10 == 9) == (split == "test")
+        return MemoryDataset(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen]))
 
-    def read_labels(self, root: Path) -> torch.Tensor | None:
-        path = root / "labels.npy"
-        return torch.from_numpy(np.load(path)).long() if path.is_file() else None
+    def read_labels(self, root: Path) -> np.ndarray | None:
+        if not (root / "images.npy").is_file():
+            raise UserError(f"there is no images.npy in {root}; set --data.root to its folder")
+        if not (root / "labels.npy").is_file():
+            return None
+        n, labels = len(np.load(root / "images.npy", mmap_mode="r")), np.load(root / "labels.npy")
+        if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min(initial=0) < -1:
+            raise UserError(f"{root}/labels.npy must hold a class 0, 1, ... of each of the {n} images, or -1 for none")
+        return labels
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return []  # the images are in an array
 
     def class_names(self, root: Path) -> list[str]:
         labels = self.read_labels(root)
-        return [] if labels is None else [str(label) for label in range(int(labels.max()) + 1)]
+        return [] if labels is None else [str(label) for label in range(max(labels.tolist(), default=-1) + 1)]

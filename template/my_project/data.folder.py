@@ -33,4 +33,6 @@ class Data(ImageSource):
         return [self.open(root, "train"), self.open(root, "test")]  # what check-data reads
 
     def class_names(self, root: Path) -> list[str]:
+        if not root.is_dir():
+            raise UserError(f"there is no folder {root}; set --data.root to that of the PNG files")
         return sorted(path.name for path in root.iterdir() if path.is_dir())

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.command_outputs import get_error_sentence
 from PIL import Image
 from scipy.stats import wasserstein_distance
 
@@ -92,6 +93,17 @@ def test_a_folder_that_can_be_trained_on_can_be_compared_with(command, tmp_path)
     status, _, err = command("evaluate", *where, "--metrics", "marginals", "--accelerator", "cpu")
     assert status == 2
     assert "damaged.png" in err
+
+
+@pytest.mark.parametrize("option", ["--images", "--reference"])
+def test_a_folder_of_arrays_and_images_is_refused(option, command, tmp_path) -> None:
+    pixels = RANDOM.integers(0, 256, (6, 8, 8)).astype(np.uint8)
+    folders = {each: save_all(tmp_path / each[2:], pixels) for each in ("--images", "--reference")}
+    np.save(folders[option] / "statistics.npy", np.zeros((1, 8, 8), np.uint8))
+    words = [word for pair in folders.items() for word in pair]
+    status, _, err = command("evaluate", *words, "--metrics", "marginals", "--accelerator", "cpu")
+    expected = f"{folders[option]} holds arrays, such as {folders[option] / 'statistics.npy'}, and image files, such as"
+    assert expected in get_error_sentence(status, err)
 
 
 def test_a_classifier_of_other_channels_is_a_feature_network(tmp_path) -> None:

@@ -9,7 +9,9 @@ from helpers.command_line import tiny_digits, write_yaml
 from helpers.command_outputs import get_error_sentence
 
 from lightning_ddpm.commands import tune
-from lightning_ddpm.models.snapshots import reconstruct
+from lightning_ddpm.models.power_average import SHORTEST
+from lightning_ddpm.models.snapshots import format_length, reconstruct
+from lightning_ddpm.utils.hashing import hash_file
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,12 @@ def test_the_best_length_is_chosen_and_reported_on_other_images(trained, command
     assert not list(trained.glob(".tune*"))
     kept = json.loads((trained / "tune" / f"sigma_rel_{chosen['best']:g}_seed_1.json").read_text())
     assert kept["metrics"] == reported["metrics"]
+    for length in (0.05, 0.15):  # also those whose checkpoint was temporary
+        images = json.loads((trained / "tune" / f"sigma_rel_{length:g}_seed_0.json").read_text())["images"]
+        assert images["checkpoint"] == str(trained / f"sigma_rel_{length:g}.ckpt")
+        rebuilt = tmp_path / f"{length:g}.ckpt"
+        assert command("reconstruct", "--ckpt", trained, "--sigma_rel", length, "--out", rebuilt)[0] == 0
+        assert images["sha256"] == hash_file(rebuilt)
     again = tmp_path / "again.json"
     status, _, err = command("evaluate", "--ckpt", path, *measured, "--out", again)
     assert status == 0, err
@@ -87,7 +95,8 @@ def test_a_metric_that_is_not_finite_is_never_best_and_is_reported(trained, comm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("reconstruct", "--sigma_rel", "0.4"), "must lie in (0, 0.28], got 0.4"),
+        (("reconstruct", "--sigma_rel", "0.4"), "must lie in [1e-06, 0.28], got 0.4"),
+        (("reconstruct", "--sigma_rel", "4e-7"), "must lie in [1e-06, 0.28], got 4e-07"),
         (("reconstruct", "--sigma_rel", "0.1", "--step", "9"), "has no snapshot after step 9; it has those of 1, 2, 3"),
         (("tune", "--report_seed", "0"), "--report_seed must differ from --seed, got 0 twice"),
         (("tune", "--sigma_rels", "0.1", "0.1"), "--sigma_rels compares two or more different lengths"),
@@ -99,6 +108,21 @@ def test_a_metric_that_is_not_finite_is_never_best_and_is_reported(trained, comm
 def test_wrong_options_are_refused(words, message, trained, command):
     status, _, err = command(words[0], "--ckpt", trained, *words[1:])
     assert message in get_error_sentence(status, err)
+
+
+def test_the_default_step_is_the_last_one_of_which_every_length_is_there(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    first, *_ = sorted((run / "snapshots").glob("step-0000004-*"))
+    first.unlink()  # as a run leaves it that is killed between the two, or that writes while it is read
+    assert reconstruct(run, 0.1).step == 3
+    assert reconstruct(run, 0.1, 4).step == 4
+    for each in (run / "snapshots").glob("step-000000[123]-*"):
+        each.unlink()
+    assert reconstruct(run, 0.1).step == 4  # the only one
+
+
+def test_the_shortest_length_has_a_name():
+    assert format_length(SHORTEST) == "0.000001"
 
 
 def test_a_run_without_snapshots_is_refused(trained, command, tmp_path):

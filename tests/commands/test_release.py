@@ -16,7 +16,9 @@ from lightning_ddpm.commands.condition_files import list_condition_options
 from lightning_ddpm.commands.model_card import ModelFacts, write_card
 from lightning_ddpm.interop import hub as hub_module
 from lightning_ddpm.models.checkpoint import read_checkpoint
+from lightning_ddpm.models.checkpoint_source import locate_checkpoint, name_checkpoint
 from lightning_ddpm.utils.condition import ConditionFormat
+from lightning_ddpm.utils.errors import UserError
 
 TINY = ("--accelerator", "cpu", "--steps", 2)
 
@@ -142,6 +144,7 @@ def test_a_release_goes_to_the_hub_and_comes_back(release, hub, command, monkeyp
     for address in ("hf://someone/tiny", "hf://someone/tiny@main", f"hf://someone/tiny@{commit}"):
         model = lightning_ddpm.load(address)
         assert all(torch.equal(w, model.state_dict()[n]) for n, w in load_file(release / "model.safetensors").items())
+        assert name_checkpoint(locate_checkpoint(address)) == f"hf://someone/tiny@{commit}"
     status, out, err = command(
         "evaluate", "--ckpt", "hf://someone/tiny", "--n", 70, "--extractor", "DigitsFeatures", *TINY
     )
@@ -208,6 +211,18 @@ def test_only_a_whole_release_is_pushed(change, expected, release, hub, command,
     status, _, err = command("push", folder, "someone/tiny")
     assert expected in get_error_sentence(status, err)
     assert hub.repositories == {}
+
+
+WRONG = ("", "a", "a/", "a/b/c", "a/..", "../a", "-a/b", "a/b-", "a/b--c", "a/b.git", "a/b\n", "a b/c", "a/b?c")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_names_that_the_hub_cannot_have_are_refused(name, release, hub, command):
+    with pytest.raises(UserError, match="a model on the Hub is called USER/MODEL, in letters, digits"):
+        hub_module.check_repository(name)
+    status, _, err = command("push", release, f"--repo={name}")
+    assert "a model on the Hub is called USER/MODEL" in get_error_sentence(status, err)
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(

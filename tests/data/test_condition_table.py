@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_ddpm.data import ArrayFile, ArrayFolder, Described, Digits, ImageDataModule
+from lightning_ddpm.data.condition_table import ConditionTable
 from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.utils.errors import UserError
 
@@ -103,6 +104,12 @@ def test_rows_that_could_be_of_several_images_are_refused(tmp_path: Path) -> Non
             ImageDataModule(Described(ArrayFile(**settings), ["mass"]), root=str(tmp_path)).prepare_data()
     (tmp_path / "conditions.csv").write_text("file,mass\n" + "\n".join(f"{row},{row}" for row in range(11)))
     ImageDataModule(Described(ArrayFile(), ["mass"]), root=str(tmp_path)).prepare_data()
+
+
+def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(",mass,,\n0,1.5,,\n1,2.5,,\n")  # an index before, and commas behind, as spreadsheets write them
+    assert ConditionTable(path).read_numbers(["mass"]).tolist() == [[1.5], [2.5]]
 
 
 def test_a_relative_root_and_a_table_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

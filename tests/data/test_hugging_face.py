@@ -101,6 +101,36 @@ def test_what_cannot_be_read_is_refused_before_training(settings, message, folde
         HuggingFace(**({"name": str(folder), "size": 8} | settings)).prepare(tmp_path)
 
 
+def test_files_that_rows_name_are_read_in_the_folder_of_the_dataset_alone(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "data" / "own.png", tmp_path / "private.png"
+    inside.parent.mkdir()
+    for path, pixels in zip((inside, outside), IMAGES, strict=False):
+        Image.fromarray(pixels).save(path)
+    (inside.parent / "link.png").symlink_to(outside)
+    for name, refused in ((inside, False), (outside, True), (inside.parent / "link.png", True)):
+        rows = [encode(IMAGES[0]), {"bytes": None, "path": str(name)}]
+        write(tmp_path / "data", "train", [0, 0], datasets.Value("int64"), rows)
+        source = HuggingFace(str(tmp_path / "data"), size=8, holdout=0.5)
+        if refused:
+            with pytest.raises(UserError, match=rf"row 1 of .*: it names the file {name}, outside .*data; files of"):
+                source.prepare(tmp_path / "root")
+        else:
+            source.prepare(tmp_path / "root")
+            pixels = source.open(tmp_path / "root", "test")[0][0]
+            assert np.array_equal(pixels.permute(1, 2, 0).numpy(), IMAGES[0])
+
+
+def test_a_folder_of_image_files_is_a_dataset(tmp_path: Path) -> None:
+    for index, pixels in enumerate(IMAGES[:4]):
+        path = tmp_path / "files" / "train" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    source = HuggingFace(str(tmp_path / "files"), label="label", size=8, holdout=0.25)
+    source.prepare(tmp_path / "root")
+    assert source.class_names(tmp_path / "root") == ["a", "b"]
+    assert len(source.open(tmp_path / "root", "train")) == 3
+
+
 def test_a_single_image_cannot_be_held_out(tmp_path: Path) -> None:
     write(tmp_path / "data", "train", [0], datasets.Value("int64"))
     with pytest.raises(UserError, match=r"data holds no image for the split 'test'; each split needs at least one"):

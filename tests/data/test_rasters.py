@@ -215,6 +215,23 @@ def test_indices_of_palettes_and_scaled_values_are_refused(tmp_path: Path) -> No
     assert np.array_equal(read_raster(tmp_path / "a.pgm", 1, (8, 12), values).pixels[0].numpy(), image)
 
 
+def test_grayscale_whose_0_is_white_is_reversed_as_pillow_does_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    for dtype, white in (("uint8", 255), ("uint16", 65535)):
+        image = make_image(dtype, 1)
+        tifffile.imwrite(path, image[0], photometric="miniswhite")
+        found = read_raster(path, 1, (8, 12), any_range(dtype)).pixels.numpy()
+        assert np.array_equal(found, white - image.astype(int))
+        if dtype == "uint8":
+            assert np.array_equal(found[0], np.asarray(Image.open(path)))
+    for image in (make_image("int16", 1)[0], make_image("float32", 1)[0], np.moveaxis(make_image("uint16", 2), 0, 2)):
+        samples = {"planarconfig": "contig"} if image.ndim == 3 else {}
+        tifffile.imwrite(path, image, photometric="miniswhite", **samples)
+        expected = rf"\(MINISWHITE\), which has no meaning for \d x {image.dtype}; save it as"
+        with pytest.raises(UserError, match=expected):
+            read_raster(path, image.ndim - 1, (8, 12), any_range(image.dtype.name))
+
+
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch) -> None:
     write_folder(tmp_path, [make_image("uint16", 2)] * 2)
     monkeypatch.setitem(sys.modules, "tifffile", None)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from lightning_ddpm.data.image_io import to_float, to_uint8
 from lightning_ddpm.data.numbered_images import get_image_path, is_whole, read_numbered, write_images
-from lightning_ddpm.data.value_range import UINT8, ValueRange, to_array, to_tensor
+from lightning_ddpm.data.value_range import DTYPES, UINT8, ValueRange, to_array, to_tensor
 from lightning_ddpm.diffusion import Denoiser, Linear
 from lightning_ddpm.diffusion.elbo import decoder_log_likelihood
 from lightning_ddpm.utils.errors import UserError
@@ -18,6 +18,7 @@ RANGES = [
     ValueRange("uint16", 100.0, 4195.0),
     ValueRange("int16", -32768.0, 32767.0),
     ValueRange("int8", -128.0, 127.0),
+    ValueRange("int32", 1e9, 1e9 + 1000),
 ]
 
 
@@ -36,6 +37,42 @@ def test_uint8_is_converted_bit_for_bit_as_it_always_was() -> None:
     assert torch.equal(to_float(pixels), pixels.float() / 127.5 - 1)
     assert torch.equal(to_uint8(x), ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
     assert UINT8.levels == 256
+
+
+NARROW = [
+    ValueRange("uint16", 0.0, 4095.0),
+    ValueRange("int16", -300.0, 301.0),
+    ValueRange("float16", [0.1, -3.0], [0.7, 5.0]),
+    ValueRange("float32", [1000.1, -3.0], [1000.3, 5.0], bounded=False),
+]
+
+
+@pytest.mark.parametrize("values", NARROW, ids=str)
+def test_values_that_float32_holds_are_converted_bit_for_bit_as_they_always_were(values: ValueRange) -> None:
+    generator = torch.Generator().manual_seed(0)
+    low, half = values.low, (np.array(values.high) - np.array(values.low)) / 2
+    if isinstance(low, list):
+        low, half = (torch.tensor(each, dtype=torch.float32)[:, None, None] for each in (low, half))
+    else:
+        half = float(half)
+    pixels = (low + 2 * half * torch.rand(4, 2, 8, 8, generator=generator)).to(DTYPES[values.dtype])
+    assert torch.equal(values.to_float(pixels), (pixels.float() - low) / half - 1)
+    x = torch.randn(4, 2, 8, 8, generator=generator)
+    expected = ((x.clamp(-1, 1) if values.bounded else x) + 1) * half + low
+    expected = expected if values.dtype.startswith("float") else expected.round()
+    assert torch.equal(values.to_data(x), expected.to(DTYPES[values.dtype]))
+
+
+@pytest.mark.parametrize("low", [1.7e9, [1.7e9, -5e12]], ids=str)
+def test_large_values_of_64_bits_are_scaled_before_they_are_rounded(low: float | list[float]) -> None:
+    high = [each + 100 for each in low] if isinstance(low, list) else low + 100
+    values = ValueRange("float64", low, high)
+    shares = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = torch.tensor(low, dtype=torch.float64).reshape(-1, 1, 1) + 100 * shares
+    x = values.to_float(data)
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x, (2 * shares - 1).float(), rtol=0, atol=1e-4 if isinstance(low, list) else 1e-7)
+    torch.testing.assert_close(values.to_data(x), data, rtol=0, atol=1e-5 if isinstance(low, float) else 2e-3)
 
 
 def test_unbounded_values_have_mean_0_and_deviation_1_in_each_channel_and_are_not_clipped() -> None:

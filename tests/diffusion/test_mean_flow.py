@@ -2,13 +2,15 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.known_data import ONE, TWO, randn
-from helpers.tiny import TINY, tiny_model, tiny_network
+from helpers.tiny import TINY, quiet_trainer, tiny_model, tiny_network
 from torch import Tensor, nn
 
+from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.diffusion import (
     DDIM,
     AdaptiveODE,
@@ -19,7 +21,9 @@ from lightning_ddpm.diffusion import (
     LogitNormal,
     MeanFlow,
     MeanFlowSampler,
+    Objective,
     RectifiedFlow,
+    UncertaintyWeighted,
     Velocity,
     q_sample,
     trailing_spacing,
@@ -27,6 +31,7 @@ from lightning_ddpm.diffusion import (
 from lightning_ddpm.models.image_generator import check_sampling
 from lightning_ddpm.networks import DiT, UNet
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.random import PositionRandom, seed_globally
 
 FLOW = RectifiedFlow(100)
 ANGLES = torch.linalg.eigh(ONE.covariances[0])
@@ -203,6 +208,35 @@ def test_guidance_of_a_step_is_refused_and_conditioning_is_not() -> None:
     check_sampling(model, DDIM(5), ClassifierFree(3.0))
     with pytest.raises(UserError, match="guidance combines velocities at one time; sample with guidance scale 1"):
         check_sampling(model, model.sampler, ClassifierFree(3.0))
+
+
+def test_an_image_has_the_same_step_in_any_batch_and_on_one_device_that_of_the_global_generators() -> None:
+    denoise = Denoiser(GaussianMeanVelocity(), FLOW, None, FlowVelocity())
+    x_0, eps, t = randn(8, 1, 1, 2), randn(8, 1, 1, 2, seed=1), torch.linspace(10, 100, 8)
+
+    def measure(start: int, stop: int) -> Tensor:
+        place = {"start": start, "stop": stop, "total": 8}
+        objective = MeanFlow().with_random(PositionRandom("cpu", "validate", index=3, block=None, **place))
+        return objective.losses(denoise, x_0[start:stop], t[start:stop], eps[start:stop])
+
+    with seed_globally(torch.device("cpu"), "validate", index=3):
+        whole = MeanFlow().losses(denoise, x_0, t, eps)
+    assert torch.equal(measure(0, 8), whole)
+    torch.testing.assert_close(torch.cat([measure(0, 3), measure(3, 8)]), whole)
+    assert not torch.allclose(measure(0, 3), whole[3:6])
+
+
+OBJECTIVES = [MeanFlow(), UncertaintyWeighted(MeanFlow(power=0.0))]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: type(each).__name__)
+def test_the_validation_loss_is_the_same_for_accumulated_batches(objective: Objective, tmp_path: Path) -> None:
+    losses = []
+    for batch_size, accumulated in ((64, 1), (16, 4)):  # positions in a step, as those of several devices
+        trainer = quiet_trainer(tmp_path, limit_val_batches=1.0, accumulate_grad_batches=accumulated)
+        data = ImageDataModule(Digits(), batch_size=batch_size)
+        losses.append(trainer.validate(make_flow_model(objective=objective), data, verbose=False)[0]["val/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("arguments", [(0.0, 1.0), (1.5, 1.0), (0.5, -1.0), (0.5, math.inf)])

@@ -1,12 +1,17 @@
 """Timestep samplers: their probabilities and weights, and the history of losses that all ranks share."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from helpers.tiny import quiet_trainer, tiny_model
 from torch import Tensor
 
+from lightning_ddpm.data import Digits, ImageDataModule
 from lightning_ddpm.diffusion import (
     Linear,
     LossAwareTimesteps,
+    UncertaintyWeighted,
     UniformTimesteps,
 )
 from lightning_ddpm.utils.errors import UserError
@@ -90,3 +95,10 @@ def test_invalid_loss_aware_settings_are_refused() -> None:
     for arguments in ({"history": 0}, {"uniform_share": 0.0}, {"uniform_share": 1.5}):
         with pytest.raises(UserError, match="LossAwareTimesteps needs history >= 1"):
             LossAwareTimesteps(**arguments)
+
+
+def test_losses_that_are_no_sizes_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    model = tiny_model(timesteps=LossAwareTimesteps(), objective=UncertaintyWeighted())  # a checkpoint may have both
+    with pytest.raises(UserError, match="those of UncertaintyWeighted have one size, or are negative"):
+        quiet_trainer(tmp_path, max_steps=1).fit(model, ImageDataModule(Digits(), batch_size=8))
+    assert model.timesteps.counts.sum() == 0

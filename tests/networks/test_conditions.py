@@ -71,6 +71,19 @@ def test_an_image_is_enlarged_bicubically_and_marked_as_given() -> None:
     assert torch.equal(whole, torch.cat([x_t, enlarged * shown, shown.expand(4, 1, 8, 8)], dim=1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_that_is_larger_is_shrunk_without_aliasing(dtype: torch.dtype) -> None:
+    layer, x_t = ConcatenatedImage(1, 32), torch.zeros(1, 1, 8, 8, dtype=dtype)
+    stripes = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(8).expand(1, 1, 32, 32)  # of which 8 pixels can show nothing
+    assert functional.interpolate(stripes, (8, 8), mode="bicubic").abs().min() > 0.9
+    assert layer(Condition(image=stripes), x_t)[0, 1, :, 1:-1].abs().max() < 0.05
+    slope = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)
+    found = layer(Condition(image=slope), x_t)[0, 1]
+    assert found.dtype == dtype
+    means = slope.reshape(32, 8, 4).mean(2)[0]
+    torch.testing.assert_close(found[:, 1:-1], means.expand(8, 8)[:, 1:-1].to(dtype), rtol=0, atol=0.02)
+
+
 def test_a_vector_is_standardised_by_the_training_set_and_a_constant_number_is_refused() -> None:
     layer = VectorEmbedding(["a", "b"])
     layer.build(8)

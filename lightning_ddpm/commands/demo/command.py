@@ -8,11 +8,10 @@ from lightning_ddpm.commands import options as model_options
 from lightning_ddpm.commands.demo.studio import Studio
 from lightning_ddpm.commands.parsing import parse
 from lightning_ddpm.models.checkpoint import load
-from lightning_ddpm.models.checkpoint_source import locate_checkpoint
+from lightning_ddpm.models.checkpoint_source import locate_checkpoint, name_checkpoint
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
-from lightning_ddpm.utils.shipped import CHECKPOINTS
 from lightning_ddpm.utils.signals import release_signals
 from lightning_ddpm.utils.yaml_text import build_parser
 
@@ -37,9 +36,7 @@ def run(arguments: Sequence[str]) -> None:
         fabric = model_options.launch_fabric(options)
         evaluations = model_options.place_model(model, options, fabric)
         studio = Studio(model, fabric, evaluations, options.max_images)
-        is_shipped = CHECKPOINTS.find(options.ckpt.stem) == options.ckpt
-        name = options.ckpt.stem if is_shipped else options.ckpt.name
-        app = page.build_app(studio, name, options.raw, more)
+        app = page.build_app(studio, name_checkpoint(options.ckpt), options.raw, more)
         release_signals("the demo has stopped")
         server.serve(app, listener, _report_address)
 

@@ -58,6 +58,10 @@ class RePaint(Sampler):
                     x = torch.where(mask, known_s, x)
                     yield x
 
+    def check_denoiser(self, denoise: Denoiser) -> None:
+        super().check_denoiser(denoise)
+        self.sampler.check_denoiser(denoise)
+
     def nfe(self, T: int) -> int:
         return self.passes * self.sampler.nfe(T)
 

@@ -40,6 +40,10 @@ class SDEdit(Sampler):
             x = self.sampler.step(denoise, x, t, s, noise)
             yield x
 
+    def check_denoiser(self, denoise: Denoiser) -> None:
+        super().check_denoiser(denoise)
+        self.sampler.check_denoiser(denoise)
+
     def nfe(self, T: int) -> int:
         steps = len(self._list_steps(T))
         return steps + self.sampler.extra_nfe * max(steps - 1, 0)

@@ -10,6 +10,7 @@ from helpers.command_outputs import get_error_sentence
 
 from lightning_ddpm.commands.demo import server
 from lightning_ddpm.commands.demo.server import MAX_BYTES, Gate
+from lightning_ddpm.models.checkpoint_source import name_checkpoint
 from lightning_ddpm.utils.errors import UserError
 
 JOIN = "/gradio_api/queue/join"
@@ -128,15 +129,29 @@ def test_the_port_is_closed_where_the_model_cannot_be_loaded(command, monkeypatc
     assert [each.fileno() for each in opened] == [-1]
 
 
-def test_the_command_that_it_shows_has_the_options_that_change_the_images(command, monkeypatch):
-    shown = []
+def test_it_listens_to_this_machine_and_shows_the_options_that_change_the_images(command, monkeypatch):
+    shown, addresses = [], []
     monkeypatch.setattr("lightning_ddpm.commands.demo.page.build_app", lambda *each: shown.append(each[1:]))
     monkeypatch.setattr("lightning_ddpm.commands.demo.command.release_signals", lambda sentence: None)
-    monkeypatch.setattr(server, "serve", lambda *_: None)
+    monkeypatch.setattr(server, "serve", lambda app, listener, report: addresses.append(listener.getsockname()[0]))
     for more in (["--accelerator", "cpu", "--precision", "bf16-mixed"], ["--accelerator", "cpu"]):
         status, _, err = command("demo", "--ckpt", "digits", "--port", "0", "--precision", "32-true", *more)
         assert status == 0, err
         assert shown.pop() == ("digits", False, more)
+    assert set(addresses) == {"127.0.0.1"}, "others reach it, without an option that opens it to them"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("models--someone--my-tiny_1.0/snapshots/0f1e/model.ckpt", "hf://someone/my-tiny_1.0@0f1e"),
+        ("models--someone--tiny/snapshots/0f1e/last.ckpt", "last.ckpt"),
+        ("runs/digits/last.ckpt", "last.ckpt"),
+        ("elsewhere/digits.ckpt", "digits.ckpt"),
+    ],
+)
+def test_a_checkpoint_of_the_hub_is_called_by_its_address(place, name, tmp_path):
+    assert name_checkpoint(tmp_path / place) == name
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # uvicorn exits

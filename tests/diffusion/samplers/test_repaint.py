@@ -11,8 +11,12 @@ from torch import Tensor
 from lightning_ddpm.diffusion import (
     DDIM,
     Ancestral,
+    Denoiser,
     FixedLarge,
     FixedSmall,
+    FlowVelocity,
+    MeanFlowSampler,
+    RectifiedFlow,
     RePaint,
 )
 from lightning_ddpm.utils.errors import UserError
@@ -73,3 +77,10 @@ def test_many_passes_reach_the_conditional_distribution() -> None:
 def test_an_invalid_mask_or_number_of_passes_is_refused(arguments, message) -> None:
     with pytest.raises(UserError, match=message):
         RePaint(DDIM(10), torch.zeros(1, 2, 2), **{"mask": torch.ones(1, 2, 2)} | arguments)
+
+
+def test_what_the_sampler_of_the_steps_refuses_is_refused() -> None:
+    denoise, image = Denoiser(lambda x, t: x, RectifiedFlow(100), None, FlowVelocity()), torch.zeros(1, 2, 2)
+    RePaint(DDIM(4), image, torch.ones_like(image)).check_denoiser(denoise)
+    with pytest.raises(UserError, match="MeanFlowSampler needs a network that is given the length of the step"):
+        RePaint(MeanFlowSampler(4), image, torch.ones_like(image)).check_denoiser(denoise)

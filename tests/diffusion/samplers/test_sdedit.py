@@ -12,7 +12,10 @@ from lightning_ddpm.diffusion import (
     Denoiser,
     FixedLarge,
     FixedSmall,
+    FlowVelocity,
+    MeanFlowSampler,
     PredictorCorrector,
+    RectifiedFlow,
     SDEdit,
 )
 from lightning_ddpm.utils.errors import UserError
@@ -63,3 +66,12 @@ def test_an_invalid_strength_is_refused() -> None:
 def test_a_strength_of_less_than_half_a_step_is_refused() -> None:
     with pytest.raises(UserError, match=r"strength 0.01 of 20 steps is no step; raise it to at least 0.05"):
         SDEdit(DDIM(20), torch.zeros(1, 2, 2), 0.01).nfe(1000)
+
+
+def test_what_the_sampler_of_the_steps_refuses_is_refused() -> None:
+    denoise = Denoiser(lambda x, t: x, RectifiedFlow(100), None, FlowVelocity())
+    SDEdit(DDIM(4), torch.zeros(1, 2, 2), 0.5).check_denoiser(denoise)
+    with pytest.raises(UserError, match="MeanFlowSampler needs a network that is given the length of the step"):
+        SDEdit(MeanFlowSampler(4), torch.zeros(1, 2, 2), 0.5).check_denoiser(denoise)
+    with pytest.raises(UserError, match="is no step; raise it to at least"):
+        SDEdit(DDIM(4), torch.zeros(1, 2, 2), 0.01).check_denoiser(denoise)
