@@ -15,6 +15,7 @@ from lightning_ddpm.data.conditioned import check_conditions, convert_image
 from lightning_ddpm.data.datasets import Batch, ImageDataset, hash_images
 from lightning_ddpm.data.decode_cache import decode_large, decode_once
 from lightning_ddpm.data.global_batch import GlobalBatch, check_fits
+from lightning_ddpm.data.missing import check_masked
 from lightning_ddpm.data.resident import IndexDataset, ResidentImages, keep_on_device
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.utils.condition import Condition
@@ -100,6 +101,8 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self.batch_size, self._begins = self._global_batch.setup(self.trainer), (0, 0)
+        if self.trainer:
+            check_masked(self.values, self.trainer.lightning_module)
         if stage == "fit":
             self._is_resumed = False
             step = self.step_size if self.drop_last else None

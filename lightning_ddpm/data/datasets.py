@@ -143,6 +143,7 @@ class FileDataset(ImageDataset):
         self.is_converted = is_plain(channels, values)
         shape = f"{channels}x{self.size if isinstance(self.size, int) else format_size(self.size)}"
         shape += "" if self.is_converted else f" {values.dtype} {values.describe() if values.bounded else ''}"
+        shape += " masked" if values.masked else ""
         self.fingerprint = hash_text(_join(shape, [state] if isinstance(state, str) else state, names))[:16]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
