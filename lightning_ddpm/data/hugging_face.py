@@ -82,8 +82,9 @@ class HuggingFace(ImageSource):
         self._loaded: dict[tuple[Path, str], Any] = {}
 
     def prepare(self, root: Path) -> None:
-        """Download the dataset unless it is there, and read every image once, until a file changes; if it is streamed,
-        read the first image of each split.
+        """Download the dataset unless it is there, and read every image once, until a file changes.
+
+        Nothing of a streamed dataset is downloaded, and the first image of each split is read.
 
         Raises:
             UserError: it cannot be loaded, lacks a split or a column, or has images that cannot be used.

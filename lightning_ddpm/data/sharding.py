@@ -39,8 +39,7 @@ class StepPart:
 
 
 class ShuffledShard(DistributedSampler[int]):
-    """Sample one rank's part of a permutation of the images; the permutation depends on (seed, epoch) alone, unless
-    ``order`` is another one.
+    """Sample one rank's part of a permutation of the images, by default one that depends on (seed, epoch) alone.
 
     The ranks take consecutive batches, so that an optimizer step has the same images on any number of devices, if its
     number of images stays the same. The last images of an epoch are divided among the ranks, whose batches then differ
