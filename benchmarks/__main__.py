@@ -55,6 +55,7 @@ SCRIPTS = {
     "speedrun": "FID by training time on two cores, beside diffusers and denoising-diffusion-pytorch",
     "golden_curves": "the band of many seeds' curves that fit compares a run with",
     "shards_memory": "the memory of reading an epoch of tar files",
+    "many_files": "the start on a folder of a million files: time, memory, stats, and what a worker is sent",
     "check_samples": "metrics of a folder of images that are independent of this package",
 }
 """Modules with ``add_options`` and ``run``."""

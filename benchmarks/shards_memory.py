@@ -1,6 +1,6 @@
 """Measures the memory of reading tar files: proportional set size of the process and its workers along an epoch.
 
-It writes tar files of small images into a temporary folder, reads an epoch of them in random order, and prints a table.
+It writes tar files of small images into a temporary folder, and reads an epoch of them in random order.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, default_convert
 
+from benchmarks.report import write_result
 from lightning_ddpm.data import Shards
 from lightning_ddpm.data.sharding import ShuffledShard
 from lightning_ddpm.utils.distributed import Ranks
@@ -23,10 +24,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=100_000, help="number of images")
     parser.add_argument("--shards", type=int, default=100, help="number of tar files")
     parser.add_argument("--workers", type=int, default=2, help="processes that read")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the result")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the memory after every tenth of an epoch."""
+    """Write the memory after every tenth of an epoch as a result."""
+    megabytes: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_shards(Path(folder), options.images, options.shards)
         data = Shards(channels=1, size=8, label="cls").open(Path(folder), "train")
@@ -35,7 +38,6 @@ def run(options: argparse.Namespace) -> None:
         numbers = {"num_workers": options.workers, "batch_size": 100, "collate_fn": default_convert}
         loader = DataLoader(data, sampler=sampler, **numbers)
         done, pids = 0, []
-        print("| images read | memory of all processes, MB |\n| ---: | ---: |")
         batches = iter(loader)
         for indices in torch.tensor([*sampler]).split(100):
             images, _ = next(batches)
@@ -43,8 +45,10 @@ def run(options: argparse.Namespace) -> None:
             seen[indices] += 1
             done += len(images)
             if done % (len(data) // 10 // 100 * 100) == 0:
-                print(f"| {done:,} | {sum(map(measure, pids)):.1f} |", flush=True)
+                megabytes[f"{done:,}"] = sum(map(measure, pids))
         assert bool((seen == 1).all()), "an epoch reads every image once"
+    settings = {"unit": "images read", "columns": [*megabytes], "tar files": options.shards, "workers": options.workers}
+    write_result(options.out, "shards_memory", settings, {"all processes, MB": [*megabytes.values()]})
 
 
 def write_shards(folder: Path, images: int, shards: int) -> None:

@@ -11,6 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from lightning_ddpm.callbacks import trainer_access
 from lightning_ddpm.callbacks.interval import Interval, PeriodicCallback
 from lightning_ddpm.callbacks.run_logger import get_writers
+from lightning_ddpm.data.missing import require_complete
 from lightning_ddpm.data.sharding import split_evenly
 from lightning_ddpm.data.value_range import DTYPES
 from lightning_ddpm.diffusion import Guidance, Sampler
@@ -114,6 +115,7 @@ class Evaluation(PeriodicCallback):
         """Load the extractor's weights, on the first rank first, so that missing files are reported before any work."""
         if stage == "predict" or (self.interval is None and stage != "fit"):
             return
+        require_complete(require_generator(pl_module).values, "Evaluation")
         trainer_access.prepare_evaluation(trainer, pl_module, self.extractor, self.request)
         self._opened = open_reference(self.reference, trainer_access.require_image_data(trainer, PURPOSE))
         if (n := self._opened.n) is not None:

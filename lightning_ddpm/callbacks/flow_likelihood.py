@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 from lightning_ddpm.callbacks import trainer_access
 from lightning_ddpm.callbacks.interval import Measurement
 from lightning_ddpm.data import ImageDataset
+from lightning_ddpm.data.missing import require_complete
 from lightning_ddpm.metrics.flow_likelihood import NAME, FlowEstimate, check_tolerance, measure_flow_likelihood
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.utils.console import report, show_progress
@@ -68,5 +69,6 @@ class FlowLikelihood(Measurement):
     def _get_inputs(self, trainer: Trainer, module: LightningModule) -> tuple[DDPM, ImageDataset, int]:
         """Return the model, the held-out images and how many of them to measure."""
         model = trainer_access.require_ddpm(module, "the likelihood")
+        require_complete(model.values, "FlowLikelihood")
         purpose = "FlowLikelihood measures an ImageDataModule's held-out images"
         return model, *trainer_access.require_held_out(trainer, purpose, self.n)

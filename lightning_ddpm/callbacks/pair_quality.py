@@ -8,6 +8,7 @@ from lightning_ddpm.callbacks import trainer_access
 from lightning_ddpm.callbacks.interval import Interval, PeriodicCallback
 from lightning_ddpm.callbacks.run_logger import log_image
 from lightning_ddpm.data.conditioned import ConditionedDataset
+from lightning_ddpm.data.missing import require_complete
 from lightning_ddpm.data.previews import choose_preview
 from lightning_ddpm.data.sharding import spread_indices
 from lightning_ddpm.diffusion import Guidance, Sampler
@@ -74,6 +75,7 @@ class PairQuality(PeriodicCallback):
                 "PairQuality compares images that are generated from images, and the network is given none; "
                 "remove the callback, or list ConcatenatedImage in model.network.conditions"
             )
+        require_complete(model.values, "PairQuality")
         if not model.values.bounded:
             raise UserError(
                 f"PSNR needs values of a known range, and the model's are {model.values.describe()}, without bounds; "

@@ -58,7 +58,7 @@ def _fill_values(model: Namespace, option: str, values: ValueRange) -> None:
     if option not in model or values == UINT8:
         return
     given, found = asdict(values), model[option]
-    if found is not None and dict(found.as_dict()) != given:
+    if found is not None and asdict(ValueRange(**found.as_dict())) != given:
         raise UserError(
             f"the data's values are {values.dtype} {values.describe()}, and model.{option} are others; set them to "
             "null to take the data's"

@@ -17,6 +17,7 @@ from lightning_ddpm.commands.batch_size import DEFAULT, choose_batch_size
 from lightning_ddpm.commands.class_names import list_classes
 from lightning_ddpm.commands.condition_files import require_conditions, take_conditions
 from lightning_ddpm.data import ImageDataModule
+from lightning_ddpm.data.missing import require_complete
 from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, require_chain
 from lightning_ddpm.diffusion.elbo import get_half_bin
 from lightning_ddpm.metrics import METRICS, FeatureExtractor, Inception, MetricSuite, RequestedClasses, Resize
@@ -55,6 +56,8 @@ def run(arguments: Sequence[str]) -> None:
         if path:
             check_output_file(path, name, [suffix], read)
     model = model_options.load_model(parser, options) if options.ckpt else None
+    if model:
+        require_complete(model.values, "evaluate")
     evaluated = inputs.load_evaluated_images(options, model)
     if of_images := metrics - LIKELIHOODS:
         check_metrics(of_images, evaluated.n)

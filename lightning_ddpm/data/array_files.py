@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from lightning_ddpm.data.datasets import Batch, ImageDataset, MemoryDataset
 from lightning_ddpm.data.decode_cache import MAX_BYTES_IN_MEMORY
 from lightning_ddpm.data.file_table import FileTable
+from lightning_ddpm.data.missing import measure_valid, pool_valid
 from lightning_ddpm.data.tiff import TIFF, read_tiff
 from lightning_ddpm.data.validation import format_faults
 from lightning_ddpm.data.value_options import measure_channels, pool_channels, standardise
@@ -123,7 +125,9 @@ class ArrayDataset(ImageDataset):
         return data
 
 
-def scan_values(images: ArrayImages, training: Sequence[int], values: ValueRange | None, what: str) -> ValueRange:
+def scan_values(
+    images: ArrayImages, training: Sequence[int], values: ValueRange | None, what: str, masked: bool = False
+) -> ValueRange:
     """Read all images once, until a file changes: check their values, and measure their range if none is given.
 
     Args:
@@ -131,6 +135,7 @@ def scan_values(images: ArrayImages, training: Sequence[int], values: ValueRange
         training: indices of the training images, of which mean and standard deviation are measured.
         values: the range; ``None`` for the mean and standard deviation of each channel.
         what: name of the dataset, for messages.
+        masked: whether NaN stands for values that are missing, and is not counted.
 
     Returns:
         the range of the values.
@@ -139,40 +144,41 @@ def scan_values(images: ArrayImages, training: Sequence[int], values: ValueRange
         UserError: images cannot be read, or have other shapes or types, or values that are not finite or not in the
             range; or all values of a channel are equal.
     """
-    key = make_cache_key(f"{images.state}\n{list(training)}\n{values}")
+    key = make_cache_key(f"{images.state}\n{list(training)}\n{values}" + ("\nmasked" if masked else ""))
     path = find_cached(f"values/{key}.json")
     if (cached := read_cached(path)) is not None:
         mean, std = json.loads(cached)
     else:
-        mean, std = _scan(images, training, values, what)
+        mean, std = _scan(images, training, values, what, masked)
         write_cached(path, json.dumps([mean, std]).encode())
     if values is not None:
         return values
-    return standardise(images.dtype, mean, std, what)
+    return standardise(images.dtype, mean, std, what, masked)
 
 
 def _scan(
-    images: ArrayImages, training: Sequence[int], values: ValueRange | None, what: str
+    images: ArrayImages, training: Sequence[int], values: ValueRange | None, what: str, masked: bool
 ) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel; UserError with all faults."""
-    measured, faults, among = [], [], set(training)
+    measured: list[Any] = []
+    faults, among = [], set(training)
     indices = ((1, index) for index in range(len(images)))
     for index in show_progress(indices, len(images), f"checking {what}", len(images) > 5000):
         try:
             array = images.read(index)
             if array.dtype.name != images.dtype:
                 raise UserError(f"its values are {array.dtype.name}, and those of the first image {images.dtype}")
-            check_finite(array)
+            check_finite(array, masked)
             if values:
                 values.check(array)
         except UserError as error:
             faults.append(f"{images.name(index)}: {error}")
             continue
         if index in among:
-            measured.append(measure_channels(array))
+            measured.append(measure_valid(array) if masked else measure_channels(array))
     if faults:
         raise UserError(f"{len(faults)} of the {len(images)} images in {what} cannot be used:\n{format_faults(faults)}")
-    return pool_channels(measured)
+    return pool_valid(measured, what) if masked else pool_channels(measured)
 
 
 def _read_array(path: Path, suffix: str) -> np.ndarray:

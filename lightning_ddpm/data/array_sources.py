@@ -10,6 +10,7 @@ from lightning_ddpm.data.array_stores import ArrayFileImages
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset
 from lightning_ddpm.data.folder_listing import FolderListing
 from lightning_ddpm.data.image_paths import report_skipped, resolve_inside
+from lightning_ddpm.data.missing import Missing
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.data.splits import check_holdout, describe_empty, split_indices
 from lightning_ddpm.data.tiff import TIFF
@@ -31,6 +32,8 @@ class ArrayFolder(ImageSource):
         low, high: the range of the values, for all channels or for each.
         mean, std: or their mean and standard deviation.
         holdout: fraction of images held out if the folder has no split for that, to one image and at least one.
+        nan: ``refuse`` to start if floats have NaN, or ``mask`` these values, which the loss then leaves out; the
+            network is given the mask by :class:`~lightning_ddpm.networks.ConcatenatedMask`.
     """
 
     def __init__(
@@ -40,8 +43,9 @@ class ArrayFolder(ImageSource):
         mean: Numbers | None = None,
         std: Numbers | None = None,
         holdout: float = 0.02,
+        nan: Missing = "refuse",
     ) -> None:
-        self.low, self.high, self.mean, self.std = low, high, mean, std
+        self.low, self.high, self.mean, self.std, self.masked = low, high, mean, std, nan == "mask"
         self._files = FolderListing(holdout, (".npy", ".npz", *TIFF))
 
     def inspect(self, root: Path) -> None:
@@ -50,8 +54,8 @@ class ArrayFolder(ImageSource):
         if not parts["train"]:
             raise UserError(self._files.describe_empty(Path(root), "train"))
         self.channels, self.size = images.shape[0], shorten_size(images.shape[1:])
-        declared = choose_values(images.dtype, self.channels, self.low, self.high, self.mean, self.std)
-        self.values = scan_values(images, parts["train"], declared, str(root))
+        declared = choose_values(images.dtype, self.channels, self.low, self.high, self.mean, self.std, self.masked)
+        self.values = scan_values(images, parts["train"], declared, str(root), self.masked)
 
     def prepare(self, root: Path) -> None:
         skipped: list[Path] = []
@@ -102,6 +106,7 @@ class ArrayFile(ImageSource):
         low, high: the range of the values, for all channels or for each.
         mean, std: or their mean and standard deviation.
         holdout: that fraction, evenly spaced, to one image and at least one.
+        nan: as in ``ArrayFolder``.
     """
 
     def __init__(
@@ -117,6 +122,7 @@ class ArrayFile(ImageSource):
         mean: Numbers | None = None,
         std: Numbers | None = None,
         holdout: float = 0.02,
+        nan: Missing = "refuse",
     ) -> None:
         check_holdout(holdout)
         if classes is not None and labels is None:
@@ -132,13 +138,13 @@ class ArrayFile(ImageSource):
             )
         self.file, self.held_out_file, self.holdout = file, held_out_file, holdout
         self.key, self.labels, self.held_out_labels, self.classes = key, labels, held_out_labels or labels, classes
-        self.low, self.high, self.mean, self.std = low, high, mean, std
+        self.low, self.high, self.mean, self.std, self.masked = low, high, mean, std, nan == "mask"
 
     def inspect(self, root: Path) -> None:
         images, chosen = self._open(root, "train")
         self.channels, self.size = images.shape[0], shorten_size(images.shape[1:])
-        declared = choose_values(images.dtype, self.channels, self.low, self.high, self.mean, self.std)
-        self.values = scan_values(images, chosen, declared, str(images.path))
+        declared = choose_values(images.dtype, self.channels, self.low, self.high, self.mean, self.std, self.masked)
+        self.values = scan_values(images, chosen, declared, str(images.path), self.masked)
         if self.held_out_file:
             other, chosen = self._open(root, "test")
             if (other.shape, other.dtype) != (images.shape, images.dtype):
@@ -146,7 +152,7 @@ class ArrayFile(ImageSource):
                     f"{other.path} has images of {other.dtype} {other.shape} and {images.path} of {images.dtype} "
                     f"{images.shape}; make them equal"
                 )
-            scan_values(other, chosen, self.values, str(other.path))
+            scan_values(other, chosen, self.values, str(other.path), self.masked)
 
     def prepare(self, root: Path) -> None:
         pass

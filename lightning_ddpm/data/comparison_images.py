@@ -1,7 +1,7 @@
 """Folders of images to compare others with, read as training reads them, and samples of any values."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.image_size import ImageSize
 
 ARRAYS = (".npy", ".npz")
-ANY_RANGE = {"mean": 0.0, "std": 1.0}
+ANY_RANGE: dict[str, Any] = {"mean": 0.0, "std": 1.0}
 """Options of a source that reads values of any range: metrics compare the numbers themselves."""
 
 
@@ -46,7 +46,7 @@ def open_training_folder(
         raise UserError(f"there is no folder {root}; name one that holds images")
     if _holds_arrays(root):
         return _open_arrays(root)
-    any_range = {} if dtype == "uint8" else ANY_RANGE
+    any_range: dict[str, Any] = {} if dtype == "uint8" else ANY_RANGE
     source = ImageFolder(channels, size, 0.02, on_error, max_skipped, dtype, **any_range)
     source.prepare(root)
     return source.open(root, "train") if find_splits(root) else source.open_all(root)

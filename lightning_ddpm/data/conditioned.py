@@ -37,6 +37,7 @@ class ConditionedDataset(ImageDataset):
     ) -> None:
         self.images, self.pairs, self.derive = images, pairs, derive
         self.labels, self.fingerprint = images.labels, images.fingerprint
+        self.blocks = images.blocks
         self.vector = None if vector is None else vector.float()
         self.multilabel = None if multilabel is None else multilabel.to(torch.uint8)
         tables = {"vector": self.vector, "multilabel": self.multilabel}

@@ -15,6 +15,8 @@ from lightning_ddpm.data.conditioned import check_conditions, convert_image
 from lightning_ddpm.data.datasets import Batch, ImageDataset, hash_images
 from lightning_ddpm.data.decode_cache import decode_large, decode_once
 from lightning_ddpm.data.global_batch import GlobalBatch, check_fits
+from lightning_ddpm.data.missing import check_masked
+from lightning_ddpm.data.order import ImageOrder, Lanes, read_lanes
 from lightning_ddpm.data.resident import IndexDataset, ResidentImages, keep_on_device
 from lightning_ddpm.data.sources import SPLITS, ImageSource, Split
 from lightning_ddpm.utils.condition import Condition
@@ -75,6 +77,7 @@ class ImageDataModule(LightningDataModule):
         self.on_device = on_device
         self._resident: ResidentImages | None = None
         self.drop_last, self._global_batch, self._begins = drop_last, GlobalBatch(batch_size, global_batch_size), (0, 0)
+        self._kept: tuple[int, Lanes] | None = None
         self.decode_cache = None if decode_cache is None else resolve_path(decode_cache)
         self.channels, self.size, self.values = source.channels, shorten_size(source.size), source.values
 
@@ -99,7 +102,9 @@ class ImageDataModule(LightningDataModule):
             decode_large(self.source.open(self.root, split), self.decode_cache, str(self.root))
 
     def setup(self, stage: str) -> None:
-        self.batch_size, self._begins = self._global_batch.setup(self.trainer), (0, 0)
+        self.batch_size, self._begins, self._kept = self._global_batch.setup(self.trainer), (0, 0), None
+        if self.trainer:
+            check_masked(self.values, self.trainer.lightning_module)
         if stage == "fit":
             self._is_resumed = False
             step = self.step_size if self.drop_last else None
@@ -161,7 +166,9 @@ class ImageDataModule(LightningDataModule):
     def _make_sampler(self) -> sharding.ShuffledShard:
         kind = sharding.RepeatedShard if getattr(self.trainer, "overfit_batches", 0) else sharding.ShuffledShard
         multiple = self.step_size if self.drop_last else 1
-        return kind(len(self.train), get_run_seed(), self._ranks, self.batch_size, *self._begins, multiple)
+        lanes = Lanes(self._ranks.world_size * max(1, self.num_workers), self.batch_size)
+        order = ImageOrder(len(self.train), get_run_seed(), self.train.blocks, lanes, self._kept)
+        return kind(order.n, order.seed, self._ranks, self.batch_size, *self._begins, multiple, order)
 
     @property
     def _sampler(self) -> sharding.ShuffledShard:
@@ -213,6 +220,7 @@ class ImageDataModule(LightningDataModule):
             "images": len(self.train),
             "batch": [self.batch_size, self._ranks.world_size],
             "step": self._global_batch.state_dict(self.step_size),
+            **self._make_sampler().order.state_dict(epoch),
             "sha256": self._train_digest,
         }
 
@@ -236,6 +244,7 @@ class ImageDataModule(LightningDataModule):
         if state_dict.get("sha256", self._train_digest) != self._train_digest and self._ranks.is_first:
             report("changed: the training images or their labels are not those of the checkpoint's run")
         self._begins, self._is_resumed = (state_dict["epoch"], state_dict["seen"]), True
+        self._kept = read_lanes(state_dict)
         if (batch_size := self._global_batch.keep(self.trainer, state_dict.get("step", {}))) is not None:
             self.batch_size = batch_size
             if self._ranks.is_first:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from lightning_ddpm.data.file_table import ChosenNames, FileNames, FileTable
 from lightning_ddpm.data.image_io import DecodedImage, read_image
+from lightning_ddpm.data.order import Blocks
 from lightning_ddpm.data.rasters import read_raster
 from lightning_ddpm.data.value_range import DTYPES, UINT8, ValueRange
 from lightning_ddpm.utils.condition import Condition
@@ -50,12 +51,14 @@ class ImageDataset(Dataset[tuple[Tensor, int]], ABC):
         labels: (n,) int64, -1 for an image without a label.
         names: paths of the images' files, or their numbers in one file; empty where they have none.
         condition_state: text that changes when anything else does that the images are conditioned on.
+        blocks: which images are read together, so that they are shuffled in a window; ``None`` for none.
     """
 
     fingerprint: str
     labels: Tensor
     names: Sequence[str] = ()
     condition_state: str = ""
+    blocks: Blocks | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -143,6 +146,7 @@ class FileDataset(ImageDataset):
         self.is_converted = is_plain(channels, values)
         shape = f"{channels}x{self.size if isinstance(self.size, int) else format_size(self.size)}"
         shape += "" if self.is_converted else f" {values.dtype} {values.describe() if values.bounded else ''}"
+        shape += " masked" if values.masked else ""
         self.fingerprint = hash_text(_join(shape, [state] if isinstance(state, str) else state, names))[:16]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
@@ -181,10 +185,13 @@ def hash_images(data: ImageDataset) -> str:
     """Return a digest of the images and of what they are conditioned on, wherever their files are.
 
     It covers all labels, and all images of a dataset in memory. Of any other dataset, whose images would all have to be
-    read, it covers :data:`MAX_HASHED` images that are spread evenly.
+    read, it covers :data:`MAX_HASHED` images that are spread evenly; and of one that is read in blocks, what their
+    digest covers.
     """
     if isinstance(data, MemoryDataset):
         content = data.fingerprint
+    elif data.blocks:
+        content = data.blocks.digest
     else:
         n = min(len(data), MAX_HASHED)
         digests = (hash_bytes(data[i * len(data) // n][0].numpy().tobytes()) for i in range(n))

@@ -99,7 +99,7 @@ def decode_once(data: ImageDataset, folder: Path | None, what: str) -> ImageData
     """Return a dataset of image files decoded: in memory if they fit, else from the cache's folder if there is one."""
     if isinstance(data, ConditionedDataset | PaddedDataset):
         return data.map_images(lambda each: decode_once(each, folder, what))
-    if not isinstance(data, FileDataset):
+    if not isinstance(data, FileDataset) or data.blocks:  # which are streamed
         return data
     if fits_in_memory(data):
         return decode_to_memory(data, what)
@@ -112,7 +112,7 @@ def decode_large(data: ImageDataset, folder: Path, what: str) -> None:
         for each in (data.images, data.pairs) if isinstance(data, ConditionedDataset) else (data.data,):
             if each is not None:
                 decode_large(each, folder, what)
-    elif isinstance(data, FileDataset) and not fits_in_memory(data):
+    elif isinstance(data, FileDataset) and not data.blocks and not fits_in_memory(data):
         decode_to_file(data, folder, what)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from lightning_ddpm.data.datasets import FileDataset, ImageDataset, build_path_dataset
 from lightning_ddpm.data.folder_listing import FolderListing
 from lightning_ddpm.data.image_paths import report_skipped, resolve_inside
+from lightning_ddpm.data.missing import Missing, measure_valid, pool_valid
 from lightning_ddpm.data.sources import ImageSource, Split
 from lightning_ddpm.data.validation import find_faults, format_faults, make_decode_key, read_all
 from lightning_ddpm.data.value_options import (
@@ -49,6 +50,8 @@ class ImageFolder(ImageSource):
             bits.
         mean, std: or their mean and standard deviation; by default of other types, those of each channel over the
             training images.
+        nan: for floats, as in :class:`~lightning_ddpm.data.array_sources.ArrayFolder`; images with NaN are not
+            resized.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class ImageFolder(ImageSource):
         high: Numbers | None = None,
         mean: Numbers | None = None,
         std: Numbers | None = None,
+        nan: Missing = "refuse",
     ) -> None:
         if channels < 1:
             raise UserError(f"channels must be at least 1, got {channels}")
@@ -73,13 +77,14 @@ class ImageFolder(ImageSource):
         self.channels, self.size, self.holdout = channels, size, holdout
         self._files = FolderListing(holdout)
         self.on_error, self.max_skipped = on_error, max_skipped
-        self._declared = choose_values(dtype, channels, low, high, mean, std)
+        masked = nan == "mask"
+        self._declared = choose_values(dtype, channels, low, high, mean, std, masked)
         # any range of the type will do to read images whose statistics are yet to be measured
-        self.values = self._declared or make_unbounded(dtype, 0.0, 1.0)
+        self.values = self._declared or make_unbounded(dtype, 0.0, 1.0, masked)
 
     def inspect(self, root: Path) -> None:
         if self._declared is None:
-            self.values = self._measure(Path(root), make_unbounded(self.values.dtype, 0.0, 1.0))
+            self.values = self._measure(Path(root), make_unbounded(self.values.dtype, 0.0, 1.0, self.values.masked))
 
     def _measure(self, root: Path, unknown: ValueRange) -> ValueRange:
         """Return mean and standard deviation of each channel over the training images that can be used."""
@@ -95,9 +100,12 @@ class ImageFolder(ImageSource):
         else:
             read = read_all(training, f"measuring {root}", len(training) > 5000)
             images = (each.pixels.numpy() for each in read if not isinstance(each, str))
-            mean, std = pool_channels([*map(measure_channels, images)])
+            if unknown.masked:
+                mean, std = pool_valid([*map(measure_valid, images)], str(root))
+            else:
+                mean, std = pool_channels([*map(measure_channels, images)])
             write_cached(path, json.dumps([mean, std]).encode())
-        return standardise(unknown.dtype, mean, std, str(root))
+        return standardise(unknown.dtype, mean, std, str(root), unknown.masked)
 
     def prepare(self, root: Path) -> None:
         """Read every image once, until a file changes, and report all images that cannot be used.

@@ -77,6 +77,7 @@ class PaddedDataset(ImageDataset):
     def __init__(self, data: ImageDataset, size: ImageSize, values: ValueRange) -> None:
         self.data, self.size, self.values = data, size, values
         self.labels, self.names = data.labels, data.names
+        self.blocks = data.blocks
         self.fingerprint = make_cache_key(f"{data.fingerprint} padded to {shorten_size(size)}")
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:

@@ -18,6 +18,7 @@ from lightning_ddpm.data.datasets import FileDataset, ImageDataset, build_path_d
 from lightning_ddpm.data.folder_listing import FolderListing
 from lightning_ddpm.data.image_io import check_channels, read_upright_size
 from lightning_ddpm.data.image_paths import list_images, report_skipped, resolve_inside
+from lightning_ddpm.data.missing import require_complete
 from lightning_ddpm.data.sources import ImageSource, Split
 from lightning_ddpm.data.validation import find_faults, format_faults
 from lightning_ddpm.utils.condition import ConditionFormat
@@ -55,6 +56,7 @@ class Downscaled(ImageSource):
         source = self.source
         source.inspect(root)
         self.channels, self.size, self.values = source.channels, source.size, source.values
+        require_complete(self.values, "Downscaled")
         height, width = get_sides(self.size)
         if height % self.factor or width % self.factor:
             raise UserError(

@@ -74,7 +74,7 @@ class Gray(Preview):
     """Shows one channel in gray and three as RGB; of any other number each in gray, side by side from left to right.
 
     Black is the low end of the values and white the high one; without bounds they are 3 standard deviations below and
-    above the mean.
+    above the mean. Values that are missing are black.
     """
 
     def list_channels(self, channels: int) -> list[int]:
@@ -122,7 +122,8 @@ class Channels(Preview):
 class ColorMap(Preview):
     """Shows each channel in the colors of a map, side by side, with a bar of the colors and their values below.
 
-    A bar ends at the low and the high value of its channel; without bounds, 3 standard deviations from the mean.
+    A bar ends at the low and the high value of its channel; without bounds, 3 standard deviations from the mean. Values
+    that are missing are white.
 
     Args:
         name: one of matplotlib's color maps, such as viridis, magma or RdBu_r.
@@ -144,8 +145,13 @@ class ColorMap(Preview):
         return list(range(channels)) if self.channels is None else self.channels
 
     def show(self, values: ValueRange, pixels: Tensor) -> Tensor:
-        levels = _put_side_by_side(_scale(values, pixels)[:, self.list_channels(pixels.shape[1])])
-        return self.colors[levels[:, 0].cpu().long()].permute(0, 3, 1, 2)
+        chosen = self.list_channels(pixels.shape[1])
+        levels = _put_side_by_side(_scale(values, pixels)[:, chosen])
+        colors = self.colors[levels[:, 0].cpu().long()].permute(0, 3, 1, 2)
+        if not values.masked:
+            return colors
+        missing = _put_side_by_side(pixels.isnan()[:, chosen]).cpu()
+        return torch.where(missing, 255, colors)
 
     def render_legend(self, values: ValueRange, channels: int) -> Tensor:
         ends = {f"channel {each}": _get_ends(values, each) for each in self.list_channels(channels)}
@@ -190,6 +196,8 @@ def _scale(values: ValueRange, pixels: Tensor) -> Tensor:
     if values == UINT8:
         return pixels
     x = values.to_float(pixels)
+    if values.masked:
+        x = x.nan_to_num(-SHOWN_DEVIATIONS)
     return UINT8.to_data(x if values.bounded else x / SHOWN_DEVIATIONS)
 
 

@@ -15,7 +15,7 @@ from lightning_ddpm.data.tiff import MAGIC, read_tiff
 from lightning_ddpm.data.value_range import DTYPES, ValueRange, to_tensor
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.extras import import_extra
-from lightning_ddpm.utils.image_size import ImageSize, get_sides
+from lightning_ddpm.utils.image_size import ImageSize, format_size, get_sides
 
 PNG = b"\x89PNG\r\n\x1a\n"
 COLORS_OF_16_BITS = (b"\x10\x02", b"\x10\x04", b"\x10\x06")
@@ -48,6 +48,11 @@ def read_raster(file: Path | BinaryIO, channels: int, size: ImageSize, values: V
 
 def _fit(pixels: Tensor, height: int, width: int, values: ValueRange) -> Tensor:
     if covering := find_covering(pixels.shape[1], pixels.shape[2], height, width):
+        if pixels.is_floating_point() and pixels.isnan().any():
+            raise UserError(
+                f"it has NaN and is {format_size(pixels.shape[1:])}: images in which values are missing are not "
+                "resized; set data.source.size to their own"
+            )
         low, high = pixels.double().amin((1, 2), True), pixels.double().amax((1, 2), True)
         x = transforms.resize(pixels.double(), covering, interpolation=InterpolationMode.BICUBIC, antialias=True)
         x = torch.minimum(torch.maximum(x, low), high)

@@ -8,9 +8,10 @@ import torch
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lightning_ddpm.data.class_labels import GOLDEN
+from lightning_ddpm.data.order import ImageOrder, Lanes
 from lightning_ddpm.utils.distributed import Ranks
 from lightning_ddpm.utils.errors import UserError
-from lightning_ddpm.utils.random import PositionRandom, get_run_seed, make_generator
+from lightning_ddpm.utils.random import PositionRandom, get_run_seed
 
 # All subclass DistributedSampler so that Lightning does not replace them by its own, and those of a fixed order
 # SequentialSampler, so that it does not under overfit_batches either.
@@ -38,7 +39,7 @@ class StepPart:
 
 
 class ShuffledShard(DistributedSampler[int]):
-    """Sample one rank's part of a permutation of the images; the permutation depends on (seed, epoch) alone.
+    """Sample one rank's part of a permutation of the images, by default one that depends on (seed, epoch) alone.
 
     The ranks take consecutive batches, so that an optimizer step has the same images on any number of devices, if its
     number of images stays the same. The last images of an epoch are divided among the ranks, whose batches then differ
@@ -53,13 +54,23 @@ class ShuffledShard(DistributedSampler[int]):
         seen: number of images to skip at the start of that epoch, summed over ranks: those that an interrupted run has
             trained on.
         multiple: an epoch's last images are skipped so that a multiple of this number is left; 1 for none.
+        order: the permutation of each epoch; ``None`` for one of all images.
     """
 
     def __init__(
-        self, n: int, seed: int, ranks: Ranks, batch_size: int, epoch: int = 0, seen: int = 0, multiple: int = 1
+        self,
+        n: int,
+        seed: int,
+        ranks: Ranks,
+        batch_size: int,
+        epoch: int = 0,
+        seen: int = 0,
+        multiple: int = 1,
+        order: ImageOrder | None = None,
     ) -> None:
         super().__init__(range(n), num_replicas=ranks.world_size, rank=ranks.rank, seed=seed)  # type: ignore[arg-type]
         self.n, self.begins, self.multiple = n, (epoch, seen), multiple
+        self.order = order or ImageOrder(n, seed, None, Lanes(1, batch_size))
         self.batch_size, self.group = batch_size, batch_size * ranks.world_size
         self.set_epoch(epoch)
 
@@ -111,8 +122,7 @@ class ShuffledShard(DistributedSampler[int]):
 
     def _take(self, epoch: int) -> Iterator[int]:
         """Return this rank's part of what is left of the current epoch, in the order of the given one."""
-        order = torch.randperm(self.n, generator=make_generator("cpu", "order", self.seed, index=epoch))
-        used, left = self._count_used(self._left), order[self.n - self._left :]
+        used, left = self._count_used(self._left), self.order(epoch)[self.n - self._left :]
         places = (self._locate(batch, used, self.rank) for batch in range(self._count_batches(self._left)))
         for start, stop in places:  # a batch at a time: a list of all would take 36 bytes an image
             yield from left[start:stop].numpy().tolist()

@@ -47,7 +47,7 @@ def index_tar(url: str, image: Sequence[str], label: str | None) -> TarIndex:
     Raises:
         UserError: the file cannot be read, is no tar file or damaged, or has no images or classes of these extensions.
     """
-    state = f"{url} {_describe(url)}"
+    state = f"{url} {describe_url(url, 'data.source.train and data.root')}"
     path = find_cached(f"tar/{make_cache_key(f'{state} {list(image)} {label}')}.npz")
     if (content := read_cached(path)) is not None:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -79,7 +79,12 @@ def read_range(url: str, offset: int, size: int) -> bytes:
     return content
 
 
-def _describe(url: str) -> str:
+def describe_url(url: str, options: str) -> str:
+    """Return text that changes when a file on a disk or at a URL does.
+
+    Raises:
+        UserError: it cannot be read; the message names the options to check.
+    """
     try:
         if "://" not in url:
             stat = Path(url).stat()
@@ -87,7 +92,7 @@ def _describe(url: str) -> str:
         system, path = fsspec.core.url_to_fs(url)
         info: dict[str, Any] = system.info(path)
     except Exception as error:  # of any kind for a network, or a package of fsspec that is missing
-        raise UserError(f"{url} cannot be read: {first_line(error)}; check data.source.train and data.root") from error
+        raise UserError(f"{url} cannot be read: {first_line(error)}; check {options}") from error
     return " ".join(str(info.get(key, "")) for key in ("size", "ETag", "etag", "mtime", "LastModified"))
 
 

@@ -14,13 +14,25 @@ Numbers = float | list[float]
 
 
 def choose_values(
-    dtype: str, channels: int, low: Numbers | None, high: Numbers | None, mean: Numbers | None, std: Numbers | None
+    dtype: str,
+    channels: int,
+    low: Numbers | None,
+    high: Numbers | None,
+    mean: Numbers | None,
+    std: Numbers | None,
+    masked: bool = False,
 ) -> ValueRange | None:
     """Return the range that is given for values of a type, or that the type implies; ``None`` if it is to be measured.
 
     Raises:
-        UserError: a part of a range is missing, or two ranges are given.
+        UserError: a part of a range is missing, or two ranges are given; or NaN is to be masked, and the type has
+            none.
     """
+    if masked and not dtype.startswith("float"):
+        raise UserError(
+            f"data.source.nan is mask, and values of {dtype} have no NaN; remove it, or save images of floats with "
+            "NaN where they have no value"
+        )
     numbers = {"low": low, "high": high, "mean": mean, "std": std}
     given = {name: each for name, each in numbers.items() if each is not None}
     for name, each in given.items():
@@ -33,14 +45,14 @@ def choose_values(
         return ValueRange(dtype, float(limits.min), float(limits.max))
     if low is not None and high is not None and len(given) == 2:
         _check_alike("low", low, "high", high)
-        return ValueRange(dtype, low, high)
+        return ValueRange(dtype, low, high, masked=masked)
     if mean is None or std is None or len(given) != 2:
         raise UserError(f"give low and high, or mean and std, or none of them; got {', '.join(given)}")
-    return make_unbounded(dtype, mean, std)
+    return make_unbounded(dtype, mean, std, masked)
 
 
-def make_unbounded(dtype: str, mean: Numbers, std: Numbers) -> ValueRange:
-    """Return the range of unbounded values with this mean and standard deviation.
+def make_unbounded(dtype: str, mean: Numbers, std: Numbers, masked: bool = False) -> ValueRange:
+    """Return the range of unbounded values with this mean and standard deviation, of which some may be missing.
 
     Raises:
         UserError: one of them is a number and the other a list, or a standard deviation is not above 0.
@@ -49,11 +61,12 @@ def make_unbounded(dtype: str, mean: Numbers, std: Numbers) -> ValueRange:
     if not (np.asarray(std) > 0).all():
         raise UserError(f"std must be above 0 in every channel, got {std}")
     if not isinstance(mean, list) and not isinstance(std, list):
-        return ValueRange(dtype, mean - std, mean + std, bounded=False)
+        return ValueRange(dtype, mean - std, mean + std, bounded=False, masked=masked)
     assert isinstance(mean, list)
     assert isinstance(std, list)
     pairs = list(zip(mean, std, strict=True))
-    return ValueRange(dtype, [m - s for m, s in pairs], [m + s for m, s in pairs], bounded=False)
+    low, high = [m - s for m, s in pairs], [m + s for m, s in pairs]
+    return ValueRange(dtype, low, high, bounded=False, masked=masked)
 
 
 def _check_alike(name: str, first: Numbers, other_name: str, other: Numbers) -> None:
@@ -82,8 +95,8 @@ def pool_channels(measured: Sequence[Moments]) -> tuple[list[float], list[float]
     return means.mean(0).tolist(), std.tolist()
 
 
-def standardise(dtype: str, mean: list[float], std: list[float], what: str) -> ValueRange:
-    """Return the range of values with this measured mean and standard deviation of each channel.
+def standardise(dtype: str, mean: list[float], std: list[float], what: str, masked: bool = False) -> ValueRange:
+    """Return the range of values with this measured mean and standard deviation of each channel; see ``ValueRange``.
 
     Raises:
         UserError: all values of a channel of the dataset, which ``what`` names, are equal.
@@ -94,4 +107,4 @@ def standardise(dtype: str, mean: list[float], std: list[float], what: str) -> V
             "deviation is 0; leave the channel out, or give data.source.low and high"
         )
     low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
-    return ValueRange(dtype, low, high, bounded=False)
+    return ValueRange(dtype, low, high, bounded=False, masked=masked)

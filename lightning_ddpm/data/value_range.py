@@ -34,6 +34,8 @@ class ValueRange:
         bounded: whether no value lies outside them. Predictions of x_0 are then clipped, and samples do not leave the
             range. Otherwise low and high are the mean of the values minus and plus their standard deviation, which so
             have mean 0 and standard deviation 1 for the model.
+        masked: whether NaN stands for values that are missing: :mod:`lightning_ddpm.data.missing`. It stays NaN in
+            :meth:`to_float`.
 
     Raises:
         UserError: there is no such type, or low is not below high.
@@ -43,6 +45,7 @@ class ValueRange:
     low: float | list[float] = 0.0
     high: float | list[float] = 255.0
     bounded: bool = True
+    masked: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -113,7 +116,7 @@ class ValueRange:
         """
         if values.dtype.name != self.dtype:
             raise UserError(f"its values are {values.dtype.name}, expected {self.dtype} as in the other images")
-        check_finite(values)
+        check_finite(values, self.masked)
         if not self.bounded:
             return
         low, high = (np.reshape(each, (-1, 1, 1)) for each in (self.low, self.high))
@@ -133,11 +136,15 @@ UINT8 = ValueRange()
 """Images of 256 levels."""
 
 
-def check_finite(values: np.ndarray) -> None:
-    """Raise UserError for NaN and infinite values."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        wrong = values[~np.isfinite(values)][0]
-        raise UserError(f"it has the value {wrong}; fill in what is missing, or leave the image out")
+def check_finite(values: np.ndarray, masked: bool = False) -> None:
+    """Raise UserError for NaN and infinite values; with ``masked``, NaN is allowed unless there is nothing else."""
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return
+    wrong = values[np.isinf(values) if masked else ~np.isfinite(values)]
+    if wrong.size:
+        raise UserError(f"it has the value {wrong[0]}; fill in what is missing, or leave the image out")
+    if np.isnan(values).all():
+        raise UserError("all of its values are NaN; leave the image out")
 
 
 def to_tensor(values: np.ndarray) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from lightning_ddpm.diffusion.clipping import Clipping, ClipToRange
@@ -37,6 +38,10 @@ class Denoiser:
             no discretised decoder.
         clipping: how x^_0 is clipped; ``None`` for :class:`ClipToRange`.
 
+    Attributes:
+        mask: (b, c, h, w) bool, or one for all images, the values that the data have; ``None`` for all. x^_0 is 0 at
+            the others, which :class:`Objective` does not count.
+
     Raises:
         UserError: the parameterization cannot be used with the schedule.
     """
@@ -55,10 +60,13 @@ class Denoiser:
         self.parameterization.check_schedule(schedule)
         self.guided: GuidedFunction | None = None
         self.intervals: bool = getattr(network, "intervals", False)
+        self.mask: Tensor | None = None
 
     def with_network(self, network: NetworkFunction) -> "Denoiser":
         """Return a denoiser with the same settings and another network."""
-        return Denoiser(network, self.schedule, self.clip, self.parameterization, self.levels, self.clipping)
+        denoise = Denoiser(network, self.schedule, self.clip, self.parameterization, self.levels, self.clipping)
+        denoise.mask = self.mask
+        return denoise
 
     def with_guidance(self, guided: GuidedFunction) -> "Denoiser":
         """Return a denoiser with the same settings, and with a prediction that may depend on t being a number."""
@@ -68,9 +76,11 @@ class Denoiser:
 
     def conditioned_on(self, condition: Condition | Tensor) -> "Denoiser":
         """Return a denoiser that passes this condition, or labels (b,) alone, to the network with every batch."""
-        argument = as_condition(condition).argument
+        condition = as_condition(condition)
+        argument = condition.argument
         conditioned = self.with_network(lambda x_t, t, **interval: self.network(x_t, t, argument, **interval))
         conditioned.intervals = self.intervals
+        conditioned.mask = self.mask if condition.mask is None else condition.mask
         return conditioned
 
     def over_step(self, s: Timestep) -> "Denoiser":
@@ -83,7 +93,7 @@ class Denoiser:
     def without_clipping(self) -> "Denoiser":
         """Return a denoiser with the same network that does not clip x^_0."""
         denoise = Denoiser(self.network, self.schedule, None, self.parameterization, self.levels)
-        denoise.guided, denoise.intervals = self.guided, self.intervals
+        denoise.guided, denoise.intervals, denoise.mask = self.guided, self.intervals, self.mask
         return denoise
 
     def __call__(self, x_t: Tensor, t: Timestep) -> Denoised:
@@ -124,6 +134,9 @@ class Denoiser:
     def interpret(self, x_t: Tensor, output: Tensor, nu: Tensor | None, t: Timestep) -> Denoised:
         """Convert the values of :meth:`network_output` to x^_0 and eps^, and clip x^_0."""
         x_0, eps = self.parameterization.to_denoised(self.schedule, x_t, output, t)
+        if self.mask is not None:
+            x_0 = torch.where(self.mask, x_0, 0.0)
+            eps = torch.where(self.mask, eps, x_0_to_eps(self.schedule, x_t, x_0, t))
         if self.clip is None:
             return Denoised(x_0, eps, nu)
         x_0 = self.clipping(x_0, self.clip)

@@ -37,7 +37,7 @@ from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.random import PositionRandom
 
 
-def simple_loss(target: Tensor, output: Tensor) -> Tensor:
+def simple_loss(target: Tensor, output: Tensor, mask: Tensor | None = None) -> Tensor:
     """Compute L_simple of each image, the squared error of the predicted noise; Ho et al. 2020, eq. 14.
 
     It is the mean over pixels, not the sum, as in Ho et al.'s code, so that losses of different image sizes compare.
@@ -45,15 +45,26 @@ def simple_loss(target: Tensor, output: Tensor) -> Tensor:
     Args:
         target: (b, c, h, w) the noise in x_t, or whatever else the network predicts.
         output: (b, c, h, w) the network's prediction of it.
+        mask: (b, c, h, w) bool, or one for all images, the values over which the mean is taken; ``None`` for all.
 
     Returns:
         (b,) float32, whatever precision the network ran in.
     """
-    return (output.float() - target.float()).square().flatten(1).mean(1)
+    error = output.float() - target.float()
+    if mask is None:
+        return error.square().flatten(1).mean(1)
+    return torch.where(mask, error, 0.0).square().flatten(1).sum(1) / mask.flatten(1).sum(1)
 
 
 class Objective(ABC):
-    """A training objective: one loss per image."""
+    """A training objective: one loss per image.
+
+    Attributes:
+        takes_mask: whether the loss is the mean over the values that images have, ``denoise.mask``, where others are
+            missing.
+    """
+
+    takes_mask = False
 
     @abstractmethod
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -85,9 +96,11 @@ class Objective(ABC):
 class Simple(Objective):
     """L_simple: the squared error of whatever the network predicts; Ho et al. 2020, eq. 14."""
 
+    takes_mask = True
+
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         output, _ = denoise.network_output(q_sample(denoise.schedule, x_0, t, eps), t)
-        return simple_loss(denoise.parameterization.target(denoise.schedule, x_0, eps, t), output)
+        return simple_loss(denoise.parameterization.target(denoise.schedule, x_0, eps, t), output, denoise.mask)
 
 
 class SNRWeight(ABC):
@@ -164,6 +177,8 @@ class SimpleWeighted(Objective):
     Args:
         weight: the function of the SNR.
     """
+
+    takes_mask = True
 
     def __init__(self, weight: SNRWeight) -> None:
         self.weight = weight

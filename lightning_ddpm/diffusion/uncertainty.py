@@ -43,6 +43,7 @@ class UncertaintyWeighted(Objective, nn.Module):
     def __init__(self, objective: Objective | None = None, features: int = 128) -> None:
         super().__init__()
         self.objective = objective or Simple()
+        self.takes_mask = self.objective.takes_mask
         is_adaptive = isinstance(self.objective, MeanFlow) and self.objective.power > 0
         if is_adaptive or isinstance(self.objective, VLB | Hybrid | UncertaintyWeighted):
             raise UserError(

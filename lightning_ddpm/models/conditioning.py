@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from lightning_ddpm.data.augmentation import Augmentation
 from lightning_ddpm.data.conditioned import ConditionedDataset
 from lightning_ddpm.data.datasets import ImageDataset
+from lightning_ddpm.data.missing import find_valid
 from lightning_ddpm.data.value_range import ValueRange
+from lightning_ddpm.diffusion import Objective
 from lightning_ddpm.models.sample_request import ConditionSource, SampleRequest
 from lightning_ddpm.networks import AugmentationEmbedding
-from lightning_ddpm.networks.condition_embeddings import resize_to
+from lightning_ddpm.networks.condition_embeddings import ConcatenatedMask, resize_to
 from lightning_ddpm.networks.conditions import ConditionEmbedding
 from lightning_ddpm.utils.condition import NOTHING, Condition, ConditionFormat
 from lightning_ddpm.utils.contracts import describe_class
@@ -64,10 +66,65 @@ def check_augmentations(network: nn.Module, augmentations: Sequence[Augmentation
         each.check_images(channels)
 
 
+def find_mask(network: nn.Module) -> ConcatenatedMask | None:
+    """Return the embedding that gives a network the mask of the values that images have; ``None`` without one."""
+    return next((each for each in list_embeddings(network) if isinstance(each, ConcatenatedMask)), None)
+
+
+def get_mask(network: nn.Module) -> Tensor | None:
+    """Return which values generated images have, (1, c, h, w) bool; ``None`` where they have all."""
+    found = find_mask(network)
+    return None if found is None else found.valid[None]
+
+
+def mark_missing(network: nn.Module, pixels: Tensor) -> Tensor:
+    """Return generated images (b, c, h, w) with NaN for the values that no training image has."""
+    mask = get_mask(network)
+    return pixels if mask is None else torch.where(mask, pixels, torch.nan)
+
+
+def check_mask(
+    network: nn.Module, values: ValueRange, objective: Objective, augmentations: Sequence[Augmentation]
+) -> None:
+    """Check that a network is given which values of its images are missing, and that they are no part of the loss.
+
+    Raises:
+        UserError: it is not, or is given a mask of images in which no value is missing; or the objective counts every
+            value; or augmentation would move the values and not the mask.
+    """
+    mask = find_mask(network)
+    if not values.masked:
+        if mask:
+            raise UserError(
+                "ConcatenatedMask is for data in which values are missing; set data.source.nan to mask, or take it out "
+                "of model.network.conditions"
+            )
+        return
+    if not mask:
+        raise UserError(
+            "the data have NaN for missing values (data.source.nan: mask), and the network is not given where; list "
+            "lightning_ddpm.networks.ConcatenatedMask in model.network.conditions"
+        )
+    if not objective.takes_mask:
+        raise UserError(
+            f"{objective} counts every value, and the data have missing ones (data.source.nan: mask); use Simple or "
+            "SimpleWeighted as the objective, or set takes_mask in one of your own, whose loss leaves out what "
+            "denoise.mask does"
+        )
+    if augmentations:
+        raise UserError(
+            "model.augmentations transform complete images, and these have missing values (data.source.nan: mask); "
+            "leave one of the two"
+        )
+
+
 def measure_conditions(network: nn.Module, data: ImageDataset) -> None:
     """Adapt the network's embeddings to the conditions of the training images."""
     for each in list_embeddings(network):
-        values = getattr(data, each.kind, None) if isinstance(data, ConditionedDataset) else None
+        if isinstance(each, ConcatenatedMask):
+            values: Tensor | None = find_valid(data)
+        else:
+            values = getattr(data, each.kind, None) if isinstance(data, ConditionedDataset) else None
         if values is not None:
             each.measure(values)
 

@@ -13,6 +13,7 @@ from lightning_ddpm import diffusion
 from lightning_ddpm.data import ImageDataModule, checks, class_labels, conditioned, sharding
 from lightning_ddpm.data.augmentation import Augmentation, augment
 from lightning_ddpm.data.datasets import Batch
+from lightning_ddpm.data.missing import split_missing
 from lightning_ddpm.data.value_range import UINT8, ValueRange
 from lightning_ddpm.diffusion import Denoiser, GaussianPath, Sampler
 from lightning_ddpm.models import conditioning, steps
@@ -100,6 +101,7 @@ class DDPM(LightningModule):
         self._held_out_conditions: ConditionSource | None = None
         self.augmentations = list(augmentations)
         conditioning.check_augmentations(network, self.augmentations, self.image_shape[0])
+        conditioning.check_mask(network, self.values, self.objective, self.augmentations)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -118,15 +120,15 @@ class DDPM(LightningModule):
         if self.condition_format.kinds:
             checks.check_condition(data.source, self.condition_format, self.condition_values)
             self._held_out_conditions = conditioned.shuffle_conditions(data.held_out, data.train)
-            if stage == "fit":
-                conditioning.measure_conditions(self.network, data.train)
+        if stage == "fit":
+            conditioning.measure_conditions(self.network, data.train)
         if self.class_names and stage == "fit":
             labels = data.train.labels
             self.class_counts.copy_(torch.bincount(labels[labels >= 0], minlength=len(self.class_names)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one step of Algorithm 1 in Ho et al. 2020; with a condition, in Ho & Salimans 2022."""
-        x_0, condition = batch[0], self.read_condition(batch[1])
+        x_0, condition = self.read_batch(batch)
         this = steps.StepBatch(self, len(x_0), batch_idx)
         random = this.generate("train")  # random numbers of these images, the same on any number of devices
         if self._kinds:
@@ -186,7 +188,7 @@ class DDPM(LightningModule):
         self._sums = steps.TimestepSums(self.schedule.T, ("loss",), self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        x_0, condition = batch[0], self.read_condition(batch[1])
+        x_0, condition = self.read_batch(batch)
         # on one device the second ones, of the objective, are those of the global generators
         random, more = (steps.generate_validation(self, len(x_0), batch_idx) for _ in range(2))
         t = random(lambda n, generator: self.timesteps.stratify(self.schedule, n, generator))
@@ -207,9 +209,8 @@ class DDPM(LightningModule):
 
     def generate(self, request: SampleRequest, start: int, stop: int) -> Tensor:
         """Return images ``start``..``stop`` of the request, (stop - start, c, h, w) in the data's own values."""
-        return self.values.to_data(
-            (request.sampler or self.sampler).sample(*self.prepare_sampling(request, start, stop))
-        )
+        x = (request.sampler or self.sampler).sample(*self.prepare_sampling(request, start, stop))
+        return conditioning.mark_missing(self.network, self.values.to_data(x))
 
     def set_clipping(self, clipping: diffusion.Clipping | None) -> None:
         """Clip predictions of x_0 so from now on; ``None`` for the default.
@@ -271,14 +272,19 @@ class DDPM(LightningModule):
         """The network as samplers use it, without a condition."""
         values = self.values
         args = self.schedule, values.clip, self.parameterization, values.levels, self.clipping
-        return Denoiser(self.network, *args)
+        denoise = Denoiser(self.network, *args)
+        denoise.mask = conditioning.get_mask(self.network)
+        return denoise
 
-    def read_condition(self, given: Condition | Tensor) -> Condition:
-        """Return the condition of a batch; UserError if it has not what the network is conditioned on."""
-        condition = as_condition(given)
+    def read_batch(self, batch: Batch) -> tuple[Tensor, Condition]:
+        """Return the images of a batch, and their condition; UserError if it has not what the network needs."""
+        x_0, condition = batch[0], as_condition(batch[1])
         if self.condition_format.kinds:
             conditioning.check_given(condition, self.condition_format, "a batch of the data has")
-        return condition.keep(self._kinds)
+        if self.values.masked:
+            x_0, mask = split_missing(x_0)
+            condition = condition._replace(mask=mask)
+        return x_0, condition.keep(self._kinds)
 
     def denoiser_for(self, condition: Condition | Tensor | None) -> Denoiser:
         """Return the network given the condition, or classes (b,) alone, as far as it takes any."""

@@ -8,6 +8,7 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_ddpm.data.missing import require_complete
 from lightning_ddpm.data.value_range import UINT8, ValueRange
 from lightning_ddpm.models.optimizer import build_optimizer, clip_gradients
 from lightning_ddpm.models.step_mean import StepMean
@@ -35,6 +36,7 @@ class ImageClassifier(LightningModule):
         super().__init__()
         self.network, self.optimizer, self.lr_scheduler = network, optimizer, lr_scheduler
         self._step_mean, self.values = StepMean(), values or UINT8
+        require_complete(self.values, "ImageClassifier")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, label = batch

@@ -6,6 +6,7 @@ Each line exports one name that a config or another folder uses, and shows the f
 from lightning_ddpm.networks.augmentation_embedding import AugmentationEmbedding as AugmentationEmbedding
 from lightning_ddpm.networks.cnn import SmallCNN as SmallCNN
 from lightning_ddpm.networks.condition_embeddings import ConcatenatedImage as ConcatenatedImage
+from lightning_ddpm.networks.condition_embeddings import ConcatenatedMask as ConcatenatedMask
 from lightning_ddpm.networks.condition_embeddings import MultiLabelEmbedding as MultiLabelEmbedding
 from lightning_ddpm.networks.condition_embeddings import VectorEmbedding as VectorEmbedding
 from lightning_ddpm.networks.conditions import AddedCondition as AddedCondition

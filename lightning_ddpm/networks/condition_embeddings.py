@@ -177,6 +177,54 @@ class ConcatenatedImage(ConcatenatedCondition):
         return torch.cat([x_t, image * given, given.expand(-1, 1, *x_t.shape[2:])], dim=1)
 
 
+class ConcatenatedMask(ConcatenatedCondition):
+    """Concatenates to x_t which of its values the data have, as a channel of 0 and 1 for each; the others are set to 0.
+
+    So what is predicted where there are values does not depend on the noise where there are none. It is for data whose
+    source masks NaN. Training images have masks of their own. Generated images have all values that any training image
+    has. The mask is never hidden.
+
+    Attributes:
+        valid: (c, h, w) bool, the values that some training image has.
+    """
+
+    kind = "mask"
+    comes_from_data = False
+    valid: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels, self.size = 0, (0, 0)
+
+    def fit_images(self, channels: int, size: ImageSize) -> None:
+        """Take a channel for each of the images'."""
+        self.channels, self.size = channels, get_sides(size)
+
+    def build(self, dim: int) -> None:
+        """Begin with masks of ones; the network's first layer has weights for the channels.
+
+        Raises:
+            UserError: the network has not given the shape of its images to ``Conditions``.
+        """
+        if not self.channels:
+            raise UserError(
+                "ConcatenatedMask needs the shape of the images; a network gives it by Conditions(conditions, channels,"
+                " size)"
+            )
+        self.register_buffer("valid", torch.ones(self.channels, *self.size, dtype=torch.bool))
+
+    def measure(self, values: Tensor) -> None:
+        """Set the values that generated images have, (c, h, w) bool."""
+        self.valid.copy_(values)
+
+    def forward(self, condition: Condition, x_t: Tensor) -> Tensor:
+        """Return x_t (b, c, h, w), 0 where values are missing, with the channels of the mask."""
+        mask = self.valid.expand(len(x_t), -1, -1, -1) if condition.mask is None else condition.mask
+        mask = mask.to(x_t.dtype)
+        image, others = x_t[:, : self.channels], x_t[:, self.channels :]  # which another condition has concatenated
+        return torch.cat([image * mask, others, mask], dim=1)
+
+
 def resize_to(image: Tensor, sides: Sequence[int]) -> Tensor:
     """Resize images (b, c, h, w) to height and width by bicubic interpolation, antialiased if a side shrinks."""
     old, new = tuple(image.shape[2:]), tuple(sides)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_ddpm.utils.condition import Condition, ConditionFormat
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.image_size import ImageSize
 
 
 class ConditionEmbedding(nn.Module, ABC):
@@ -75,6 +76,10 @@ class ConcatenatedCondition(ConditionEmbedding):
 
     channels: int
 
+    def fit_images(self, channels: int, size: ImageSize) -> None:
+        """Adapt to the network's images, before :attr:`channels` is read; most conditions do not depend on them."""
+        return
+
     @abstractmethod
     def forward(self, condition: Condition, x_t: Tensor) -> Tensor:
         """Return x_t (b, c, h, w) with the channels of the condition, which may be hidden from all images."""
@@ -85,13 +90,20 @@ class Conditions(nn.ModuleList):
 
     Args:
         embeddings: as the config lists them, at most one for each kind; they are built by :meth:`build`.
+        channels, size: of the network's images; ``None`` where no embedding needs them.
     """
 
-    def __init__(self, embeddings: Sequence[ConditionEmbedding] = ()) -> None:
+    def __init__(
+        self, embeddings: Sequence[ConditionEmbedding] = (), channels: int | None = None, size: ImageSize | None = None
+    ) -> None:
         super().__init__(embeddings)
         kinds = [each.kind for each in embeddings]
         if twice := [kind for kind in kinds if kinds.count(kind) > 1]:
             raise UserError(f"conditions has two embeddings of the kind {twice[0]}; give one of them")
+        if channels and size:
+            for each in embeddings:
+                if isinstance(each, ConcatenatedCondition):
+                    each.fit_images(channels, size)
 
     @property
     def channels(self) -> int:

@@ -108,7 +108,7 @@ class DiT(nn.Module):
 
         time = nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
         self.embed = nn.Sequential(SinusoidalEmbedding(FREQUENCIES, cosines_first=True), *time)
-        self.conditions = Conditions(conditions)
+        self.conditions = Conditions(conditions, channels, size)
         inputs = channels + self.conditions.channels
         parts = [nn.Conv2d(inputs, bottleneck, patch, stride=patch, bias=False)] if bottleneck else []
         last = nn.Conv2d(bottleneck, width, 1) if bottleneck else nn.Conv2d(inputs, width, patch, stride=patch)

@@ -199,7 +199,7 @@ class UNet(nn.Module):
         if classes is None or classes < 0:
             raise UserError(f"UNet needs the number of classes, got {classes}; use labelled images, or give classes=0")
         self.layers = layers = layers or UNetLayers()
-        self.conditions = Conditions(conditions)
+        self.conditions = Conditions(conditions, channels, size)
         parts = build_encoder(
             *(channels, size, width, multipliers, attention, blocks, dropout, groups, recompute, layers),
             pad_to_multiple=pad_to_multiple,

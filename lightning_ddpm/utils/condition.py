@@ -21,6 +21,7 @@ class Condition(NamedTuple):
         image: (b, c, h, w); as in the files in datasets, and floats in [-1, 1] for networks.
         augmentation: (b, k) float32, what was done to training images; 0 for images as they are. It is never hidden.
         given: (b,) bool, whether an image's condition is there; ``None`` if it is for all. Labels are hidden by -1.
+        mask: (b, c, h, w) bool, the values of training images that are not missing. It is never hidden.
     """
 
     label: Tensor | None = None
@@ -29,6 +30,7 @@ class Condition(NamedTuple):
     image: Tensor | None = None
     augmentation: Tensor | None = None
     given: Tensor | None = None
+    mask: Tensor | None = None
 
     @property
     def kinds(self) -> set[str]:

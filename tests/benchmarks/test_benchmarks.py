@@ -227,6 +227,21 @@ def test_sampling_is_timed_beside_diffusers_with_the_same_weights(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_many_files_have_one_stat_each_and_tar_files_are_read_whole(tmp_path: Path) -> None:
+    main(["many_files", "--files", "60", "300", "--read", "60", "--out", str(tmp_path)])
+    (file,) = tmp_path.glob("many_files-*.json")
+    found = json.loads(file.read_text())
+    assert found["settings"]["columns"] == ["60", "300"]
+    assert found["values"]["stats of each file"] == [1.0, 1.0]
+    assert found["values"]["every image read and checked once, s"][1] is None
+    main(["shards_memory", "--images", "2000", "--shards", "4", "--workers", "1", "--out", str(tmp_path)])
+    (file,) = tmp_path.glob("shards_memory-*.json")
+    found = json.loads(file.read_text())
+    assert found["settings"]["columns"] == [f"{n:,}" for n in range(200, 2001, 200)]
+    assert len(found["values"]["all processes, MB"]) == 10
+
+
+@pytest.mark.slow
 def test_an_evaluation_of_more_images_takes_no_more_memory() -> None:
     few, many = (report.measure_in_subprocess("growth", what="evaluate", n=n) for n in (256, 1024))
     assert 0 < many["megabytes"] < few["megabytes"] + 20

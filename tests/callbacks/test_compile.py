@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command_line import REPOSITORY, ddpm
+from helpers.conditions import DescribedDigits, make_network
 from helpers.tiny import quiet_trainer, same, tiny_model, tiny_network, weights
 from PIL import Image
 from torch._dynamo.utils import counters
@@ -63,6 +64,29 @@ def test_a_network_that_is_given_the_length_of_a_step_is_compiled(tmp_path: Path
     assert not same(first, weights(tiny_model(network=tiny_network(intervals=True, classes=10))))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_network_with_conditions_of_every_kind_is_compiled(backend: str, tmp_path: Path) -> None:
+    found = []
+    for more in ([], [Compile(backend=backend)]):
+        torch.compiler.reset()
+        counters.clear()
+        model = tiny_model(network=make_network("UNet"), label_dropout=0.5)
+        callbacks = [EMA(0.9), SampleGrid(n=20, every_n_steps=2), *more]
+        trainer = quiet_trainer(tmp_path, callbacks=callbacks, max_steps=3, val_check_interval=2, limit_val_batches=1.0)
+        trainer.fit(model, ImageDataModule(DescribedDigits(), batch_size=40))
+        found.append(weights(model))
+        if more:
+            assert counters["stats"]["unique_graphs"] > 0
+            assert not counters["graph_break"]
+    first, second = found
+    assert not same(first, weights(tiny_model(network=make_network("UNet"))))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.command_line import REPOSITORY, read_yaml, tiny_digits, write_yaml
+from helpers.blobs import EMBEDDINGS, describe, pair, small_config, write_blobs
+from helpers.command_line import REPOSITORY, read_yaml, write_yaml
 from helpers.command_outputs import get_error_sentence
 from helpers.conditions import make_network
 from helpers.tiny import tiny_model
@@ -23,51 +24,9 @@ from lightning_ddpm.utils.errors import UserError
 CPU = ("--accelerator", "cpu", "--steps", 2)
 
 
-def write_blobs(root, n=40):
-    """Write images of 8x8 with a bright column, a table of their column and brightness, and their halves as inputs."""
-    random, rows = np.random.default_rng(0), []
-    for index in range(n):
-        column, level = int(random.integers(8)), int(random.integers(100, 256))
-        image = np.zeros((8, 8), np.uint8)
-        image[:, column] = level
-        kind = "left" if column < 4 else "right"
-        name = f"target/{kind}/{index:02d}.png"
-        for path, pixels in ((name, image), (f"input/{kind}/{index:02d}.png", image[::2, ::2])):
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(root / path)
-        rows.append(f"{kind}/{index:02d}.png,{column},{level},{int(level > 180)},{column % 2}")
-    (root / "target" / "conditions.csv").write_text("file,column,level,bright,odd\n" + "\n".join(rows) + "\n")
-    return root
-
-
-def small_config(folder, conditions, source, root, **more):
-    """Return the tiny digits' config with this data and these conditions, for two steps."""
-    config = tiny_digits(folder)
-    config["trainer"].update(max_steps=2, limit_val_batches=1)
-    keep = ("EMA", "SampleGrid", "Checkpoints")
-    config["trainer"]["callbacks"] = [
-        each for each in config["trainer"]["callbacks"] if each["class_path"].endswith(keep)
-    ]
-    for each in config["trainer"]["callbacks"]:
-        each["init_args"].pop("monitor", None)
-    config["model"]["init_args"]["network"]["init_args"].update(conditions=conditions, **more)
-    config["data"].update(source=source, root=str(root))
-    return config
-
-
 @pytest.fixture(scope="module")
 def blobs(tmp_path_factory):
     return write_blobs(tmp_path_factory.mktemp("blobs"))
-
-
-def describe(blobs):
-    """Return the source of the targets with their table."""
-    folder = {"class_path": "ImageFolder", "init_args": {"channels": 1, "size": 8, "holdout": 0.2}}
-    columns = {"vector": ["column", "level"], "multilabel": ["bright", "odd"]}
-    return {"class_path": "Described", "init_args": {"source": folder, **columns}}, blobs / "target"
-
-
-EMBEDDINGS = [{"class_path": f"lightning_ddpm.networks.{name}"} for name in ("VectorEmbedding", "MultiLabelEmbedding")]
 
 
 @pytest.mark.slow  # a dozen commands
@@ -130,9 +89,8 @@ def test_a_model_of_a_table_is_trained_and_sampled_by_the_names_of_its_columns(c
 
 def test_a_model_of_pairs_is_trained_and_measured_and_enlarges_a_folder(command, blobs, tmp_path):
     run, config = tmp_path / "run", read_yaml(REPOSITORY / "configs" / "superresolution.yaml")
-    source = {"channels": 1, "size": 8, "given_size": 4, "holdout": 0.2}
     conditions = config["model"]["init_args"]["network"]["init_args"]["conditions"]
-    pairs = small_config(run, conditions, {"class_path": "PairedFolders", "init_args": source}, blobs)
+    pairs = small_config(run, conditions, *pair(blobs))
     quality = {"n": 6, "shown": 3, "every_n_steps": 2, "sampler": {"class_path": "DDIM", "init_args": {"steps": 2}}}
     pairs["trainer"]["callbacks"].append({"class_path": "lightning_ddpm.callbacks.PairQuality", "init_args": quality})
     status, out, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", pairs))

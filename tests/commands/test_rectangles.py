@@ -1,13 +1,15 @@
 """Images whose height and width differ, from training to restoration, by the command line."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
 from helpers.command_line import callback, read_yaml, tiny_digits, write_yaml
-from helpers.tiny import TINY
+from helpers.command_outputs import read_images, read_losses
+from helpers.tiny import TINY, real_data
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
@@ -90,6 +92,39 @@ def test_a_model_of_rectangles_is_trained_resumed_sampled_evaluated_and_restores
     assert torch.equal(restored[..., :10], original[..., :10])
     succeed(*words, "--task", "superres", "--factor", 2, "--out", tmp_path / "enlarged")
     assert read_size(tmp_path / "enlarged" / "000000.png") == (WIDTH, HEIGHT)
+
+
+@pytest.mark.slow  # three commands
+def test_a_model_of_cifar10_cut_to_24x32_is_trained_sampled_and_evaluated(command, config, tmp_path) -> None:
+    cut = tmp_path / "cut"
+    for name in ("ship", "frog"):
+        (cut / name).mkdir(parents=True)
+        for path in sorted((real_data("cifar10") / "train" / name).glob("*.png"))[:40]:
+            with Image.open(path) as image:
+                image.crop((0, 4, 32, 28)).save(cut / name / path.name)
+    config, run = copy.deepcopy(config), tmp_path / "run"
+    config["trainer"].update(default_root_dir=str(run), max_steps=30, val_check_interval=30, limit_val_batches=1.0)
+    callback(config, "Checkpoints").update(every_n_steps=30)
+    callback(config, "SampleGrid").update(every_n_steps=30)
+    config["model"]["init_args"]["network"]["init_args"].update(classes=None)
+    config["data"]["source"]["init_args"]["size"] = [24, 32]
+    config["data"]["root"] = str(cut)
+    status, out, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
+    assert status == 0, err
+    assert "of 3x24x32" in out
+    events = read_losses(run)
+    assert np.mean([loss for _, loss in events[-6:]]) < 0.9 * np.mean([loss for _, loss in events[:3]])
+    words = ("--ckpt", run / "last.ckpt", "--n", 6, "--steps", 5, "--accelerator", "cpu")
+    status, _, err = command("sample", *words, "--out", tmp_path / "samples")
+    assert status == 0, err
+    images = read_images(tmp_path / "samples", 6)
+    assert images.shape == (6, 24, 32, 3)
+    assert images.std() > 10
+    metrics = ("--metrics", "spectrum", "marginals", "--reference", run / "config.yaml")
+    status, _, err = command("evaluate", *words, *metrics, "--out", tmp_path / "result.json")
+    assert status == 0, err
+    found = json.loads((tmp_path / "result.json").read_text())["metrics"]
+    assert {"spectrum_db", "wasserstein"} <= found.keys()
 
 
 @pytest.mark.parametrize(

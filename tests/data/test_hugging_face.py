@@ -5,15 +5,19 @@ import pickle
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lightning_ddpm.data import HuggingFace, ImageDataModule
+from lightning_ddpm.data.parquet_rows import ParquetTable, StreamedImages
+from lightning_ddpm.data.sources import SPLITS
 from lightning_ddpm.utils.errors import UserError
 
 datasets = pytest.importorskip("datasets")
+parquet = pytest.importorskip("pyarrow.parquet")
 N = 20
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), np.uint8)
 
@@ -145,3 +149,131 @@ def test_a_missing_image_and_a_missing_package_are_named(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"need the package datasets.*lightning-ddpm\[huggingface\]"):
         HuggingFace("ylecun/mnist").prepare(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of Parquet files of 20 images in row groups of 4, 4, 2 and 4, 4, 2, and 3 in another split."""
+    folder = tmp_path_factory.mktemp("groups")
+    feature = datasets.ClassLabel(names=["cat", "dog"])
+    for file, first in enumerate((0, N // 2)):
+        part = slice(first, first + N // 2)
+        labels, images = [i % 2 for i in range(N)][part], [encode(each) for each in IMAGES[part]]
+        write(folder, f"train{file}", labels, feature, images)
+        path = folder / f"train{file}-00000-of-00001.parquet"
+        table = parquet.read_table(path)
+        path.unlink()
+        parquet.write_table(table, folder / f"train-{file:05d}-of-00002.parquet", row_group_size=4)
+    write(folder, "test", [1, 0, -1], feature)
+    return folder
+
+
+def test_streamed_images_and_classes_are_those_that_are_loaded(groups: Path, tmp_path: Path) -> None:
+    settings = {"label": "kind", "held_out": "test", "size": 8}
+    loaded, streamed = (HuggingFace(str(groups), **settings, streaming=each) for each in (False, True))
+    for source in (loaded, streamed):
+        source.prepare(tmp_path)
+        assert source.class_names(tmp_path) == ["cat", "dog"]
+    for split in SPLITS:
+        one, other = (each.open(tmp_path, split) for each in (loaded, streamed))
+        assert torch.equal(one.labels, other.labels)
+        chosen = [len(one) - 1, 0, len(one) // 2, 1]
+        assert all(
+            torch.equal(*pair) for pair in zip(*(each.__getitems__(chosen) for each in (one, other)), strict=True)
+        )
+    train = streamed.open(tmp_path, "train")
+    assert train.blocks is not None
+    assert train.blocks.ends.tolist() == [4, 8, 10, 14, 18, 20]
+    copy = pickle.loads(pickle.dumps(train))  # noqa: S301
+    assert torch.equal(copy.__getitems__([13])[0], train.__getitems__([13])[0])
+    assert len(pickle.dumps(train)) < 3000
+    assert train.names[13] == f"row 3 of row group 0 of {groups / 'train-00001-of-00002.parquet'}"
+    assert train.fingerprint != streamed.open(tmp_path, "test").fingerprint
+
+
+def test_streaming_reads_a_row_group_when_it_is_needed_and_keeps_the_last_ones(
+    groups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    original = parquet.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        parquet.ParquetFile,
+        "read_row_group",
+        lambda self, number, **more: (read.append(number), original(self, number, **more))[1],
+    )
+    source = HuggingFace(str(groups), size=8, held_out="test", streaming=True, shuffle_groups=2)
+    train = source.open(tmp_path, "train")
+    assert read == []
+    for index in (0, 3, 4, 1, 5, 8, 4, 0):
+        train.__getitems__([index])
+    assert read == [0, 1, 2, 0], "0 and 1 are kept; 2 replaces 0, which was used before 1"
+
+
+def test_streaming_holds_out_whole_row_groups(groups: Path, tmp_path: Path) -> None:
+    data = ImageDataModule(HuggingFace(str(groups), size=8, holdout=0.4, streaming=True), root=str(tmp_path))
+    data.prepare_data()
+    assert len(data.train) + len(data.held_out) == N
+    assert data.held_out.blocks is not None
+    assert len(data.held_out.blocks.ends) == 2
+    images = torch.cat([each.__getitems__(range(len(each)))[0] for each in (data.train, data.held_out)])
+    assert {each.numpy().tobytes() for each in images} == {each.transpose(2, 0, 1).tobytes() for each in IMAGES}
+    write(tmp_path / "one", "train", [0, 1, 0], datasets.Value("int64"))
+    with pytest.raises(UserError, match="has a single row group in the split train, and streaming holds out whole"):
+        HuggingFace(str(tmp_path / "one"), size=8, streaming=True).open(tmp_path, "test")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streamed_epoch_has_every_image_once_in_another_order(workers: int, groups: Path, tmp_path: Path) -> None:
+    source = HuggingFace(str(groups), size=8, held_out="test", streaming=True, shuffle_groups=2)
+    data = ImageDataModule(source, root=str(tmp_path), batch_size=3, num_workers=workers)
+    orders = []
+    loader = data.train_dataloader()
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        orders.append([each.numpy().tobytes() for images, _ in loader for each in images])
+        assert sorted(orders[-1]) == sorted(each.transpose(2, 0, 1).tobytes() for each in IMAGES)
+    assert orders[0] != orders[1]
+
+
+def test_files_at_a_url_are_streamed(groups: Path) -> None:
+    memory, urls = fsspec.filesystem("memory"), []
+    for path in sorted(groups.glob("train-*.parquet")):
+        memory.pipe(f"/cats/{path.name}", path.read_bytes())
+        urls.append(f"memory://cats/{path.name}")
+    table = ParquetTable(urls)
+    parts, rows = table.choose(np.array([4, 0]))
+    assert rows.tolist() == [14, 15, 16, 17, 0, 1, 2, 3]
+    file = StreamedImages(parts, "image", 1)
+    for place, row in enumerate(rows.tolist()):
+        assert np.array_equal(np.asarray(Image.open(file(place))), IMAGES[row])
+    assert table.read_column("kind") == [i % 2 for i in range(N)]
+    local = ParquetTable([str(path) for path in sorted(groups.glob("train-*.parquet"))])
+    assert (local.digest, local.ends.tolist()) == (table.digest, table.ends.tolist())
+    assert local.state != table.state
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image": "picture"}, "has no column picture; it has image, kind: set data.source.image"),
+        ({"image": "kind"}, "the column kind of .* holds no images"),
+        ({"held_out": "validation"}, "cannot be loaded from the folder, split validation: it has the splits"),
+        ({"size": 9}, r"row 0 of row group 0 of .*parquet cannot be used: the image is 8x8, less than 9x9"),
+        ({"shuffle_groups": 0}, "shuffle_groups must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_before_training(settings, message, groups: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        HuggingFace(**{"name": str(groups), "size": 8, "streaming": True} | settings).prepare(tmp_path)
+
+
+def test_a_set_that_is_not_parquet_and_a_damaged_file_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "pngs" / "train"
+    folder.mkdir(parents=True)
+    Image.fromarray(IMAGES[0]).save(folder / "0.png")
+    with pytest.raises(UserError, match=r"0\.png is not Parquet, which streaming reads; .* refs/convert/parquet"):
+        HuggingFace(str(tmp_path / "pngs"), size=8, streaming=True).open(tmp_path, "train")
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"damaged\.parquet cannot be read as Parquet"):
+        ParquetTable([str(damaged)])

@@ -16,6 +16,7 @@ from lightning_ddpm.data import Digits, Shards
 from lightning_ddpm.data.datasets import Batch, ImageDataset, MemoryDataset
 from lightning_ddpm.data.sources import Split
 from lightning_ddpm.diffusion import DDIM, Sampler
+from lightning_ddpm.utils.condition import as_condition
 
 
 class NumberedDigits(Digits):
@@ -72,7 +73,9 @@ class Diary(Callback):
         self.note(trainer, "start")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.note(trainer, "batch", [trainer.current_epoch, batch_idx, *batch[1].tolist()])
+        condition = as_condition(batch[1])
+        assert condition.label is not None
+        self.note(trainer, "batch", [trainer.current_epoch, batch_idx, *condition.label.tolist()])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,0 +1,81 @@
+"""A run on Parquet files that are streamed, by two ranks with two workers, is killed and resumed: every image once."""
+
+import io
+from pathlib import Path
+
+import pytest
+from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
+from helpers.run_results import assert_equal, trained
+from helpers.run_spies import first_epoch, steps
+from PIL import Image
+
+from lightning_ddpm.data import Digits
+
+datasets = pytest.importorskip("datasets")
+parquet = pytest.importorskip("pyarrow.parquet")
+N, BATCH = 40, 4
+TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+def write_parquet(folder: Path) -> Path:
+    """Write 40 digits into two files of row groups of 3; the class of each is its number. Four more are held out."""
+    folder.mkdir()
+    images, _ = Digits().open(folder, "train").__getitems__(range(N + 4))
+    features = datasets.Features({"image": datasets.Image(), "number": datasets.Value("int64")})
+    for name, first, last in (("train-0", 0, 21), ("train-1", 21, N), ("test-0", N, N + 4)):
+        files = [io.BytesIO() for _ in range(first, last)]
+        for index, file in enumerate(files, first):
+            Image.fromarray(images[index, 0].numpy()).save(file, "PNG")
+        rows = {"image": [{"bytes": file.getvalue(), "path": None} for file in files]}
+        rows["number"] = [index % N for index in range(first, last)]
+        path = folder / f"{name}.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+        parquet.write_table(parquet.read_table(path), path, row_group_size=3)
+    return folder
+
+
+def fit(folder: Path, data: Path, *options: object, kill_at: int | None = None):
+    made = tiny_digits(folder / "run")
+    callbacks = made["trainer"]["callbacks"]
+    callback(made, "Checkpoints").update(every_n_steps=3, monitor=None)
+    made["trainer"]["callbacks"] = [each for each in callbacks if each["class_path"].endswith(("EMA", "Checkpoints"))]
+    spy = {"folder": str(folder), "kill_at": kill_at, "rank": 1}
+    made["trainer"]["callbacks"].append({"class_path": "helpers.run_spies.Diary", "init_args": spy})
+    made["trainer"].update(max_steps=12, limit_val_batches=0)
+    settings = {"name": str(data), "held_out": "test", "label": "number", "channels": 1, "size": 8}
+    settings |= {"streaming": True, "shuffle_groups": 2}
+    made["data"].update(source={"class_path": "HuggingFace", "init_args": settings}, root=str(folder))
+    made["data"].update(batch_size=BATCH, num_workers=2)
+    file = write_yaml(folder / "config.yaml", made)
+    return ddpm("fit", "--config", file, *options, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}")
+
+
+@pytest.mark.slow
+def test_two_ranks_with_two_workers_are_killed_and_resume_with_every_image_once(tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "data")
+    whole = fit(tmp_path / "whole", data, *TWO)
+    assert whole.returncode == 0, whole.stderr
+    killed = fit(tmp_path / "killed", data, *TWO, kill_at=5)
+    assert killed.returncode != 0
+    resumed = fit(tmp_path / "killed", data, *TWO, "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after step 3 " in resumed.stdout
+    assert "changed" not in resumed.stdout
+    for folder in (tmp_path / "whole", tmp_path / "killed"):
+        assert first_epoch(steps(folder, 0), steps(folder, 1)) == list(range(N))
+    for rank in (0, 1):
+        assert steps(tmp_path / "whole", rank) == steps(tmp_path / "killed", rank)
+    assert_equal(trained(tmp_path / "whole" / "run"), trained(tmp_path / "killed" / "run"))
+
+
+@pytest.mark.slow
+def test_a_run_of_two_ranks_is_resumed_by_one_without_workers_at_the_next_image(tmp_path: Path) -> None:
+    data = write_parquet(tmp_path / "data")
+    killed = fit(tmp_path, data, *TWO, kill_at=5)
+    assert killed.returncode != 0
+    alone = ("--data.batch_size", 2 * BATCH, "--data.num_workers", 0, "--ckpt_path", "last")
+    resumed = fit(tmp_path, data, *alone)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming after step 3 " in resumed.stdout
+    second = {step: done for step, done in steps(tmp_path, 1).items() if step < 3}
+    assert first_epoch(steps(tmp_path, 0), second) == list(range(N))
