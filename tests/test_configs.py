@@ -278,7 +278,8 @@ def test_adm_64_follows_dhariwal_and_nichol(build):
 def test_cifar10_edm_follows_karras_et_al(build):
     cli = build("cifar10_edm")
     model, data = cli.model, cli.datamodule
-    assert count_parameters(model.network) == 55_733_891 - 9 * 128 + 9 * 512  # theirs embeds augmentation earlier
+    assert count_parameters(model.network) == 55_733_891  # of training.networks.SongUNet in NVlabs/edm, 55.7 million
+    assert isinstance(model.clipping, diffusion.NoClipping)
     assert {layer.p for layer in model.modules() if isinstance(layer, torch.nn.Dropout)} == {0.13}
     assert cli.trainer.max_steps * read_yaml(config("cifar10_edm"))["data"]["global_batch_size"] == 200_000_000
     average = next(each for each in cli.trainer.callbacks if isinstance(each, callbacks.EMA))
@@ -304,6 +305,7 @@ def test_jit_256_follows_li_and_he(build):
     assert isinstance(model.schedule, diffusion.RectifiedFlow)
     assert (model.timesteps.mean, model.timesteps.std, model.objective.weight.limit) == (0.8, 0.8, 0.05)
     assert model.sampler.nfe(1000) == 99
+    assert isinstance(model.clipping, diffusion.NoClipping)
     final = [each for each in cli.trainer.callbacks if isinstance(each, callbacks.Evaluation)][-1]
     assert (final.request.guidance.scale, tuple(final.request.guidance.interval)) == (2.9, (1, 900))
     optimizer = model.configure_optimizers()["optimizer"]

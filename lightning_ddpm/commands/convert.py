@@ -13,8 +13,8 @@ from lightning_ddpm.commands.parsing import parse
 from lightning_ddpm.commands.pipeline_configs import make_pipeline_configs
 from lightning_ddpm.commands.release import write_release
 from lightning_ddpm.diffusion import DDIM
-from lightning_ddpm.interop.diffusers import scheduler
-from lightning_ddpm.interop.diffusers.settings import MODEL_INDEX
+from lightning_ddpm.interop.diffusers import continuous, scheduler
+from lightning_ddpm.interop.diffusers.settings import SAMPLER_KEY
 from lightning_ddpm.interop.diffusers.weights import export_weights
 from lightning_ddpm.models.checkpoint import (
     build_checkpoint,
@@ -61,30 +61,47 @@ def run_export(arguments: Sequence[str]) -> None:
 def _write_pipeline(options: Namespace) -> None:
     """Write a checkpoint as a pipeline of diffusers."""
     model = load(options.ckpt, DDPM)
-    unet_config, scheduler_config = make_pipeline_configs(
-        model, scheduler.VARIANCES[options.variance]() if options.variance else None
-    )
+    variance = scheduler.VARIANCES[options.variance]() if options.variance else None
+    configs = make_pipeline_configs(model, variance)
     assert isinstance(model.network, UNet)
     if not options.variance:
         sampler = read_checkpoint(options.ckpt)["hyper_parameters"].get("sampler")
-        scheduler_config |= {scheduler.SAMPLER_KEY: sampler}
-    variance_type = scheduler_config["variance_type"]
+        configs.scheduler[SAMPLER_KEY] = sampler
 
-    weights = save(export_weights(model.network), metadata={"format": "pt"})
+    weights = save(export_weights(model.network, configs.time_offset), metadata={"format": "pt"})
     with fill_folder(options.out):
         write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
-        write_json(options.out / "unet" / "config.json", unet_config)
-        write_json(options.out / "scheduler" / "scheduler_config.json", scheduler_config)
-        write_json(options.out / "model_index.json", MODEL_INDEX)
-    report(f"wrote {options.out}: a DDPMPipeline of diffusers, EMA weights, variance {variance_type}")
+        write_json(options.out / "unet" / "config.json", configs.unet)
+        write_json(options.out / "scheduler" / "scheduler_config.json", configs.scheduler)
+        write_json(options.out / "model_index.json", configs.index)
+    kind, pipeline = configs.scheduler["_class_name"], configs.index["_class_name"]
+    is_chain = kind not in continuous.PIPELINES
+    reads = f"variance {configs.scheduler['variance_type']}" if is_chain else kind
+    report(f"wrote {options.out}: a {pipeline} of diffusers, EMA weights, {reads}")
     if model.class_names:
-        report(
-            f"its {len(model.class_names)} classes need a loop of your own: DDPMPipeline passes none. Load "
-            'UNet2DModel.from_pretrained(folder, subfolder="unet") and call it with class_labels=0..'
-            f"{len(model.class_names) - 1}, or {len(model.class_names)} for no class"
-        )
-    if options.variance is None:
+        _report_classes(len(model.class_names), pipeline)
+    if not is_chain:
+        steps = continuous.describe_sampling(kind, model.schedule, model.sampler)
+        report(f"`import` reads the steps of its sampler, {model.sampler}, too; in diffusers {steps}")
+    elif options.variance is None:
         _report_skipped(model)
+    if continuous.CLIPPING_KEY in configs.scheduler:
+        report(
+            f"{kind} does not clip predicted images to the range, as sampling does here: images differ where "
+            "predictions leave it, unless a loop of your own clips them, too"
+        )
+
+
+def _report_classes(n: int, pipeline: str) -> None:
+    """Print how a pipeline of diffusers is given a class."""
+    labels = f"class_labels=0..{n - 1}, or {n} for no class"
+    if pipeline != "DDPMPipeline":
+        report(f"its {n} classes are the argument class_labels of the pipeline's call, a list of numbers: {labels}")
+        return
+    report(
+        f"its {n} classes need a loop of your own: DDPMPipeline passes none. Load "
+        f'UNet2DModel.from_pretrained(folder, subfolder="unet") and call it with {labels}'
+    )
 
 
 def _report_skipped(model: DDPM) -> None:
@@ -105,7 +122,7 @@ def run_import(arguments: Sequence[str]) -> None:
     description = "Convert another library's model to a checkpoint."
     parser = build_parser("import", description)
     add = parser.add_argument
-    add("--folder", type=resolve_path, help="a saved or downloaded DDPMPipeline or DDIMPipeline of diffusers")
+    add("--folder", type=resolve_path, help="a saved or downloaded pipeline of diffusers, of a UNet2DModel")
     add("--weights", type=resolve_path, metavar="FILE.pt", help="weights of guided-diffusion or EDM; give --config")
     add("--config", type=str, help="config of the model that --weights are of, such as adm_64")
     add("--legacy_attention", action="store_true", help="guided-diffusion without --use_new_attention_order True")

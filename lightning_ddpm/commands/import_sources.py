@@ -9,11 +9,12 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lightning_ddpm.commands.list_options import as_list
 from lightning_ddpm.interop import edm, guided_diffusion
-from lightning_ddpm.interop.diffusers import scheduler, unet
+from lightning_ddpm.interop.diffusers import continuous, scheduler, unet
 from lightning_ddpm.interop.diffusers.settings import Config
 from lightning_ddpm.interop.diffusers.weights import load_weights
-from lightning_ddpm.networks import UNet
+from lightning_ddpm.networks import EarlyAugmentationEmbedding, UNet
 from lightning_ddpm.utils.errors import UserError, first_line
 from lightning_ddpm.utils.paths import resolve_path
 from lightning_ddpm.utils.shipped import CONFIGS
@@ -24,7 +25,7 @@ from lightning_ddpm.utils.yaml_text import load_yaml
 WEIGHTS = "diffusion_pytorch_model"
 """File name of a model's weights in diffusers, without .safetensors or .bin."""
 DDPM_PATH, UNET_PATH = "lightning_ddpm.models.ddpm.DDPM", "lightning_ddpm.networks.UNet"
-IMPORTED = ("network", "schedule", "sampler", "parameterization")
+IMPORTED = ("network", "schedule", "sampler", "parameterization", "clipping")
 """What a checkpoint takes from the config of such a model: the rest is of training."""
 
 
@@ -85,12 +86,22 @@ def read_weights(path: Path, config: str, legacy_attention: bool) -> Source:
         raise UserError("--legacy_attention is for weights of guided-diffusion, and these are EDM's; leave it out")
     inferred = edm.infer_arguments(weights) if is_edm else guided_diffusion.infer_arguments(weights)
     network = {**network, "size": network.get("size") or size, **inferred}
-    network.pop("conditions", None)  # augmentation's, which is of training
+    keeps = is_edm and edm.has_augmentation(weights) and _has_early_augmentation(network)
+    if not keeps:
+        network.pop("conditions", None)  # augmentation's, which is of training
     arguments["network"]["init_args"] = network
-    parts = {name: arguments[name] for name in IMPORTED if name in arguments}
+    names = (*IMPORTED, "augmentations") if keeps else IMPORTED
+    parts = {name: arguments[name] for name in names if name in arguments}
     theirs = partial(guided_diffusion.load_weights, legacy_attention=legacy_attention)
     load = edm.load_weights if is_edm else theirs
     return Source({"class_path": DDPM_PATH, "init_args": parts}, path, lambda: weights, load)
+
+
+def _has_early_augmentation(network: Mapping[str, Any]) -> bool:
+    """Return whether augmentation is a network's only condition, and embedded where EDM's networks embed it."""
+    given = as_list(network.get("conditions"))
+    kinds = [str(_get(each, "class_path")).rpartition(".")[2] for each in given]
+    return kinds == [EarlyAugmentationEmbedding.__name__]
 
 
 def _part(folder: Path, name: str) -> Path:
@@ -103,12 +114,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     index = folder / "model_index.json"
-    Config(_read_json(index), str(index)).check_class(["DDPMPipeline", "DDIMPipeline"])
-    arguments = unet.parse_unet_config(_read_json(_part(folder, "unet") / "config.json"))
-    chain = _read_json(_part(folder, "scheduler") / "scheduler_config.json")
-    network = {"class_path": UNET_PATH, "init_args": arguments}
-    parts = scheduler.parse_scheduler_config(chain, outputs=arguments["outputs"])
-    return {"class_path": DDPM_PATH, "init_args": {"network": network, **parts}}
+    Config(_read_json(index), str(index)).check_class(["DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline"])
+    network = _read_json(_part(folder, "unet") / "config.json")
+    path = _read_json(_part(folder, "scheduler") / "scheduler_config.json")
+    is_chain = str(path.get("_class_name")) not in continuous.PIPELINES
+    arguments = unet.parse_unet_config(network, time_offset=int(is_chain))
+    parts = scheduler.parse_scheduler_config(path, outputs=arguments["outputs"])
+    described = {"class_path": UNET_PATH, "init_args": arguments}
+    return {"class_path": DDPM_PATH, "init_args": {"network": described, **parts}}
 
 
 def _read_diffusers_weights(folder: Path) -> Mapping[str, Tensor]:

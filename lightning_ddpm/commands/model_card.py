@@ -149,7 +149,7 @@ def _describe_loading(facts: ModelFacts) -> str:
     exports = "diffusers has no pipeline of this kind."
     if facts.exports:
         lines.append(f"lightning-ddpm export --ckpt {address} --format diffusers --out FOLDER")
-        exports = "The last line writes a folder for diffusers: `DDPMPipeline.from_pretrained('FOLDER')`."
+        exports = "The last line writes a folder for diffusers: `DiffusionPipeline.from_pretrained('FOLDER')`."
     commands = "\n".join(lines)
     return (
         f"```bash\n{commands}\n```\n\nIn Python it is `lightning_ddpm.load('{address}')`.{note} `{hub.WEIGHTS}` holds "

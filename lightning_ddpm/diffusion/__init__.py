@@ -5,6 +5,7 @@ single formulas, such as ``process.q_posterior``, are imported from their file.
 """
 
 from lightning_ddpm.diffusion.clipping import Clipping as Clipping
+from lightning_ddpm.diffusion.clipping import NoClipping as NoClipping
 from lightning_ddpm.diffusion.clipping import QuantileThreshold as QuantileThreshold
 from lightning_ddpm.diffusion.denoiser import Denoiser as Denoiser
 from lightning_ddpm.diffusion.elbo import ELBOTerms as ELBOTerms

@@ -10,11 +10,11 @@ from lightning_ddpm.utils.errors import UserError
 
 
 class Clipping(ABC):
-    """Moves predicted images into the range of the data."""
+    """Moves predicted images into the range of the data, or leaves them as they are."""
 
     @abstractmethod
     def __call__(self, x_0: Tensor, limit: float) -> Tensor:
-        """Return images (b, c, h, w) in [-limit, limit], given predictions x_0 of the same shape."""
+        """Return images (b, c, h, w) in [-limit, limit], given predictions x_0 of the same shape; or x_0 itself."""
 
 
 @final
@@ -26,6 +26,20 @@ class ClipToRange(Clipping):
 
     def __str__(self) -> str:
         return "ClipToRange"
+
+
+@final
+class NoClipping(Clipping):
+    """Leaves predictions as they are, as the samplers of Karras et al. 2022 and of flow matching do.
+
+    The generated image alone is moved into the range, where it is rounded to the data's values.
+    """
+
+    def __call__(self, x_0: Tensor, limit: float) -> Tensor:
+        return x_0
+
+    def __str__(self) -> str:
+        return "NoClipping"
 
 
 @final

@@ -139,5 +139,7 @@ class Denoiser:
             eps = torch.where(self.mask, eps, x_0_to_eps(self.schedule, x_t, x_0, t))
         if self.clip is None:
             return Denoised(x_0, eps, nu)
-        x_0 = self.clipping(x_0, self.clip)
-        return Denoised(x_0, x_0_to_eps(self.schedule, x_t, x_0, t), nu)
+        clipped = self.clipping(x_0, self.clip)
+        if clipped is x_0:  # eps computed from it again would lose its digits at low noise levels
+            return Denoised(x_0, eps, nu)
+        return Denoised(clipped, x_0_to_eps(self.schedule, x_t, clipped, t), nu)

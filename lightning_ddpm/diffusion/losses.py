@@ -207,6 +207,9 @@ class VLB(Objective):
     def __init__(self, variance: ReverseVariance) -> None:
         self.variance = variance
 
+    def check_denoiser(self, denoise: Denoiser) -> None:
+        require_chain(denoise.schedule, "the variational bound (VLB)")
+
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         schedule = require_chain(denoise.schedule, "the variational bound (VLB)")
         denoised = denoise(q_sample(schedule, x_0, t, eps), t)
@@ -226,6 +229,9 @@ class Hybrid(Objective):
 
     def __init__(self, weight: float = 0.001) -> None:
         self.weight = weight
+
+    def check_denoiser(self, denoise: Denoiser) -> None:
+        require_chain(denoise.schedule, "the variational bound (Hybrid)")
 
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         schedule = require_chain(denoise.schedule, "the variational bound (Hybrid)")

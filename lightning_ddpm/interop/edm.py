@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_ddpm.networks import UNet
+from lightning_ddpm.networks import EarlyAugmentationEmbedding, UNet
 from lightning_ddpm.networks.blocks import ResampleBlock
 from lightning_ddpm.utils.errors import UserError
 
@@ -19,12 +19,17 @@ PARTS |= {"residual.conv2": "conv1", "residual.skip": "skip", "attention.norm": 
 QKV = ("query", "key", "value")
 PARTS |= {f"attention.{each}": "qkv" for each in QKV}
 FIRST = re.compile(r"enc\.(\d+)x\1_conv\.weight")
-FILTER, AUGMENTATION = "resample_filter", "map_augment.weight"
+FILTER, AUGMENTATION, LABEL_BIAS = "resample_filter", "map_augment.weight", "map_label.bias"
 
 
 def is_edm(weights: Mapping[str, Tensor]) -> bool:
     """Return whether weights have the names of EDM's networks."""
     return bool({"map_layer0.weight", "model.map_layer0.weight"} & set(weights))
+
+
+def has_augmentation(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether the network of EDM's weights was given the parameters of augmentation in training."""
+    return AUGMENTATION in _strip(weights)
 
 
 def infer_arguments(weights: Mapping[str, Tensor]) -> dict[str, int]:
@@ -65,6 +70,9 @@ def map_layer_names(network: UNet) -> dict[str, str]:
     ends = (f"dec.{side}x{side}_aux_norm", f"dec.{side}x{side}_aux_conv"), ("out_norm", "out_conv")
     names["norm"], names["last"] = ends[network.layers.scale_shift]
     names["embed_label.vectors"] = "map_label"
+    for index, each in enumerate(network.conditions):
+        if isinstance(each, EarlyAugmentationEmbedding):
+            names[f"conditions.{index}.linear"] = AUGMENTATION.removesuffix(".weight")
     return names | {
         f"{ours}.{part}": f"{theirs}.{name}" for ours, theirs in blocks.items() for part, name in PARTS.items()
     }
@@ -78,15 +86,15 @@ def load_weights(network: UNet, weights: Mapping[str, Tensor]) -> None:
 def convert_weights(network: UNet, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the network's ``state_dict`` from EDM's weights.
 
-    The weights of their augmentation are not taken: its parameters are 0 in sampling. In their ADM no class is the zero
-    vector, and so here.
+    The weights of their augmentation are taken where the network has an ``EarlyAugmentationEmbedding``; its parameters
+    are 0 in sampling. In their ADM no class is the zero vector, and so here.
 
     Args:
         network: as in the config of the model.
         weights: content of the file.
 
     Raises:
-        UserError: the file is of NCSN++ or of a DDPM++ with classes, which the network cannot be; or a weight is
+        UserError: the file is of NCSN++, which the network cannot be, or of classes at another layer; or a weight is
             missing, unknown or of another shape.
     """
     weights = _strip(weights)
@@ -104,7 +112,8 @@ def convert_weights(network: UNet, weights: Mapping[str, Tensor]) -> dict[str, T
         if part in QKV:  # the same channel of the three is in rows beside one another
             value = value[QKV.index(part) :: 3]
         if layer == "embed_label.vectors":
-            value = torch.cat([value.T, value.new_zeros(1, len(value))])
+            unused.discard(LABEL_BIAS)
+            value = _list_vectors(value, weights.get(LABEL_BIAS))
         elif own.ndim == 2:  # their attention's layers are convolutions of size 1
             value = value.flatten(1)
         if value.shape != own.shape:
@@ -120,6 +129,15 @@ def _strip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("model."): each for name, each in weights.items()}
 
 
+def _list_vectors(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the vector of each class, and as the last that of no class (n + 1, dim), from a linear layer of classes.
+
+    DDPM++ has the bias, and multiplies one-hot classes by sqrt(n).
+    """
+    vectors = torch.cat([weight.T, weight.new_zeros(1, len(weight))])
+    return vectors if bias is None else vectors * weight.shape[1] ** 0.5 + bias.float()
+
+
 def _check_kind(network: UNet, weights: Mapping[str, Tensor]) -> None:
     """Check that the file is of a network that UNet can be.
 
@@ -129,13 +147,14 @@ def _check_kind(network: UNet, weights: Mapping[str, Tensor]) -> None:
     filters = [each for name, each in weights.items() if name.endswith(FILTER)]
     if "map_noise.freqs" in weights or any(each.numel() != 4 for each in filters):
         raise UserError("the file is of NCSN++, whose noise features and filters UNet has not; DDPM++ and ADM are read")
-    if "map_label.weight" in weights and not network.layers.scale_shift:
+    layers = network.layers
+    if "map_label.weight" in weights and not layers.scale_shift and not layers.early_label:
         raise UserError(
-            "the file is of a DDPM++ with classes, which it adds before the layers that embed the noise level, and "
-            "UNet behind them; its unconditional DDPM++, and ADM with classes, are read"
+            "the file is of a DDPM++ with classes, which it adds before the layers that embed the noise level, and the "
+            "config's network behind them; set layers.early_label to true"
         )
-    if network.layers.time_offset != 0:
+    if layers.time_offset != 0:
         raise UserError(
             "EDM's networks embed ln(sigma) / 4 as it is, and the config's subtracts "
-            f"{network.layers.time_offset}; set layers.time_offset to 0"
+            f"{layers.time_offset}; set layers.time_offset to 0"
         )

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -209,7 +210,7 @@ def build_module(
         raise UserError(f"{path} does not describe its model: a class path and class names must be text")
     if longest := _find_long_list(init_args):
         raise UserError(f"{path} is refused: its {longest} is a list of more than {MAX_LENGTH:,} items")
-    model = {"class_path": class_path, "init_args": init_args}
+    model = deepcopy({"class_path": class_path, "init_args": init_args})  # the parser changes lists of classes in place
     parser = build_parser()
     parser.add_subclass_arguments(kind, "model", fail_untyped=False)
     with restrict_imports(path, model):

@@ -12,7 +12,7 @@ from lightning_ddpm.data.missing import find_valid
 from lightning_ddpm.data.value_range import ValueRange
 from lightning_ddpm.diffusion import Objective
 from lightning_ddpm.models.sample_request import ConditionSource, SampleRequest
-from lightning_ddpm.networks import AugmentationEmbedding
+from lightning_ddpm.networks import AugmentationEmbedding, EarlyAugmentationEmbedding
 from lightning_ddpm.networks.condition_embeddings import ConcatenatedMask, resize_to
 from lightning_ddpm.networks.conditions import ConditionEmbedding
 from lightning_ddpm.utils.condition import NOTHING, Condition, ConditionFormat
@@ -49,11 +49,15 @@ def check_augmentations(network: nn.Module, augmentations: Sequence[Augmentation
     Raises:
         UserError: it is not, so that augmentation would leak into generated images; or its embedding is of others.
     """
-    embedded = [each for each in list_embeddings(network) if isinstance(each, AugmentationEmbedding)]
+    embedded = [
+        each
+        for each in list_embeddings(network)
+        if isinstance(each, AugmentationEmbedding | EarlyAugmentationEmbedding)
+    ]
     found, needed = sum(each.parameters_of_images for each in embedded), sum(each.parameters for each in augmentations)
     if found != needed:
         names = ", ".join(type(each).__name__ for each in augmentations) or "no augmentation"
-        given = f"an AugmentationEmbedding of {found}" if embedded else "no AugmentationEmbedding"
+        given = f"an {type(embedded[0]).__name__} of {found}" if embedded else "no AugmentationEmbedding"
         fix = "give model.augmentations, or take it out of the network's conditions"
         if needed:
             fix = f"give its conditions one with parameters={needed}, or augmented images would be generated, too"

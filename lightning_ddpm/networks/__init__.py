@@ -4,6 +4,7 @@ Each line exports one name that a config or another folder uses, and shows the f
 """
 
 from lightning_ddpm.networks.augmentation_embedding import AugmentationEmbedding as AugmentationEmbedding
+from lightning_ddpm.networks.augmentation_embedding import EarlyAugmentationEmbedding as EarlyAugmentationEmbedding
 from lightning_ddpm.networks.cnn import SmallCNN as SmallCNN
 from lightning_ddpm.networks.condition_embeddings import ConcatenatedImage as ConcatenatedImage
 from lightning_ddpm.networks.condition_embeddings import ConcatenatedMask as ConcatenatedMask
@@ -11,6 +12,7 @@ from lightning_ddpm.networks.condition_embeddings import MultiLabelEmbedding as 
 from lightning_ddpm.networks.condition_embeddings import VectorEmbedding as VectorEmbedding
 from lightning_ddpm.networks.conditions import AddedCondition as AddedCondition
 from lightning_ddpm.networks.conditions import ConcatenatedCondition as ConcatenatedCondition
+from lightning_ddpm.networks.conditions import EarlyCondition as EarlyCondition
 from lightning_ddpm.networks.dit import DiT as DiT
 from lightning_ddpm.networks.encoder import UNetEncoder as UNetEncoder
 from lightning_ddpm.networks.unet import UNet as UNet

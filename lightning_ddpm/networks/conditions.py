@@ -67,6 +67,17 @@ class AddedCondition(ConditionEmbedding):
         """
 
 
+class EarlyCondition(ConditionEmbedding):
+    """A condition that is added to the features of the timestep, before the layers that embed them.
+
+    :meth:`build` gets the number of the features.
+    """
+
+    @abstractmethod
+    def forward(self, condition: Condition, t: Tensor) -> Tensor:
+        """Return what is added (b, features); see :meth:`AddedCondition.forward`."""
+
+
 class ConcatenatedCondition(ConditionEmbedding):
     """A condition that is concatenated to the channels of x_t.
 
@@ -110,11 +121,42 @@ class Conditions(nn.ModuleList):
         """Number of channels that are concatenated to x_t."""
         return sum(each.channels for each in self if isinstance(each, ConcatenatedCondition))
 
-    def build(self, dim: int) -> None:
-        """Make the layers; see :class:`ConditionEmbedding`."""
+    def build(self, dim: int, features: int | None = None) -> None:
+        """Make the layers; see :class:`ConditionEmbedding`.
+
+        Args:
+            dim: length of the embedding of the timestep.
+            features: number of the features that it is computed from, in a network that calls :meth:`embed_time`.
+
+        Raises:
+            UserError: an early condition is in a network without such features.
+        """
         for each in self:
             assert isinstance(each, ConditionEmbedding)
-            each.build(dim)
+            if not isinstance(each, EarlyCondition):
+                each.build(dim)
+            elif features is None:
+                raise UserError(
+                    f"{type(each).__name__} is added to the features of the timestep, which this network does not "
+                    "give; use UNet or DiT, or an AddedCondition"
+                )
+            else:
+                each.build(features)
+
+    def embed_time(self, embed: nn.Sequential, condition: Condition, t: Tensor, added: Tensor | None = None) -> Tensor:
+        """Return the embedding of the timesteps (b, dim): the layers of ``embed``, of which the first makes features.
+
+        Early conditions are added to the features, and so is ``added`` (b, features).
+        """
+        early = [each for each in self if isinstance(each, EarlyCondition)]
+        if not early and added is None:
+            return embed(t)  # type: ignore[no-any-return]
+        h = embed[0](t) if added is None else embed[0](t) + added
+        for each in early:
+            h = h + each(condition, t)
+        for index in range(1, len(embed)):
+            h = embed[index](h)
+        return h  # type: ignore[no-any-return]
 
     def add(self, embedding: Tensor, condition: Condition, t: Tensor) -> Tensor:
         """Add the embeddings of the condition to that of the timestep, (b, dim)."""

@@ -135,7 +135,7 @@ class DiT(nn.Module):
         if intervals:
             self.embed_interval = IntervalEmbedding(FREQUENCIES, width, cosines_first=True)
         self._initialise()
-        self.conditions.build(width)
+        self.conditions.build(width, FREQUENCIES)
 
     def _initialise(self) -> None:
         """Initialise the embeddings as Peebles & Xie's code does; the blocks are."""
@@ -167,7 +167,8 @@ class DiT(nn.Module):
         Returns:
             (b, outputs * channels, height, width).
         """
-        embedding, given = self.embed(t), as_condition(condition)
+        given = as_condition(condition)
+        embedding = self.conditions.embed_time(self.embed, given, t)
         if self.intervals:
             embedding = embedding + self.embed_interval(interval, t)
         if self.classes:

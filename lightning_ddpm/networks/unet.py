@@ -222,8 +222,8 @@ class UNet(nn.Module):
         self.norm = layers.norm(current, groups)
         self.last = layers.conv(current, outputs * self.channels, is_last=True)
         if classes:  # initialised last, so that the others start as they do without classes
-            self.embed_label = LabelEmbedding(classes, 4 * width)
-        self.conditions.build(4 * width)
+            self.embed_label = LabelEmbedding(classes, width if layers.early_label else 4 * width)
+        self.conditions.build(4 * width, width)
         self.intervals = intervals
         if intervals:
             self.embed_interval = IntervalEmbedding(width, 4 * width, layers.cosines_first)
@@ -243,11 +243,14 @@ class UNet(nn.Module):
         Returns:
             (b, outputs * channels, height, width).
         """
-        embedding, given = self.embed(t), as_condition(condition)
+        given = as_condition(condition)
+        label = self.embed_label(given, t) if self.classes else None
+        early = label if self.layers.early_label else None
+        embedding = self.conditions.embed_time(self.embed, given, t, early)
         if self.intervals:
             embedding = embedding + self.embed_interval(interval, t)
-        if self.classes:
-            embedding = embedding + self.embed_label(given, t)
+        if label is not None and early is None:
+            embedding = embedding + label
         embedding = self.conditions.add(embedding, given, t)
         x_t = self.conditions.concatenate(x_t, given)
         padding = get_padding(x_t, self.pad_to_multiple)

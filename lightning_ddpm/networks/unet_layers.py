@@ -12,7 +12,8 @@ class UNetLayers:
     ADM (Dhariwal & Nichol 2021, arXiv:2105.05233, and their code) has ``scale_shift``, ``head_width`` 64,
     ``residual_resampling``, ``zero_outputs``, ``cosines_first`` and ``eps`` 1e-5. DDPM++ (Song et al. 2021,
     arXiv:2011.13456, as Karras et al. 2022, arXiv:2206.00364, train it) has ``residual_resampling``,
-    ``projected_resampling``, ``skip_scale`` 0.70710678 and ``sparse_attention``, and in EDM's code ``time_offset`` 0.
+    ``projected_resampling``, ``skip_scale`` 0.70710678 and ``sparse_attention``; in EDM's code ``early_label`` and
+    ``time_offset`` 0, too.
 
     Args:
         scale_shift: the embedding scales and shifts the output of each block's second norm ("adaptive group
@@ -30,6 +31,8 @@ class UNetLayers:
         cosines_first: of the timestep embedding; see :class:`lightning_ddpm.networks.layers.SinusoidalEmbedding`.
         eps: of GroupNorm.
         time_offset: subtracted from t before its embedding: 1 counts timesteps from 0; 0 for EDM's ln(sigma) / 4.
+        early_label: the class is added to the features of the timestep, before the layers that embed these, as in EDM's
+            DDPM++; else behind them.
 
     Raises:
         UserError: a number is out of range, or a setting excludes another.
@@ -49,6 +52,7 @@ class UNetLayers:
         cosines_first: bool = False,
         eps: float = 1e-6,
         time_offset: int = 1,
+        early_label: bool = False,
     ) -> None:
         if heads < 1 or (head_width is not None and head_width < 1):
             raise UserError(f"heads and head_width must be at least 1, got {heads} and {head_width}")
@@ -64,7 +68,7 @@ class UNetLayers:
         self.residual_resampling, self.projected_resampling = residual_resampling, projected_resampling
         self.skip_scale, self.sparse_attention, self.zero_outputs = skip_scale, sparse_attention, zero_outputs
         self.symmetric_padding, self.cosines_first, self.eps = symmetric_padding, cosines_first, eps
-        self.time_offset = time_offset
+        self.time_offset, self.early_label = time_offset, early_label
 
     def count_heads(self, channels: int) -> int:
         """Return the number of heads of an attention layer; UserError if they do not divide its channels."""

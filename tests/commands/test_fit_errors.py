@@ -118,3 +118,46 @@ def test_missing_inception_weights_offline_are_an_error_with_three_fixes(refused
     message = refused(lambda config: callback(config, "Evaluation").update(extractor=inception, n=4096))
     for fix in ("(1)", "(2)", "(3)", "weights_path", str(tmp_path / "torch")):
         assert fix in message
+
+
+def describe(name, **arguments):
+    return {"class_path": f"lightning_ddpm.diffusion.{name}", "init_args": arguments}
+
+
+PARTS = ("schedule", "parameterization")
+FLOW, LEVELS = ("RectifiedFlow", "FlowVelocity"), ("VarianceExploding", "EDM")
+COMBINATIONS = {
+    "hybrid on a flow": (FLOW, {"objective": describe("Hybrid")}, "bound (Hybrid) belongs to a chain of discrete"),
+    "bound on EDM's path": (
+        LEVELS,
+        {"objective": describe("VLB", variance=describe("FixedSmall"))},
+        "bound (VLB) belongs to a chain of discrete steps, and VarianceExploding is continuous",
+    ),
+    "EDM on a chain": (("Cosine", "EDM"), {}, "on the noise level, and Cosine has integer timesteps; use VarianceExpl"),
+    "EDM on a flow": (("RectifiedFlow", "EDM"), {}, "which is infinite at the end of RectifiedFlow; use VarianceExpl"),
+    "noise on a flow": (("RectifiedFlow", "Epsilon"), {}, "Epsilon does not determine x_0 there; predict Velocity"),
+    "EDM's sampler on a flow": (FLOW, {"sampler": describe("EDMHeun")}, "is infinite where RectifiedFlow ends"),
+    "history on a flow": (FLOW, {"timesteps": describe("LossAwareTimesteps")}, "history of losses for each t belongs"),
+    "lambda on a flow": (FLOW, {"timesteps": describe("UniformLambda")}, "UniformLambda needs a finite lambda at T"),
+    "mean flow on a chain": (("Cosine", "Velocity"), {"objective": describe("MeanFlow")}, "needs the straight path"),
+}
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_what_does_not_go_together_is_refused_by_name_before_training(name, refused):
+    (path, parameterization), parts, message = COMBINATIONS[name]
+
+    def combine(config):
+        init = config["model"]["init_args"]
+        init |= {"schedule": describe(path, steps=20), "parameterization": describe(parameterization)} | parts
+
+    assert message in refused(combine)
+
+
+def test_the_variational_bound_of_a_flow_is_refused_before_training(refused):
+    def measure(config):
+        config["model"]["init_args"] |= {name: describe(each) for name, each in zip(PARTS, FLOW, strict=True)}
+        bound = {"class_path": "lightning_ddpm.callbacks.BitsPerDim", "init_args": {"n": 4}}
+        config["trainer"]["callbacks"].append(bound)
+
+    assert "BitsPerDim belongs to a chain of discrete steps, and RectifiedFlow is continuous" in refused(measure)

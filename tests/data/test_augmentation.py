@@ -84,6 +84,57 @@ def test_resampling_moves_a_known_image_as_its_formula_says() -> None:
         assert (found - picture(u, v))[inner].abs().max() < 0.02
 
 
+def test_a_quarter_turn_is_rot90() -> None:
+    x_0 = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    plain = [[1.0, 0.0], [0.0, 1.0]]
+    turned = affine(x_0, [[0.0, -1.0], [1.0, 0.0]])  # cos 0 and sin 1
+    torch.testing.assert_close(turned, affine(torch.rot90(x_0, 1, (2, 3)), plain), rtol=0, atol=1e-5)
+
+
+def homogeneous(rows: list[list[float]]) -> Tensor:
+    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+
+def turn(cos: float, sin: float) -> Tensor:
+    return homogeneous([[cos, -sin, 0.0], [sin, cos, 0.0]])
+
+
+def scale(x: float, y: float) -> Tensor:
+    return homogeneous([[x, 0.0, 0.0], [0.0, y, 0.0]])
+
+
+def test_the_parameters_describe_what_was_done() -> None:
+    """A smooth image in closed form at the points that Karras et al.'s matrices, made of the parameters, give."""
+    side, n, w = 32, 96, 2 * math.pi / 32
+    axis = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    pixels = torch.stack([x, y, torch.ones_like(x)]).flatten(1)
+
+    def picture(x: Tensor, y: Tensor) -> Tensor:
+        return ((w * x + 0.3).cos() + (2 * w * y + 1).sin()) / 2
+
+    image = picture(x, y).float().expand(n, 1, side, side)
+    changed, parameters = GeometricAugmentation(0.7)(image, make_random(0, n, n))
+    assert (parameters != 0).all(1).sum() > 2, "everything at once"
+    for found, row in zip(changed.double().flatten(1), parameters.double().tolist(), strict=True):
+        mirrored, upended, scaled, less_cos, sin, along, across, right, down = row
+        errors = []
+        # stretching by z along an axis and shrinking by z along its opposite have equal parameters in the paper
+        for sign in (1, -1):
+            direction = math.atan2(sign * across, sign * along)
+            stretch = 2 ** (0.2 * sign * math.hypot(along, across))
+            inverse = scale(1 - 2 * mirrored, 1 - 2 * upended) @ scale(2 ** (-0.2 * scaled), 2 ** (-0.2 * scaled))
+            inverse = inverse @ turn(less_cos + 1, sin)
+            inverse = inverse @ turn(math.cos(direction), -math.sin(direction)) @ scale(1 / stretch, stretch)
+            inverse = inverse @ turn(math.cos(direction), math.sin(direction))
+            inverse = inverse @ homogeneous([[1.0, 0.0, -right * side / 8], [0.0, 1.0, -down * side / 8]])
+            u, v, _ = inverse @ pixels
+            inner = (u.abs() < side / 2 - 2) & (v.abs() < side / 2 - 2)
+            assert inner.sum() > 50
+            errors.append(float((found - picture(u, v))[inner].abs().max()))
+        assert min(errors) < 0.02, row
+
+
 def test_half_a_turn_is_both_flips_and_constants_stay() -> None:
     x_0 = make_images(2)
     torch.testing.assert_close(

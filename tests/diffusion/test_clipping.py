@@ -10,7 +10,16 @@ from helpers.sampler_checks import LINEAR, network
 from helpers.tiny import tiny_model
 
 from lightning_ddpm.data.value_range import ValueRange
-from lightning_ddpm.diffusion import ClassifierFree, Denoiser, QuantileThreshold
+from lightning_ddpm.diffusion import (
+    X0,
+    ClassifierFree,
+    Denoiser,
+    Epsilon,
+    NoClipping,
+    Parameterization,
+    QuantileThreshold,
+    Velocity,
+)
 from lightning_ddpm.models.generate import generate
 from lightning_ddpm.utils.errors import UserError
 
@@ -59,3 +68,22 @@ def test_a_model_samples_with_its_clipping_and_refuses_one_without_bounds() -> N
     assert not torch.equal(plain, thresholded)
     with pytest.raises(UserError, match="needs bounded values"):
         tiny_model(values=ValueRange("float32", -1.0, 1.0, bounded=False), clipping=QuantileThreshold())
+
+
+@pytest.mark.parametrize("parameterization", [Epsilon(), X0(), Velocity()], ids=repr)
+def test_no_clipping_is_a_denoiser_without_bounds_and_the_image_alone_is_clamped(
+    parameterization: Parameterization,
+) -> None:
+    x_t = 8 * randn(2, 3, 4, 4, dtype=torch.float64)
+    found, free = (
+        Denoiser(network, LINEAR, clip, parameterization, clipping=NoClipping())(x_t, 300) for clip in (1.0, None)
+    )
+    assert found.x_0.abs().max() > 1
+    assert torch.equal(found.x_0, free.x_0)
+    assert torch.equal(found.eps, free.eps)
+    model = tiny_model(clipping=NoClipping()).eval()
+    x = model.sampler.sample(model.denoiser, randn(4, 1, 8, 8))
+    assert torch.equal(x, model.sampler.sample(model.denoiser.without_clipping(), randn(4, 1, 8, 8)))
+    assert x.abs().max() > 1
+    assert generate(model, 4).dtype == torch.uint8
+    assert str(NoClipping()) == "NoClipping"

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_ddpm.diffusion import (
     X0,
     Ancestral,
+    ContinuousPath,
     Cosine,
     Epsilon,
     ExplicitBetas,
@@ -23,6 +24,7 @@ from lightning_ddpm.diffusion import (
     FixedSmall,
     LearnedRange,
     Linear,
+    NoClipping,
     Quadratic,
     Sigmoid,
     Velocity,
@@ -30,7 +32,7 @@ from lightning_ddpm.diffusion import (
 )
 from lightning_ddpm.models.checkpoint import build_hyper_parameters, load
 from lightning_ddpm.models.ddpm import DDPM
-from lightning_ddpm.networks import UNet
+from lightning_ddpm.networks import UNet, UNetLayers
 
 diffusers.utils.logging.disable_progress_bar()
 
@@ -84,6 +86,8 @@ def _data(value: Any) -> Any:
         given = {"schedule": _data(ExplicitBetas((1 - (signal[1:] / signal[:-1]) ** 2).tolist()))}
     elif isinstance(value, ExplicitBetas):
         given = {"betas": value.beta[1:].tolist()}
+    elif isinstance(value, ContinuousPath):
+        given = {name: given[name] for name in ("sigma_min", "sigma_max", "rho") if name in given} | {"steps": value.T}
     elif hasattr(value, "beta"):
         given = {name: given[name] for name in ("beta_min", "beta_max", "offset") if name in given} | {"steps": value.T}
     if "variance" in given:
@@ -100,10 +104,12 @@ NETWORK |= {"blocks": 1, "groups": 4, "dropout": 0.1}
 def write_checkpoint(path: Path, network: dict[str, Any] | None = None, **parts: Any) -> Path:
     """Write a checkpoint with random averaged weights, and raw weights that differ from them."""
     arguments = NETWORK | (network or {})
-    model = tiny_model(network=UNet(**arguments), **parts)
+    layers = {"layers": UNetLayers(**arguments["layers"]["init_args"])} if "layers" in arguments else {}
+    model = tiny_model(network=UNet(**arguments | layers), **parts)
     randomise(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     init = {name: _data(getattr(model, name)) for name in ("schedule", "sampler", "parameterization")}
+    init |= {"clipping": _data(model.clipping)} if model.clipping else {}
     init |= {"network": {"class_path": "lightning_ddpm.networks.UNet", "init_args": arguments}}
     content = {
         "state_dict": state,
@@ -212,6 +218,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "network": {"outputs": 2},
         "schedule": Linear(T, 1e-3, 0.2),
         "sampler": Ancestral(LearnedRange()),
+    },
+    "unclipped_v": {
+        "schedule": Linear(T, 1e-3, 0.2),
+        "sampler": Ancestral(FixedSmall()),
+        "parameterization": Velocity(),
+        "clipping": NoClipping(),
     },
     "wide_colour": {
         "network": {"channels": 3, "size": 16, "multipliers": [1, 3, 2], "attention": [8, 16], "blocks": 2},

@@ -13,18 +13,32 @@ from lightning_ddpm.diffusion import EDM, Denoiser, VarianceExploding
 from lightning_ddpm.interop.edm import QKV, convert_weights, infer_arguments, map_layer_names
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.networks import UNet, UNetLayers
+from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.errors import UserError
 
 SIGMA = torch.tensor([0.3, 20.0], dtype=torch.float64)
-LABEL = torch.tensor([2, 0])
+LABEL, DONE = torch.tensor([2, 0]), fill("augmentation", (2, 9))
 SONG = {"residual_resampling": True, "projected_resampling": True, "skip_scale": 0.5**0.5, "sparse_attention": True}
 ADM = {"scale_shift": True, "head_width": 64, "residual_resampling": True, "zero_outputs": True}
 ADM |= {"cosines_first": True, "eps": 1e-5}
 KINDS: dict[str, tuple[dict[str, Any], list[int], int]] = {"ddpmpp": (SONG, [8], 0), "adm": (ADM, [16, 8], 4)}
+KINDS["ddpmpp of classes"] = (SONG | {"early_label": True}, [8], 4)
 PUBLISHED = {
     "ddpmpp": (
         *(-1.51137, -1.22366, 0.07673, 1.05115, -0.381, -1.36255, 1.21403, 0.92716),
         *(0.26523, 0.48134, 0.49243, -0.45529, -0.38202, -0.43518, -0.13664, -0.17534),
+    ),
+    "ddpmpp of classes": (
+        *(-1.5144, -1.22355, 0.06702, 1.07393, -0.36618, -1.33213, 1.20817, 0.92969),
+        *(0.20795, 0.44111, 0.38096, -0.30125, -0.33315, -0.2577, -0.08322, -0.11253),
+    ),
+    "ddpmpp of classes without a class": (
+        *(-1.51274, -1.22578, 0.07028, 1.06493, -0.37334, -1.3557, 1.21375, 0.93015),
+        *(0.25025, 0.45027, 0.44118, -0.4347, -0.3787, -0.4241, -0.09454, -0.14164),
+    ),
+    "ddpmpp augmented": (
+        *(-1.50852, -1.20943, 0.06247, 1.05554, -0.36889, -1.34489, 1.21677, 0.92794),
+        *(0.23351, 0.58411, 0.44494, -0.24467, -0.31212, -0.23809, -0.17718, -0.19211),
     ),
     "adm": (
         *(-1.55351, -1.22555, -0.0909, 0.87853, -0.33735, -1.31564, 0.70203, 0.75633),
@@ -37,7 +51,8 @@ PUBLISHED = {
 }
 """Every 97th number of D(X_T; SIGMA) by NVlabs/edm, commit 008a4e5, with ``fill``'s weights and augment_dim=9:
 EDMPrecond(16, 3, model_type="SongUNet", model_channels=128, channel_mult=[1, 1], num_blocks=1, attn_resolutions=[8]),
-and "DhariwalUNet" with label_dim=4 and attn_resolutions=[16, 8]."""
+the same with label_dim=4, the first with augment_labels=DONE, and "DhariwalUNet" with label_dim=4 and
+attn_resolutions=[16, 8]."""
 
 
 def build(kind: str, **layers: Any) -> UNet:
@@ -57,15 +72,17 @@ def make_weights(network: UNet) -> dict[str, Tensor]:
         shape += [1, 1] if theirs.endswith(("qkv.weight", "proj.weight")) else []
         weights[f"model.{theirs}"] = fill(theirs, tuple(shape))
     weights["model.map_augment.weight"] = torch.ones(128, 9)
+    if network.layers.early_label:
+        weights["model.map_label.bias"] = fill("map_label.bias", (128,))
     return weights | {"model.enc.8x8_down.conv0.resample_filter": torch.full((1, 1, 2, 2), 0.25)}
 
 
 @torch.no_grad()
-def compute(network: UNet, *label: Tensor) -> Tensor:
+def compute(network: UNet, *condition: Condition | Tensor) -> Tensor:
     """Return every 97th number of the denoised X_T, where x = x_0 + sigma eps."""
     path = VarianceExploding()
     denoise = Denoiser(network, path, None, EDM())
-    denoise = denoise.conditioned_on(*label) if label else denoise
+    denoise = denoise.conditioned_on(*condition) if condition else denoise
     x_t = X_T / torch.hypot(torch.ones(2), SIGMA.float())[:, None, None, None]
     return denoise(x_t, path.time_at(SIGMA.atan())).x_0.flatten()[::97]
 
@@ -74,25 +91,27 @@ def compute(network: UNet, *label: Tensor) -> Tensor:
 def test_the_denoiser_computes_what_karras_et_als_code_does(kind: str) -> None:
     network = build(kind)
     weights = make_weights(network)
-    assert infer_arguments(weights) == {"channels": 3, "size": 16, "classes": 4 if kind == "adm" else 0}
+    assert infer_arguments(weights) == {"channels": 3, "size": 16, "classes": network.classes}
     network.load_state_dict(convert_weights(network, weights))
     label = [LABEL] if network.classes else []
     torch.testing.assert_close(compute(network, *label), torch.tensor(PUBLISHED[kind]), rtol=0, atol=5e-5)
     if network.classes:
-        expected = torch.tensor(PUBLISHED["adm without a class"])
+        expected = torch.tensor(PUBLISHED[f"{kind} without a class"])
         torch.testing.assert_close(compute(network), expected, rtol=0, atol=5e-5)
-        assert (expected - torch.tensor(PUBLISHED["adm"])).abs().max() > 0.05
+        assert (expected - torch.tensor(PUBLISHED[kind])).abs().max() > 0.05
 
 
-def make_config(folder: Path, layers: dict[str, Any]) -> Path:
+def make_config(folder: Path, layers: dict[str, Any], embedding: str = "AugmentationEmbedding") -> Path:
     """Write the config of the DDPM++ for augmented CIFAR-10 images, whose size the source states."""
     network = {"width": 128, "multipliers": [1, 1], "attention": [8], "blocks": 1, "dropout": 0.0}
     network["layers"] = {"class_path": "lightning_ddpm.networks.UNetLayers", "init_args": layers}
-    embedding = {"class_path": "lightning_ddpm.networks.AugmentationEmbedding", "init_args": {"parameters": 9}}
-    network["conditions"] = [embedding]
+    conditions = [{"class_path": f"lightning_ddpm.networks.{embedding}", "init_args": {"parameters": 9}}]
+    network["conditions"] = conditions
     model: dict[str, Any] = {"network": {"class_path": "lightning_ddpm.networks.UNet", "init_args": network}}
     parts = {"schedule": "VarianceExploding", "parameterization": "EDM", "sampler": "EDMHeun"}
     model |= {name: {"class_path": f"lightning_ddpm.diffusion.{each}"} for name, each in parts.items()}
+    model["augmentations"] = [{"class_path": "lightning_ddpm.data.GeometricAugmentation"}]
+    model["clipping"] = {"class_path": "lightning_ddpm.diffusion.NoClipping"}
     content = {"model": {"class_path": "lightning_ddpm.models.ddpm.DDPM", "init_args": model}}
     return write_yaml(folder / "edm.yaml", content)
 
@@ -112,12 +131,33 @@ def test_import_writes_a_checkpoint_of_the_denoiser(tmp_path: Path, command: Any
     assert "--legacy_attention is for weights of guided-diffusion, and these are EDM's" in err
 
 
+def test_augmentation_is_imported_into_a_network_that_embeds_it_as_theirs(tmp_path: Path, command: Any) -> None:
+    weights = make_weights(build("ddpmpp"))
+    weights["model.map_augment.weight"] = fill("map_augment.weight", (128, 9))
+    torch.save(weights, tmp_path / "edm.pt")
+    expected = torch.tensor(PUBLISHED["ddpmpp"])
+    models = {}
+    for embedding in ("AugmentationEmbedding", "EarlyAugmentationEmbedding"):
+        config = make_config(tmp_path, SONG | {"time_offset": 0}, embedding)
+        out = tmp_path / f"{embedding}.ckpt"
+        status, _, err = command("import", "--weights", tmp_path / "edm.pt", "--config", config, "--out", out)
+        assert status == 0, err
+        models[embedding] = load(out)
+        torch.testing.assert_close(compute(models[embedding].network), expected, rtol=0, atol=5e-5)
+    late, early = models.values()
+    assert (len(late.network.conditions), late.augmentations) == (0, [])
+    assert [type(each).__name__ for each in early.augmentations] == ["GeometricAugmentation"]
+    assert str(early.clipping) == "NoClipping"
+    found = compute(early.network, Condition(augmentation=DONE))
+    torch.testing.assert_close(found, torch.tensor(PUBLISHED["ddpmpp augmented"]), rtol=0, atol=5e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "layers", "message"),
     [
         ({"model.map_noise.freqs": torch.ones(2)}, {}, r"the file is of NCSN\+\+, whose noise features"),
         ({"model.enc.8x8_down.conv0.resample_filter": torch.ones(1, 1, 4, 4)}, {}, r"the file is of NCSN\+\+"),
-        ({"model.map_label.weight": torch.ones(128, 4)}, {}, r"the file is of a DDPM\+\+ with classes, which it adds"),
+        ({"model.map_label.weight": torch.ones(128, 4)}, {}, r"DDPM\+\+ with classes, .*; set layers.early_label"),
         (
             {},
             {"time_offset": 1},

@@ -10,7 +10,8 @@ from lightning_ddpm.data import ColourAugmentation, Digits, GeometricAugmentatio
 from lightning_ddpm.diffusion import DDIM, Velocity
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.models.generate import generate
-from lightning_ddpm.networks import AugmentationEmbedding, ConcatenatedImage, DiT
+from lightning_ddpm.networks import AugmentationEmbedding, ConcatenatedImage, DiT, EarlyAugmentationEmbedding
+from lightning_ddpm.networks.conditions import Conditions
 from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.errors import UserError
 
@@ -73,6 +74,11 @@ def test_validation_and_its_loss_see_images_as_they_are(tmp_path, monkeypatch) -
             r"\(no augmentation\) have 0 parameters .* of 9; give model.augmentations, or take it out",
         ),
         (
+            lambda: tiny_network(conditions=[EarlyAugmentationEmbedding(6)]),
+            [GeometricAugmentation()],
+            r"\(GeometricAugmentation\) have 9 parameters and the network has an EarlyAugmentationEmbedding of 6; give",
+        ),
+        (
             lambda: tiny_network(conditions=[AugmentationEmbedding(9), ConcatenatedImage(1, 8)]),
             [GeometricAugmentation()],
             "augmentation transforms the images, not those that they are conditioned on; leave one of the two",
@@ -99,3 +105,46 @@ def test_the_embedding_counts_its_parameters() -> None:
     assert torch.equal(embedding(Condition(), t), torch.zeros(2, 4))
     given = Condition(torch.tensor([1, 2]), augmentation=torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]))
     assert torch.equal(embedding(given.hide(), t), torch.tensor([[6.0], [1.0]]).expand(2, 4))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda early: tiny_network(conditions=[early]),
+        lambda early: DiT(1, 8, width=16, depth=1, heads=2, conditions=[early]),
+    ],
+    ids=["UNet", "DiT"],
+)
+def test_an_early_embedding_is_added_to_the_features_of_the_timestep(make) -> None:
+    network = make(EarlyAugmentationEmbedding(9)).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    x, t, done = torch.randn(2, 1, 8, 8), torch.tensor([3, 700]), torch.randn(2, 9)
+    with torch.no_grad():
+        found, plain = network(x, t, Condition(augmentation=done)), network(x, t)
+        added = done @ network.conditions[0].linear.weight.T
+        network.embed[0].register_forward_hook(lambda _, __, features: features + added)
+        torch.testing.assert_close(found, network(x, t))
+    assert (found - plain).abs().max() > 1e-3
+    assert torch.equal(plain, network_without_conditions(network)(x, t)), "parameters of 0 change nothing"
+
+
+@torch.no_grad()
+def network_without_conditions(network: nn.Module) -> nn.Module:
+    """Return a copy of the network without its conditions, and without hooks."""
+    other = DiT(1, 8, width=16, depth=1, heads=2) if isinstance(network, DiT) else tiny_network()
+    other.load_state_dict({name: each for name, each in network.state_dict().items() if "conditions" not in name})
+    return other.eval()
+
+
+def test_a_network_without_features_of_the_timestep_refuses_an_early_condition() -> None:
+    with pytest.raises(UserError, match="which this network does not give; use UNet or DiT, or an AddedCondition"):
+        Conditions([EarlyAugmentationEmbedding(9)]).build(32)
+
+
+def test_a_model_trains_with_an_early_embedding(tmp_path) -> None:
+    network = tiny_network(conditions=[EarlyAugmentationEmbedding(9)])
+    before = network.conditions[0].linear.weight.detach().clone()
+    model = tiny_model(network=network, augmentations=[GeometricAugmentation(0.5)])
+    fit(tmp_path, [], model, max_steps=2)
+    assert (network.conditions[0].linear.weight != before).all(0).any()

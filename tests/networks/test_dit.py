@@ -45,6 +45,34 @@ def test_the_published_shapes_have_the_authors_number_of_parameters(settings: di
         assert sum(each.numel() for each in DiT(**settings).parameters()) == published
 
 
+@pytest.mark.parametrize(
+    ("patch", "width", "heads", "published", "quoted"),
+    [(2, 384, 6, 32_865_056, 32.96), (4, 768, 12, 130_426_496, 130.48)],
+    ids=["DiT-S/2", "DiT-B/4"],
+)
+def test_diffusers_builds_dit_with_the_same_number_of_parameters(patch, width, heads, published, quoted) -> None:
+    """diffusers has an embedder of time and class in every block, where the authors have one for all.
+
+    Numbers that are quoted for DiT often count its fixed positions, too.
+    """
+    with torch.device("meta"):
+        twin = DiTTransformer2DModel(
+            num_attention_heads=heads,
+            attention_head_dim=width // heads,
+            in_channels=4,
+            out_channels=8,
+            num_layers=12,
+            sample_size=32,
+            patch_size=patch,
+            num_embeds_ada_norm=1000,
+        )
+    embedder = twin.transformer_blocks[0].norm1.emb
+    whole, one = (sum(each.numel() for each in module.parameters()) for module in (twin, embedder))
+    assert whole - 11 * one == published
+    positions = (32 // patch) ** 2 * width
+    assert (published + positions) / 1e6 == pytest.approx(quoted, abs=0.01)
+
+
 # ---- the authors' code -------------------------------------------------------------------------------------------
 
 NAMES = {

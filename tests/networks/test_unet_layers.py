@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from helpers.published_weights import DDPMPP, X_T, T, fill
 from torch import Tensor
 
+from lightning_ddpm.interop.diffusers.unet import make_unet_config
 from lightning_ddpm.interop.edm import map_layer_names
-from lightning_ddpm.networks import UNet, UNetLayers
+from lightning_ddpm.networks import EarlyAugmentationEmbedding, UNet, UNetLayers
 from lightning_ddpm.networks.blocks import AttentionBlock, UNetBlock
 from lightning_ddpm.utils.errors import UserError
 
@@ -25,14 +27,21 @@ def count(*arguments: Any, **more: Any) -> int:
 
 @pytest.mark.parametrize(("classes", "published", "null_class"), [(0, 295_136_454, 0), (1000, 295_904_454, 4 * 192)])
 def test_adm_64_has_as_many_parameters_as_guided_diffusions(classes: int, published: int, null_class: int) -> None:
-    """Those of their code for the flags of 64x64_diffusion.pt; theirs has no vector for "no class"."""
+    """Those of their code for the flags of 64x64_diffusion.pt, 296 million; theirs has no vector for "no class"."""
     shape = (3, 64, 192, (1, 2, 3, 4), (32, 16, 8), 3, 0.1)
     assert count(*shape, outputs=2, classes=classes, layers=UNetLayers(**ADM)) == published + null_class
+    with torch.device("meta"):  # diffusers builds it independently
+        network = UNet(*shape, outputs=2, classes=classes, layers=UNetLayers(**ADM))
+        twin = UNet2DModel.from_config(make_unet_config(network))
+    assert sum(parameter.numel() for parameter in twin.parameters()) == published + null_class
 
 
 def test_ddpmpp_has_the_55_7_million_parameters_of_karras_et_al() -> None:
     """NVlabs/edm's SongUNet for CIFAR-10 has 55,733,891, of which 9 x 128 embed the augmentation."""
-    assert count(3, 32, 128, (2, 2, 2), (16,), 4, 0.13, layers=UNetLayers(**SONG)) == 55_733_891 - 9 * 128
+    conditions = [EarlyAugmentationEmbedding(9)]
+    shape = (3, 32, 128, (2, 2, 2), (16,), 4, 0.13)
+    assert count(*shape, layers=UNetLayers(**SONG), conditions=conditions) == 55_733_891
+    assert count(*shape, layers=UNetLayers(**SONG)) == 55_733_891 - 9 * 128
 
 
 def build_song(**layers: Any) -> UNet:

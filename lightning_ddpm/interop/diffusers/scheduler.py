@@ -1,11 +1,15 @@
-"""Conversion between schedule, parameterization and sampler and diffusers' DDPMScheduler, whose t runs 0..T-1."""
+"""Conversion between schedule, parameterization and sampler and diffusers' DDPMScheduler, whose t runs 0..T-1.
+
+Schedulers of other paths are in :mod:`lightning_ddpm.interop.diffusers.continuous`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from lightning_ddpm import diffusion
-from lightning_ddpm.diffusion import FixedLarge, FixedSmall, LearnedRange
-from lightning_ddpm.interop.diffusers.settings import VERSION, Config, Settings
+from lightning_ddpm.diffusion import FixedLarge, FixedSmall, LearnedRange, NoClipping
+from lightning_ddpm.interop.diffusers import continuous
+from lightning_ddpm.interop.diffusers.settings import SAMPLER_KEY, VERSION, Config, Settings, describe_object
 from lightning_ddpm.utils.errors import UserError
 
 SCHEDULES: dict[str, type[diffusion.NoiseSchedule]] = {
@@ -18,11 +22,8 @@ PREDICTION_TYPES = {"epsilon": diffusion.Epsilon, "sample": diffusion.X0, "v_pre
 Variances = dict[str, type[diffusion.ReverseVariance]]
 VARIANCES: Variances = {"fixed_small": FixedSmall, "fixed_large": FixedLarge, "learned_range": LearnedRange}
 
-SAMPLER_KEY = "_lightning_ddpm_sampler"
-"""Key of this package's own sampler in scheduler_config.json, whose file has no place for it; diffusers skips it."""
-
 SCHEDULER_SETTINGS: Settings = {
-    "clip_sample": (True, (True,)),
+    "clip_sample": (True, (True, False)),
     "clip_sample_range": (1.0, (1.0,)),
     "predict_epsilon": (True, (True,)),
     "rescale_betas_zero_snr": (False, (False,)),
@@ -38,9 +39,16 @@ SCHEDULER_READ = {
 
 
 def make_scheduler_config(
-    path: diffusion.GaussianPath, parameterization: diffusion.Parameterization, variance: diffusion.ReverseVariance
+    path: diffusion.GaussianPath,
+    parameterization: diffusion.Parameterization,
+    variance: diffusion.ReverseVariance,
+    clips: bool = True,
 ) -> dict[str, Any]:
     """Return the scheduler_config.json of the DDPMScheduler that samples like ``Ancestral(variance)`` over all T steps.
+
+    Args:
+        path, parameterization, variance: of the model.
+        clips: whether predicted images are clipped to the range.
 
     Raises:
         UserError: diffusers has no such schedule, parameterization or variance.
@@ -53,7 +61,7 @@ def make_scheduler_config(
         **_make_beta_config(schedule),
         "variance_type": _find_name("variances", variance, VARIANCES),
         "prediction_type": _find_name("parameterizations", parameterization, PREDICTION_TYPES),
-        "clip_sample": True,
+        "clip_sample": clips,
         "clip_sample_range": 1.0,
         "thresholding": False,
         "timestep_spacing": "linspace",  # for fewer than T steps: the nearest to uniform_spacing
@@ -117,33 +125,36 @@ def check_outputs(variance: str, outputs: int) -> None:
 
 
 def parse_scheduler_config(config: Mapping[str, Any], outputs: int) -> dict[str, Any]:
-    """Convert a scheduler's configuration to a model's ``schedule``, ``sampler`` and ``parameterization``.
+    """Convert a scheduler's configuration to a model's ``schedule``, ``sampler``, ``parameterization``, ``clipping``.
 
     Each is described by class_path and init_args. diffusers' configuration holds neither a number of sampling steps nor
     DDIM's eta, so the sampler makes all T steps unless this package exported the folder and wrote its sampler there.
 
     Args:
-        config: scheduler_config.json of a DDPMScheduler or a DDIMScheduler.
+        config: scheduler_config.json of a DDPMScheduler, a DDIMScheduler, or a scheduler of continuous paths.
         outputs: output channels of the network divided by image channels.
 
     Raises:
         UserError: a setting is not supported; the message has its name, its value and the supported values.
     """
     settings = Config(config, "scheduler_config.json")
-    settings.check_class(["DDPMScheduler", "DDIMScheduler"])
+    settings.check_class(["DDPMScheduler", "DDIMScheduler", *continuous.PIPELINES])
+    if config["_class_name"] in continuous.PIPELINES:
+        return continuous.parse_scheduler_config(settings, outputs)
     settings.check_settings(SCHEDULER_SETTINGS, SCHEDULER_READ)
-    parameterization = _describe_object(settings.read_choice("prediction_type", "epsilon", PREDICTION_TYPES))
+    parameterization = describe_object(settings.read_choice("prediction_type", "epsilon", PREDICTION_TYPES))
     if config["_class_name"] == "DDIMScheduler":
-        sampler = _describe_object(diffusion.DDIM, steps=None)
+        sampler = describe_object(diffusion.DDIM, steps=None)
         if outputs == 2:
             raise UserError(f"{settings.where} is of a DDIMScheduler, which cannot read the network's learned variance")
     else:
         kinds = VARIANCES | {"fixed_small_log": FixedSmall}
         variance = settings.read_choice("variance_type", "fixed_small", kinds)
         check_outputs(config.get("variance_type", "fixed_small"), outputs)
-        sampler = _describe_object(diffusion.Ancestral, variance=_describe_object(variance), steps=None)
+        sampler = describe_object(diffusion.Ancestral, variance=describe_object(variance), steps=None)
     sampler = config.get(SAMPLER_KEY) or sampler
-    return {"schedule": _parse_schedule(settings), "sampler": sampler, "parameterization": parameterization}
+    parts = {"schedule": _parse_schedule(settings), "sampler": sampler, "parameterization": parameterization}
+    return parts if config.get("clip_sample", True) else parts | {"clipping": describe_object(NoClipping)}
 
 
 def _parse_schedule(settings: Config) -> dict[str, Any]:
@@ -151,15 +162,9 @@ def _parse_schedule(settings: Config) -> dict[str, Any]:
     if settings.values.get("trained_betas") is not None:
         betas = [float(each) for each in settings.read_list("trained_betas", (int, float))]
         settings.check(steps == len(betas), "num_train_timesteps", steps, f"{len(betas)}, the number of trained_betas")
-        return _describe_object(diffusion.ExplicitBetas, betas=betas)
+        return describe_object(diffusion.ExplicitBetas, betas=betas)
     kind = settings.read_choice("beta_schedule", "linear", SCHEDULES)
     if kind is diffusion.Cosine:
-        return _describe_object(kind, steps=steps)
+        return describe_object(kind, steps=steps)
     ends = {"beta_min": ("beta_start", 1e-4), "beta_max": ("beta_end", 0.02)}
-    return _describe_object(kind, steps=steps, **{ours: settings.read_number(*each) for ours, each in ends.items()})
-
-
-def _describe_object(kind: type, **arguments: Any) -> dict[str, Any]:
-    """Return the description of ``kind(**arguments)`` in a checkpoint."""
-    class_path = f"lightning_ddpm.diffusion.{kind.__name__}"
-    return {"class_path": class_path, "init_args": arguments} if arguments else {"class_path": class_path}
+    return describe_object(kind, steps=steps, **{ours: settings.read_number(*each) for ours, each in ends.items()})

@@ -8,13 +8,9 @@ from lightning_ddpm.utils.errors import UserError
 VERSION = "0.32.0"
 """Oldest version of diffusers that can read an exported folder."""
 
-MODEL_INDEX = {
-    "_class_name": "DDPMPipeline",
-    "_diffusers_version": VERSION,
-    "scheduler": ["diffusers", "DDPMScheduler"],
-    "unet": ["diffusers", "UNet2DModel"],
-}
-"""Content of model_index.json: the class of the pipeline and of its parts."""
+
+SAMPLER_KEY = "_lightning_ddpm_sampler"
+"""Key of this package's own sampler in scheduler_config.json, whose file has no place for it; diffusers skips it."""
 
 Settings = Mapping[str, tuple[object, tuple[object, ...]]]
 """For each setting: diffusers' default, and the values that this package supports."""
@@ -22,6 +18,18 @@ Settings = Mapping[str, tuple[object, tuple[object, ...]]]
 
 MAX_SHOWN = 200
 """Longest value in a message."""
+
+
+def make_model_index(pipeline: str, scheduler: str) -> dict[str, Any]:
+    """Return the content of model_index.json: the classes of the pipeline and of its parts."""
+    parts = {"scheduler": ["diffusers", scheduler], "unet": ["diffusers", "UNet2DModel"]}
+    return {"_class_name": pipeline, "_diffusers_version": VERSION, **parts}
+
+
+def describe_object(kind: type, **arguments: Any) -> dict[str, Any]:
+    """Return the description of ``kind(**arguments)``, a class of :mod:`lightning_ddpm.diffusion`, in a checkpoint."""
+    class_path = f"lightning_ddpm.diffusion.{kind.__name__}"
+    return {"class_path": class_path, "init_args": arguments} if arguments else {"class_path": class_path}
 
 
 class Config:

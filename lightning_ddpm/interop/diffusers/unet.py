@@ -45,13 +45,18 @@ def make_unet_config(network: nn.Module) -> dict[str, Any]:
             f"{type(network).__module__}.{type(network).__qualname__}"
         )
     layers = network.layers
-    unknown = {"projected_resampling": False, "skip_scale": 1.0, "sparse_attention": False, "time_offset": 1}
+    unknown = {"projected_resampling": False, "skip_scale": 1.0, "sparse_attention": False, "early_label": False}
     for name, default in unknown.items():
         if getattr(layers, name) != default:
             raise UserError(
                 f"diffusers' UNet2DModel has no {name}, and this network's layers have {getattr(layers, name)}; only "
                 f"layers with {name}={default} can be exported"
             )
+    if network.intervals:
+        raise UserError(
+            "diffusers' UNet2DModel is not given the length of a step, and this network is (intervals: true); only "
+            "networks without it can be exported"
+        )
     if network.pad_to_multiple > 1:
         raise UserError(
             "diffusers' UNet2DModel does not pad its images, and this network does "
@@ -126,8 +131,12 @@ def _find_head_width(network: UNet) -> int | None:
     return widths.pop()
 
 
-def parse_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def parse_unet_config(config: Mapping[str, Any], time_offset: int = 1) -> dict[str, Any]:
     """Return the arguments of the :class:`UNet` that computes the same function as the UNet2DModel of ``config``.
+
+    Args:
+        config: config.json of a UNet2DModel.
+        time_offset: what the scheduler's time is below this package's t: diffusers' chains count it from 0.
 
     Raises:
         UserError: a setting is not supported; the message has its name, its value and the supported values.
@@ -149,7 +158,7 @@ def parse_unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
     divides = head is None or (type(head) is int and head >= 1 and not any(each % head for each in attending))
     settings.check(divides, "attention_head_dim", head, f"null, or a divisor of all of {sorted(attending)} channels")
     groups = settings.read_positive_int("norm_num_groups", 32)
-    layers = _parse_layers(settings, residual)
+    layers = _parse_layers(settings, residual, time_offset)
     layers |= {"head_width": head} if head is not None and attending != {head} else {}
     norm_groups, embedding = config.get("attn_norm_num_groups"), config.get("time_embedding_dim")
     supported, choices = (groups,) if "scale_shift" in layers else (None, groups), "norm_num_groups"
@@ -194,7 +203,7 @@ def _parse_resampling(settings: Config, levels: int, down: Sequence[str], up: Se
     return found == {True}
 
 
-def _parse_layers(settings: Config, residual: bool) -> dict[str, Any]:
+def _parse_layers(settings: Config, residual: bool, time_offset: int) -> dict[str, Any]:
     """Return the arguments of UNetLayers that differ from its defaults, but for attention."""
     norm = settings.values.get("resnet_time_scale_shift", "default")
     settings.check(norm in NORMS.values(), "resnet_time_scale_shift", norm, "'default' and 'scale_shift'")
@@ -206,7 +215,7 @@ def _parse_layers(settings: Config, residual: bool) -> dict[str, Any]:
     eps = settings.read_number("norm_eps", 1e-5)
     settings.check(0 < eps < 1, "norm_eps", eps, "a number between 0 and 1")
     given = {"scale_shift": norm == "scale_shift", "residual_resampling": residual, "cosines_first": first, "eps": eps}
-    given["symmetric_padding"] = padding == 1 and not residual
+    given |= {"symmetric_padding": padding == 1 and not residual, "time_offset": time_offset}
     defaults = vars(UNetLayers())
     return {name: value for name, value in given.items() if value != defaults[name]}
 

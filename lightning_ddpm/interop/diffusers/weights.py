@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ddpm.networks import UNet
 from lightning_ddpm.networks.blocks import ResampleBlock, UNetBlock
+from lightning_ddpm.networks.layers import SinusoidalEmbedding
 from lightning_ddpm.utils.errors import UserError
 
 RENAMED_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -46,12 +47,34 @@ def _map_block_names(ours: str, theirs: str, block: int) -> dict[str, str]:
     }
 
 
-def export_weights(network: UNet) -> dict[str, Tensor]:
-    """Return copies of the network's weights in float32 under diffusers' names; UserError if one is not finite."""
+def export_weights(network: UNet, time_offset: int = 1) -> dict[str, Tensor]:
+    """Return copies of the network's weights in float32 under diffusers' names; UserError if one is not finite.
+
+    ``time_offset`` is what the scheduler's time is below this package's t. Where the network subtracts another number
+    from t before its embedding, the layer behind the embedding makes up for it.
+    """
     state, names = network.state_dict(), map_weight_names(network)
     if broken := [name for name, value in state.items() if not value.isfinite().all()]:
         raise UserError(f"the network's weights are not finite ({broken[0]}), and such a model cannot be exported")
+    if network.layers.time_offset != time_offset:
+        state["embed.1.weight"] = _delay(network, network.layers.time_offset - time_offset)
     return {theirs: state[ours].to("cpu", torch.float32, copy=True).contiguous() for ours, theirs in names.items()}
+
+
+def _delay(network: UNet, by: int) -> Tensor:
+    """Return the weight of the layer behind the features of t so that, given those of t, it computes that of t - by.
+
+    Sine and cosine of a difference are linear in those of t.
+    """
+    features, linear = network.embed[0], network.embed[1]
+    assert isinstance(features, SinusoidalEmbedding)
+    assert isinstance(linear, nn.Linear)
+    halves = linear.weight.detach().double().chunk(2, dim=1)
+    of_sines, of_cosines = reversed(halves) if features.cosines_first else halves
+    angle = by * features.frequency.double()
+    sines = of_sines * angle.cos() + of_cosines * angle.sin()
+    cosines = of_cosines * angle.cos() - of_sines * angle.sin()
+    return torch.cat([cosines, sines] if features.cosines_first else [sines, cosines], dim=1)
 
 
 def load_weights(network: UNet, weights: Mapping[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_ddpm.diffusion import (
     DDIM,
     EDM,
+    X0,
     AdaptiveODE,
     Ancestral,
     ContinuousPath,
@@ -20,10 +21,13 @@ from lightning_ddpm.diffusion import (
     Denoiser,
     DPMSolverPP,
     EDMHeun,
+    Epsilon,
     EulerMaruyama,
     FixedSmall,
     FlowVelocity,
+    GaussianPath,
     Heun,
+    PosteriorMean,
     PredictorCorrector,
     RectifiedFlow,
     Sampler,
@@ -176,3 +180,30 @@ def test_edmheun_samples_from_a_discrete_chain_too() -> None:
     errors = [float((EDMHeun(n).sample(denoise, x_T) - truth).abs().mean()) for n in (20, 80)]
     assert errors[1] < errors[0] / 8
     assert errors[1] < 5e-3
+
+
+FEW = [
+    *(DDIM(12), DDIM(12, eta=1.0), DPMSolverPP(8), DPMSolverPP(8, eta=1.0), Heun(6), AdaptiveODE(1e-2)),
+    *(Ancestral(FixedSmall(), 12), PredictorCorrector(DDIM(6), snr=0.1)),
+]
+ALL_PATHS: list[tuple[GaussianPath, Sampler]] = [
+    *((FLOW, each) for each in FEW),
+    *((path, each) for path in (PATH, Cosine(1000)) for each in (*FEW, EDMHeun(6, churn=2), EulerMaruyama(12))),
+]
+PREDICTIONS = [FlowVelocity(), Velocity(), X0(), PosteriorMean(), Epsilon(), EDM(0.7)]
+
+
+@pytest.mark.parametrize(("path", "sampler"), ALL_PATHS, ids=lambda each: repr(each)[:40])
+def test_samples_do_not_depend_on_what_an_exact_network_predicts(path: GaussianPath, sampler: Sampler) -> None:
+    x_T, found = randn(8, 1, 1, 2, dtype=torch.float64), {}
+    for parameterization in PREDICTIONS:
+        try:
+            denoise = TWO.denoiser_for(path, parameterization)
+        except UserError:
+            continue
+        found[str(parameterization)] = sampler.sample(denoise, x_T, SeededNoise())
+    assert len(found) == (4 if path is FLOW else 6 if path is PATH else 5)
+    expected = found["FlowVelocity"]
+    assert expected.std() > 0.1
+    for name, x in found.items():
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")

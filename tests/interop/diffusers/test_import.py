@@ -32,6 +32,7 @@ from torch import Tensor
 from lightning_ddpm.diffusion import (
     DDIM,
 )
+from lightning_ddpm.interop.diffusers.continuous import PIPELINES as PIPELINES_OF
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.ddpm import DDPM
 
@@ -43,6 +44,7 @@ PIPELINES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sample": (DIGITS, {"prediction_type": "sample", "trained_betas": [0.1, 0.2, 0.4], "num_train_timesteps": 3}),
     "velocity": (DIGITS, {"prediction_type": "v_prediction"}),
     "learned": (DIGITS | {"out_channels": 2}, {"variance_type": "learned_range", "beta_end": 0.2}),
+    "unclipped": (DIGITS, {"clip_sample": False, "prediction_type": "v_prediction", "beta_end": 0.2}),
     "one_head": (DIGITS | {"attention_head_dim": 16, "act_fn": "swish"}, {}),
 }
 
@@ -132,8 +134,8 @@ UNSUPPORTED = [
     ("unet", "dropout", "much", "a number"),
     ("unet", "something_new", 7, "null"),
     ("unet", "_class_name", "UNet2DConditionModel", "UNet2DModel"),
-    ("scheduler", "_class_name", "PNDMScheduler", "DDPMScheduler and DDIMScheduler"),
-    ("scheduler", "clip_sample", False, "True"),
+    ("scheduler", "_class_name", "PNDMScheduler", f"DDPMScheduler and DDIMScheduler and {' and '.join(PIPELINES_OF)}"),
+    ("scheduler", "clip_sample", "often", "True and False"),
     ("scheduler", "clip_sample_range", 2.0, "1.0"),
     ("scheduler", "thresholding", True, "False"),
     ("scheduler", "set_alpha_to_one", False, "True"),

@@ -149,6 +149,7 @@ def test_export_of_a_class_conditional_model_prints_how_to_call_it_and_import_re
                 ("projected_resampling", True, {"residual_resampling": True}),
                 ("skip_scale", 0.5, {}),
                 ("sparse_attention", True, {}),
+                ("early_label", True, {}),
             )
         ),
         (build(heads=2), r"has heads of one width, and this network's have \[4, 8\]; only layers with head_width"),
@@ -157,7 +158,7 @@ def test_export_of_a_class_conditional_model_prints_how_to_call_it_and_import_re
             "this network has 16 and 8; only models whose first multiplier is 1",
         ),
     ],
-    ids=["own", "projected", "skip_scale", "sparse", "heads", "first_multiplier"],
+    ids=["own", "projected", "skip_scale", "sparse", "early_label", "heads", "first_multiplier"],
 )
 def test_networks_that_diffusers_lacks_are_refused(network, message):
     with pytest.raises(UserError, match=message):
