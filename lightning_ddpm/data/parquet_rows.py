@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -141,13 +140,18 @@ class StreamedImages:
         self.rows, self.column, self.kept = state
         self._groups, self._lock = OrderedDict(), Lock()
 
-    def __call__(self, index: int) -> Path | BytesIO:
+    def __call__(self, index: int) -> BytesIO:
         part, place = self.rows.locate(index)
         with self._lock:  # check-data reads by several threads
             image = self._read_group(part)[place].as_py()
         if image is None:
             raise UserError("it has no image")
-        return BytesIO(image["bytes"]) if image["bytes"] is not None else Path(image["path"])
+        if image["bytes"] is None:
+            raise UserError(
+                "its image is a file beside the table; streaming reads images that are in the table, so set "
+                "data.source.streaming to false"
+            )
+        return BytesIO(image["bytes"])
 
     def _read_group(self, part: int) -> Any:
         """Return the images of a row group, an array of pyarrow."""

@@ -78,9 +78,12 @@ class MeanFlow(Objective):
         share: of the images with s < t (Geng et al.: 0.25 on ImageNet, 0.75 on CIFAR-10).
         power: p of the weight (error + 1e-3)^-p (Geng et al.: 1 on ImageNet, 0.75 on CIFAR-10); 0 for none, as data of
             few dimensions need it: the weight then depends on chance, and the mean velocity is no longer the optimum.
+
+    Attributes:
+        random: of the steps; ``None`` for torch's global generators.
     """
 
-    _random: PositionRandom | None = None
+    random: PositionRandom | None = None
 
     def __init__(self, share: float = 0.5, power: float = 1.0) -> None:
         if not 0 < share <= 1 or not 0 <= power < math.inf:
@@ -95,7 +98,7 @@ class MeanFlow(Objective):
 
     def with_random(self, random: PositionRandom) -> "MeanFlow":
         objective = copy(self)
-        objective._random = random
+        objective.random = random
         return objective
 
     def losses(self, denoise: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -111,9 +114,9 @@ class MeanFlow(Objective):
 
     def _sample_shares(self, x_0: Tensor) -> Tensor:
         """Return two uniform numbers of each image, (2, b): which images have a step, and its end as a share of t."""
-        if self._random is None:
+        if self.random is None:
             return torch.rand(2, len(x_0), device=x_0.device)
-        return self._random(lambda n, each: torch.rand(2, n, device=each.device, generator=each).T).T
+        return self.random(lambda n, each: torch.rand(2, n, device=each.device, generator=each).T).T
 
     def target(self, denoise: Denoiser, x_t: Tensor, v: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Return v - (t - s) du/dt (b, c, h, w) without gradient, the right-hand side of the MeanFlow identity.

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from lightning_ddpm.data.augmentation import Augmentation
 from lightning_ddpm.data.conditioned import ConditionedDataset
-from lightning_ddpm.data.datasets import ImageDataset
-from lightning_ddpm.data.missing import find_valid
+from lightning_ddpm.data.datasets import Batch, ImageDataset
+from lightning_ddpm.data.missing import find_valid, split_missing
 from lightning_ddpm.data.value_range import ValueRange
 from lightning_ddpm.diffusion import Objective
 from lightning_ddpm.models.sample_request import ConditionSource, SampleRequest
 from lightning_ddpm.networks import AugmentationEmbedding, EarlyAugmentationEmbedding
 from lightning_ddpm.networks.condition_embeddings import ConcatenatedMask, resize_to
 from lightning_ddpm.networks.conditions import ConditionEmbedding
-from lightning_ddpm.utils.condition import NOTHING, Condition, ConditionFormat
+from lightning_ddpm.utils.condition import NOTHING, Condition, ConditionFormat, as_condition
 from lightning_ddpm.utils.contracts import describe_class
 from lightning_ddpm.utils.errors import UserError
 
@@ -120,6 +120,26 @@ def check_mask(
             "model.augmentations transform complete images, and these have missing values (data.source.nan: mask); "
             "leave one of the two"
         )
+
+
+def read_batch(batch: Batch, condition_format: ConditionFormat, masked: bool) -> tuple[Tensor, Condition]:
+    """Return the images (b, c, h, w) of a batch and their condition, with the mask of the values that are there.
+
+    Args:
+        batch: images and their condition.
+        condition_format: what the network is conditioned on.
+        masked: whether NaN stands for values that are missing.
+
+    Raises:
+        UserError: the condition lacks a kind.
+    """
+    x_0, condition = batch[0], as_condition(batch[1])
+    if condition_format.kinds:
+        check_given(condition, condition_format, "a batch of the data has")
+    if masked:
+        x_0, mask = split_missing(x_0)
+        condition = condition._replace(mask=mask)
+    return x_0, condition
 
 
 def measure_conditions(network: nn.Module, data: ImageDataset) -> None:

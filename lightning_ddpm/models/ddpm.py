@@ -13,7 +13,6 @@ from lightning_ddpm import diffusion
 from lightning_ddpm.data import ImageDataModule, checks, class_labels, conditioned, sharding
 from lightning_ddpm.data.augmentation import Augmentation, augment
 from lightning_ddpm.data.datasets import Batch
-from lightning_ddpm.data.missing import split_missing
 from lightning_ddpm.data.value_range import UINT8, ValueRange
 from lightning_ddpm.diffusion import Denoiser, GaussianPath, Sampler
 from lightning_ddpm.models import conditioning, steps
@@ -122,9 +121,9 @@ class DDPM(LightningModule):
             self._held_out_conditions = conditioned.shuffle_conditions(data.held_out, data.train)
         if stage == "fit":
             conditioning.measure_conditions(self.network, data.train)
-        if self.class_names and stage == "fit":
-            labels = data.train.labels
-            self.class_counts.copy_(torch.bincount(labels[labels >= 0], minlength=len(self.class_names)))
+            if self.class_names:
+                labels = data.train.labels
+                self.class_counts.copy_(torch.bincount(labels[labels >= 0], minlength=len(self.class_names)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one step of Algorithm 1 in Ho et al. 2020; with a condition, in Ho & Salimans 2022."""
@@ -278,12 +277,7 @@ class DDPM(LightningModule):
 
     def read_batch(self, batch: Batch) -> tuple[Tensor, Condition]:
         """Return the images of a batch, and their condition; UserError if it has not what the network needs."""
-        x_0, condition = batch[0], as_condition(batch[1])
-        if self.condition_format.kinds:
-            conditioning.check_given(condition, self.condition_format, "a batch of the data has")
-        if self.values.masked:
-            x_0, mask = split_missing(x_0)
-            condition = condition._replace(mask=mask)
+        x_0, condition = conditioning.read_batch(batch, self.condition_format, self.values.masked)
         return x_0, condition.keep(self._kinds)
 
     def denoiser_for(self, condition: Condition | Tensor | None) -> Denoiser:

@@ -267,6 +267,16 @@ def test_what_cannot_be_streamed_is_refused_before_training(settings, message, g
         HuggingFace(**{"name": str(groups), "size": 8, "streaming": True} | settings).prepare(tmp_path)
 
 
+def test_a_streamed_row_names_no_file_to_read(tmp_path: Path) -> None:
+    Image.fromarray(IMAGES[0]).save(tmp_path / "mine.png")
+    rows = [{"bytes": None, "path": str(tmp_path / "mine.png")}]
+    for split in SPLITS:
+        write(tmp_path / "data", split, [0], datasets.Value("int64"), rows)
+    source = HuggingFace(str(tmp_path / "data"), size=8, held_out="test", streaming=True)
+    with pytest.raises(UserError, match=r"its image is a file beside the table; .* data\.source\.streaming to false"):
+        source.prepare(tmp_path)
+
+
 def test_a_set_that_is_not_parquet_and_a_damaged_file_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "pngs" / "train"
     folder.mkdir(parents=True)
