@@ -1,4 +1,4 @@
-"""Measures the start on a folder of very many files: time, memory, stats, and what a worker is sent.
+"""Measures the start on a folder of very many files: processor time, memory, stats, and what a worker is sent.
 
 The files are hard links to one small image, in a thousand subfolders of a temporary folder; each number of files is
 measured in a process of its own.
@@ -71,28 +71,28 @@ def measure(root: str, n: int, read: bool) -> dict[str, float | None]:
         return original(file)
 
     file_table.get_stat = image_paths.get_stat = count
-    before, started = peak_megabytes(of_the_process=True), time.perf_counter()
+    before, started = peak_megabytes(of_the_process=True), time.process_time()
     files, labels, parts = FolderListing(0.02).list_split(Path(root) / "images")
-    listed = time.perf_counter()
+    listed = time.process_time()
     data = build_path_dataset(files, labels, 1, 8).subset(parts["train"])
-    opened, peak = time.perf_counter(), peak_megabytes(of_the_process=True)
+    opened, peak = time.process_time(), peak_megabytes(of_the_process=True)
     assert len(labels) == n
     counted = stats / n
     sent = pickle.dumps(data)
-    received = time.perf_counter()
+    received = time.process_time()
     pickle.loads(sent)  # noqa: S301  # as a worker that is spawned does
-    unpickled = time.perf_counter()
+    unpickled = time.process_time()
     found: dict[str, float | None] = {
-        "list, stat, classes and splits, s": listed - started,
-        "dataset of the training images with its fingerprint, s": opened - listed,
+        "list, stat, classes and splits, CPU s": listed - started,
+        "dataset of the training images with its fingerprint, CPU s": opened - listed,
         "stats of each file": counted,
         "peak memory beyond the imports, bytes a file": (peak - before) * 1e6 / n,
         "sent to a worker that is not forked, bytes an image": len(sent) / len(data),
-        "received there, s": unpickled - received,
-        "every image read and checked once, s": None,
+        "received there, CPU s": unpickled - received,
+        "every image read and checked once, CPU s": None,
     }
     if read:
-        started = time.perf_counter()
+        started = time.process_time()
         ImageFolder(channels=1, size=8).prepare(Path(root) / "images")
-        found["every image read and checked once, s"] = time.perf_counter() - started
+        found["every image read and checked once, CPU s"] = time.process_time() - started
     return found

@@ -233,7 +233,7 @@ def test_many_files_have_one_stat_each_and_tar_files_are_read_whole(tmp_path: Pa
     found = json.loads(file.read_text())
     assert found["settings"]["columns"] == ["60", "300"]
     assert found["values"]["stats of each file"] == [1.0, 1.0]
-    assert found["values"]["every image read and checked once, s"][1] is None
+    assert found["values"]["every image read and checked once, CPU s"][1] is None
     main(["shards_memory", "--images", "2000", "--shards", "4", "--workers", "1", "--out", str(tmp_path)])
     (file,) = tmp_path.glob("shards_memory-*.json")
     found = json.loads(file.read_text())

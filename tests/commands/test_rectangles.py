@@ -106,7 +106,7 @@ def test_a_model_of_cifar10_cut_to_24x32_is_trained_sampled_and_evaluated(comman
     config["trainer"].update(default_root_dir=str(run), max_steps=30, val_check_interval=30, limit_val_batches=1.0)
     callback(config, "Checkpoints").update(every_n_steps=30)
     callback(config, "SampleGrid").update(every_n_steps=30)
-    config["model"]["init_args"]["network"]["init_args"].update(classes=None)
+    config["model"]["init_args"]["network"]["init_args"].update(classes=None, attention=[3])
     config["data"]["source"]["init_args"]["size"] = [24, 32]
     config["data"]["root"] = str(cut)
     status, out, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
