@@ -48,12 +48,12 @@ def simple_loss(target: Tensor, output: Tensor, mask: Tensor | None = None) -> T
         mask: (b, c, h, w) bool, or one for all images, the values over which the mean is taken; ``None`` for all.
 
     Returns:
-        (b,) float32, whatever precision the network ran in.
+        (b,) float32, whatever precision the network ran in; 0 for an image without values.
     """
     error = output.float() - target.float()
     if mask is None:
         return error.square().flatten(1).mean(1)
-    return torch.where(mask, error, 0.0).square().flatten(1).sum(1) / mask.flatten(1).sum(1)
+    return torch.where(mask, error, 0.0).square().flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
 
 
 class Objective(ABC):

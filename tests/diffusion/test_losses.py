@@ -115,6 +115,16 @@ def test_simple_loss_by_hand() -> None:
     assert simple_loss(eps, eps_hat).tolist() == [5.0, 0.0]
 
 
+def test_simple_loss_of_an_image_without_values_is_0() -> None:
+    mask = torch.tensor([[True, False], [False, False]]).reshape(2, 1, 1, 2)
+    output = torch.full((2, 1, 1, 2), 2.0, requires_grad=True)
+    loss = simple_loss(torch.zeros(2, 1, 1, 2), output, mask)
+    loss.sum().backward()
+    assert loss.tolist() == [4, 0]
+    assert output.grad is not None
+    assert output.grad.flatten().tolist() == [4, 0, 0, 0]
+
+
 def test_the_gradient_of_simple_loss_is_the_error() -> None:
     eps, eps_hat = torch.randn(2, 2, 1, 3, 3).unbind(0)
     eps_hat = eps_hat.clone().requires_grad_()
