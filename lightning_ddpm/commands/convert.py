@@ -73,8 +73,8 @@ def _write_pipeline(options: Namespace) -> None:
         write_atomically(options.out / "unet" / f"{WEIGHTS}.safetensors", lambda file: file.write(weights))
         write_json(options.out / "unet" / "config.json", configs.unet)
         write_json(options.out / "scheduler" / "scheduler_config.json", configs.scheduler)
-        write_json(options.out / "model_index.json", configs.index)
-    kind, pipeline = configs.scheduler["_class_name"], configs.index["_class_name"]
+        write_json(options.out / "model_index.json", configs.pipeline)
+    kind, pipeline = configs.scheduler["_class_name"], configs.pipeline["_class_name"]
     is_chain = kind not in continuous.PIPELINES
     reads = f"variance {configs.scheduler['variance_type']}" if is_chain else kind
     report(f"wrote {options.out}: a {pipeline} of diffusers, EMA weights, {reads}")

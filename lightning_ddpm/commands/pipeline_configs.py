@@ -18,13 +18,13 @@ class PipelineConfigs(NamedTuple):
     Attributes:
         unet: config.json of a UNet2DModel.
         scheduler: scheduler_config.json.
-        index: model_index.json.
+        pipeline: model_index.json.
         time_offset: what the scheduler's time is below this package's t.
     """
 
     unet: dict[str, Any]
     scheduler: dict[str, Any]
-    index: dict[str, Any]
+    pipeline: dict[str, Any]
     time_offset: int
 
 

@@ -32,7 +32,7 @@ EDM_SETTINGS: Settings = {
     "sigma_schedule": ("karras", ("karras",)),
 }
 EDM_READ = {"num_train_timesteps", "rho", "sigma_data", "sigma_max", "sigma_min"}
-SOLVER_SETTINGS: Settings = EDM_SETTINGS | {"solver_order": (2, (2,)), "solver_type": ("midpoint", ("midpoint",))}
+SOLVER_SETTINGS: Settings = {**EDM_SETTINGS, "solver_order": (2, (2,)), "solver_type": ("midpoint", ("midpoint",))}
 # The last step, to sigma = 0, is of first order whatever these two are; the others are of thresholding.
 SOLVER_READ = EDM_READ | {"algorithm_type", "euler_at_final", "lower_order_final"}
 SOLVER_READ |= {"dynamic_thresholding_ratio", "sample_max_value"}
