@@ -20,7 +20,7 @@ from lightning_ddpm.metrics.pair_quality import measure_pairs
 from lightning_ddpm.models.checkpoint import load
 from lightning_ddpm.models.generate import generate_batches
 from lightning_ddpm.models.sample_request import SampleRequest
-from lightning_ddpm.networks.condition_embeddings import upsample_to
+from lightning_ddpm.networks.condition_embeddings import resize_to
 from lightning_ddpm.utils.condition import Condition
 
 N, FACTOR = 64, 2
@@ -38,7 +38,7 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     originals = MNIST().open(options.root, "test").__getitems__(range(N))[0]
     given, model = BlockMeans(FACTOR)(originals), load(options.ckpt)
-    bicubic = upsample_to(given.float(), originals.shape[2:]).clamp(0, 255).round()
+    bicubic = resize_to(given.float(), originals.shape[2:]).clamp(0, 255).round()
     rows = [["bicubic interpolation", "", *_measure(bicubic, originals)]]
     (line,) = [each for each in (PAGES / "restoration.md").read_text().splitlines() if each.startswith(DDRM)]
     *_, psnr, _, ssim = (each.strip() for each in line.strip("|").split("|"))

@@ -14,7 +14,7 @@ from lightning_ddpm.callbacks.plots import create_figure, render_figure
 from lightning_ddpm.callbacks.run_logger import log_image
 from lightning_ddpm.data import ImageDataset
 from lightning_ddpm.data.sharding import split_evenly
-from lightning_ddpm.diffusion import FixedLarge, ReverseVariance, elbo_term, require_chain
+from lightning_ddpm.diffusion import FixedLarge, NoiseSchedule, ReverseVariance, elbo_term, require_chain
 from lightning_ddpm.diffusion.elbo import get_half_bin
 from lightning_ddpm.metrics import BitsPerDimEstimate
 from lightning_ddpm.metrics.bits_per_dim import build_denoisers, measure_bits_per_dim
@@ -55,6 +55,11 @@ class BitsPerDim(Measurement):
         self.n, self.variance, self.batch_size, self.seed = n, variance or FixedLarge(), batch_size, seed
         self.likelihoods: dict[str, BitsPerDimEstimate] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a model that has no variational bound, before anything is written."""
+        if stage in ("fit", "test"):
+            _require_bound(pl_module)
+
     def measure(self, trainer: Trainer, module: LightningModule, stage: str) -> dict[str, float]:
         """Measure with the averaged weights, print the estimates and save the plot; every rank must call."""
         model, images, n = self._get_inputs(trainer, module)
@@ -76,7 +81,7 @@ class BitsPerDim(Measurement):
     def announce(self, trainer: Trainer, module: LightningModule, when: str) -> None:
         """Print the cost, estimated from one timed batch, and refuse before any work what cannot be measured."""
         model, _, n = self._get_inputs(trainer, module)
-        schedule = require_chain(model.schedule, "BitsPerDim", "the callback FlowLikelihood in its place")
+        _, schedule = _require_bound(model)
         denoise, _ = build_denoisers(model, trainer.precision_plugin.forward_context)
         _, _, size = split_evenly(n, 0, self.batch_size, Ranks(0, trainer.world_size))[0]
         x = torch.zeros(size, *model.image_shape, dtype=schedule.beta.dtype, device=model.device)
@@ -92,8 +97,7 @@ class BitsPerDim(Measurement):
 
     def _get_inputs(self, trainer: Trainer, module: LightningModule) -> tuple[DDPM, ImageDataset, int]:
         """Return the model, the held-out images and how many of them to measure."""
-        model = trainer_access.require_ddpm(module, "bits/dim")
-        get_half_bin(model.values.levels)  # raises for continuous data
+        model, _ = _require_bound(module)
         purpose = "BitsPerDim measures an ImageDataModule's held-out images"
         return model, *trainer_access.require_held_out(trainer, purpose, self.n)
 
@@ -114,6 +118,13 @@ class BitsPerDim(Measurement):
                 )
         plot = _plot_terms(self.likelihoods, title)
         log_image(trainer, plot, f"{stage}_bits_per_dim.png", f"{stage}/bits_per_dim_terms")
+
+
+def _require_bound(module: LightningModule) -> tuple[DDPM, NoiseSchedule]:
+    """Return the model and its schedule; UserError if it has no variational bound on discrete values."""
+    model = trainer_access.require_ddpm(module, "bits/dim")
+    get_half_bin(model.values.levels)  # raises for continuous data
+    return model, require_chain(model.schedule, "BitsPerDim", "the callback FlowLikelihood in its place")
 
 
 def _format_estimate(likelihood: BitsPerDimEstimate) -> str:

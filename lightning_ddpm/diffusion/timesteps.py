@@ -29,7 +29,7 @@ class TimestepSampler(nn.Module, ABC):
         """
 
     def check_objective(self, objective: Objective) -> None:
-        """Raise a UserError if the objective's losses do not tell how often to sample t; before the first step."""
+        """Raise a UserError if the objective's losses do not show how often to sample t; before the first step."""
         return
 
     @abstractmethod

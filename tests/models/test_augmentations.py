@@ -38,9 +38,9 @@ def test_validation_and_its_loss_see_images_as_they_are(tmp_path, monkeypatch) -
     seen = {True: [], False: []}
     loss = DDPM.loss
 
-    def note(self, x_0, t, eps, condition=None):
+    def note(self, x_0, t, eps, condition=None, random=None):
         seen[self.training].append((x_0, condition))
-        return loss(self, x_0, t, eps, condition)
+        return loss(self, x_0, t, eps, condition, random)
 
     monkeypatch.setattr(DDPM, "loss", note)
     network = tiny_network(conditions=[AugmentationEmbedding(9)])
