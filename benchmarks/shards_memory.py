@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
             pids = pids or [None, *(worker.pid for worker in getattr(batches, "_workers", []))]
             seen[indices] += 1
             done += len(images)
-            if done % (len(data) // 10 // 100 * 100) == 0:
+            if 10 * done // len(data) > 10 * (done - len(images)) // len(data):
                 megabytes[f"{done:,}"] = sum(map(measure, pids))
         assert bool((seen == 1).all()), "an epoch reads every image once"
     settings = {"unit": "images read", "columns": [*megabytes], "tar files": options.shards, "workers": options.workers}
