@@ -59,8 +59,9 @@ def run(options: Namespace) -> None:
         write_report(options)
         return
     extractor = load_extractor(options)
-    for family in options.families:
-        for name, seed, rate in [*((f"seed{each}", each, 1) for each in range(SEEDS)), (f"rate{RATE}", 0, RATE)]:
+    runs = [*((f"seed{each}", each, 1) for each in range(SEEDS)), (f"rate{RATE}", 0, RATE)]
+    for name, seed, rate in runs:
+        for family in options.families:
             folder = options.folder / options.task / family / name
             result = folder / "result.json"
             if result.exists():
