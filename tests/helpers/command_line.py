@@ -3,11 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from helpers.forked_program import run_forked
 
 REPOSITORY = Path(__file__).parent.parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -15,12 +16,10 @@ CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 
 def run(*command: object, seconds: float = 240, **environment: object) -> subprocess.CompletedProcess[str]:
     """Run a command in the repository until it and all its children have ended; kill all of them at the timeout."""
-    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
-    variables.pop("PL_GLOBAL_SEED", None)  # a test that trained in this process may have set it
     process = subprocess.Popen(
         [str(word) for word in command],
         cwd=REPOSITORY,
-        env=variables,
+        env=get_variables(environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -36,9 +35,17 @@ def run(*command: object, seconds: float = 240, **environment: object) -> subpro
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+def get_variables(environment: Mapping[str, object]) -> dict[str, str]:
+    """Return this process's environment with some variables changed."""
+    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    variables.pop("PL_GLOBAL_SEED", None)  # a test that trained in this process may have set it
+    return variables
+
+
 def ddpm(*arguments: object, seconds: float = 240, **environment: object) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m lightning_ddpm`` in another process."""
-    return run(sys.executable, "-m", "lightning_ddpm", *arguments, seconds=seconds, **environment)
+    """Run ``python -m lightning_ddpm`` in another process, which is forked from one that has imported it."""
+    variables = get_variables(environment)
+    return run_forked([str(word) for word in arguments], REPOSITORY, variables, seconds)
 
 
 def read_yaml(path: Path) -> Any:

@@ -1,17 +1,15 @@
 """A run that is killed and resumed ends bit for bit as an uninterrupted one, with every image once per epoch."""
 
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
+from helpers.command_line import REPOSITORY, callback, ddpm, get_variables, tiny_digits, write_yaml
+from helpers.forked_program import start_forked
 from helpers.run_results import assert_equal, curves, trained
 from helpers.run_spies import diary, first_epoch, steps
 
@@ -163,22 +161,21 @@ def test_two_ranks_resume_after_one_was_killed(whole_of_two: Path, tmp_path: Pat
 def test_a_run_killed_at_random_moments_resumes_to_the_same_end(whole: Path, tmp_path: Path) -> None:
     moments = random.Random(0)
     file = write_yaml(tmp_path / "config.yaml", config(tmp_path))
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
-    environment.pop("PL_GLOBAL_SEED", None)
+    environment = get_variables({"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"})
 
     def resume() -> tuple[str, ...]:
         begun = any((tmp_path / "run" / name).exists() for name in (UNSAVED, "last.ckpt"))
         return ("--ckpt_path", "last") if begun else ()
 
     for _ in range(6):
-        words = [sys.executable, "-m", "lightning_ddpm", "fit", "--config", str(file), *resume()]
-        process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+        words = ["fit", "--config", str(file), *resume()]
+        process = start_forked(words, REPOSITORY, environment, (tmp_path / "out", tmp_path / "err"))
         begun = len(diary(tmp_path)) if (tmp_path / "rank-0.jsonl").exists() else 0
-        while process.poll() is None and not ((tmp_path / "rank-0.jsonl").exists() and len(diary(tmp_path)) > begun):
+        while process.exitcode is None and not ((tmp_path / "rank-0.jsonl").exists() and len(diary(tmp_path)) > begun):
             time.sleep(0.01)  # until it trains
         time.sleep(moments.uniform(0, 1))
         process.kill()
-        process.wait()
+        process.join()
     resumed = fit(tmp_path, *resume())
     assert resumed.returncode == 0, resumed.stderr
     # A run that is killed between the last checkpoint and the end does not reach the end of its last epoch again.
