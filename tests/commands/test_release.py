@@ -193,7 +193,7 @@ def test_a_hub_that_cannot_be_reached_or_refuses_is_a_sentence(release, hub, com
     assert "it cannot be reached, and is not in the cache" in get_error_sentence(status, err)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     status, _, err = command("sample", "--ckpt", "hf://someone/tiny", "--n", 1, "--out", tmp_path)
-    assert "pip install 'lightning-ddpm[hub]'" in get_error_sentence(status, err)
+    assert "pip install 'huggingface-hub>=0.30'" in get_error_sentence(status, err)
 
 
 @pytest.mark.parametrize(

@@ -172,4 +172,4 @@ def test_without_gradio_the_extra_is_named(command, monkeypatch):
     monkeypatch.delattr("lightning_ddpm.commands.demo.page", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     status, _, err = command("demo", "--ckpt", "digits")
-    assert "pip install 'lightning-ddpm[demo]'" in get_error_sentence(status, err)
+    assert "pip install 'gradio>=6.27'" in get_error_sentence(status, err)
