@@ -47,7 +47,7 @@ def download(address: str) -> Path:
     """
     repository, _, revision = address.removeprefix(SCHEME).partition("@")
     check_repository(repository)
-    if "@" in address and not re.fullmatch(r"[A-Za-z0-9][\w./-]{0,200}", revision):
+    if "@" in address and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,200}", revision) or ".." in revision):
         raise UserError(f"a revision is a branch, a tag or a commit, got {revision!r} in {address}")
     with _explain(repository):
         from huggingface_hub import errors, hf_hub_download
