@@ -36,9 +36,7 @@ def run(arguments: Sequence[str]) -> None:
         if path.name not in hub.FILES:
             raise UserError(f"{folder} holds {path.name}, which is no part of a release; move it elsewhere")
         if path.is_symlink() or not path.is_file():  # what it leads to would be uploaded
-            raise UserError(
-                f"{path} is a link or a folder; a release holds files alone, as `export` writes them"
-            )
+            raise UserError(f"{path} is a link or a folder; a release holds files alone, as `export` writes them")
     check_published(folder / hub.WEIGHTS)
     _check_weights(folder / hub.WEIGHTS)
     read_checkpoint(folder / hub.CHECKPOINT)  # compares its digest, too, and refuses what is no plain data
