@@ -74,7 +74,7 @@ def test_links_in_what_the_image_is_built_from_lead_to_what_is_copied_with_them(
 
 
 @pytest.mark.slow
-def test_its_steps_give_a_command_that_works_without_a_network(tmp_path: Path) -> None:
+def test_its_steps_give_a_command_that_works_for_a_user_without_a_network(tmp_path: Path) -> None:
     build, final = list_steps()
     kept = [line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     source, wheels = tmp_path / "source", tmp_path / "wheel"
@@ -111,15 +111,25 @@ def test_its_steps_give_a_command_that_works_without_a_network(tmp_path: Path) -
     assert ran.returncode == 0, ran.stderr
     work = tmp_path / "work"
     work.mkdir()
-    alone = ["unshare", "--net", "--map-root-user"] if _can_unshare() else []
+    alone = ["unshare", "--net", "--map-user=1000"] if _can_unshare() else []
+    if alone:
+        ran = run(
+            *alone, python, "-c", "import os, socket; print(os.getuid()); socket.create_connection(('1.1.1.1', 53))"
+        )
+        assert (ran.stdout, ran.stderr.splitlines()[-1]) == ("1000\n", "OSError: [Errno 101] Network is unreachable")
     entry = [*alone, tmp_path / "venv" / "bin" / json.loads(dict(final)["ENTRYPOINT"])[0]]
-    ran = run("env", "-C", work, "-u", "PYTHONPATH", *entry, "sample", "--ckpt", "digits", "--n", 2, "--out", "samples")
-    assert ran.returncode == 0, ran.stderr
-    assert (work / "samples" / "000001.png").is_file()
+    tiny = ("--trainer.max_steps", 2, "--trainer.callbacks", "null", "--trainer.num_sanity_val_steps", 0)
+    for words, written in (
+        (("fit", "--config", "digits", *tiny), "checkpoints/digits/config.yaml"),
+        (("sample", "--ckpt", "digits", "--n", 2, "--out", "samples"), "samples/000001.png"),
+    ):
+        ran = run("env", "-C", work, "-u", "PYTHONPATH", *entry, *words)
+        assert ran.returncode == 0, ran.stderr
+        assert (work / written).is_file()
 
 
 def _can_unshare() -> bool:
-    return shutil.which("unshare") is not None and run("unshare", "--net", "--map-root-user", "true").returncode == 0
+    return shutil.which("unshare") is not None and run("unshare", "--net", "--map-user=1000", "true").returncode == 0
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,5 +1,7 @@
 """The wheel works alone: in an empty folder, without the repository, with what ships found by its name."""
 
+import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.command_line import REPOSITORY, run
 
 import lightning_ddpm
@@ -87,14 +90,74 @@ def python(installed: Path) -> Path:
     return environment / "bin" / "python"
 
 
-def test_new_projects_pass_their_tests_where_they_are_installed(installed: Path, python: Path, tmp_path: Path) -> None:
-    projects = {"digits": ["--conditional"], "folder": [], "array": ["--conditional", "--logger", "csv"], "paired": []}
-    for data, more in projects.items():
+@pytest.fixture(scope="module")
+def projects(installed: Path, python: Path) -> Path:
+    """A folder with a project for each kind of data, all of them installed in that environment."""
+    folder = installed.parent / "projects"
+    folder.mkdir()
+    options = {"digits": ["--conditional"], "folder": [], "array": ["--conditional", "--logger", "csv"], "paired": []}
+    for data, more in options.items():
         name = f"my_{data}"
-        call(tmp_path, installed, "new", name, "--data", data, *more)
+        call(folder, installed, "new", name, "--data", data, *more)
         pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, "install", "-q")
-        ran = run(*pip, "--no-deps", "--no-build-isolation", tmp_path / name)
+        ran = run(*pip, "--no-deps", "--no-build-isolation", folder / name)
         assert ran.returncode == 0, ran.stderr
-    ran = run(python, "-m", "pytest", "-q", tmp_path, LIGHTNING_DDPM_TRUST="")
+    return folder
+
+
+def test_new_projects_pass_their_tests_where_they_are_installed(python: Path, projects: Path) -> None:
+    ran = run(python, "-m", "pytest", "-q", projects, LIGHTNING_DDPM_TRUST="")
     assert ran.returncode == 0, ran.stdout
     assert "12 passed" in ran.stdout
+
+
+ALONE = f"""
+import sys
+from lightning_ddpm.commands.main import main
+status = main()
+loaded = [str(getattr(each, "__file__", "")) for each in list(sys.modules.values())]
+assert any(each.endswith("my_digits/network.py") for each in loaded), "the project's own classes were not built"
+assert not [each for each in loaded if each.startswith({str(REPOSITORY / "lightning_ddpm")!r})]
+sys.exit(status)
+"""
+"""The command line, which fails where a module of the repository was loaded."""
+
+
+def test_a_checkpoint_of_a_new_project_is_used_and_published_without_the_repository(
+    python: Path, projects: Path, tmp_path: Path
+) -> None:
+    """In a folder that holds nothing but the run, without PYTHONPATH or LIGHTNING_DDPM_TRUST."""
+
+    def use(*arguments: object) -> None:
+        outside = ("env", "-C", tmp_path, "-u", "PYTHONPATH", "-u", "LIGHTNING_DDPM_TRUST")
+        ran = run(*outside, python, "-c", ALONE, *arguments)
+        assert ran.returncode == 0, ran.stderr
+
+    few = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.callbacks.Evaluation.n", 70]
+    few += ["--trainer.callbacks.Evaluation.every_n_steps", 20, "--trainer.val_check_interval", 20]
+    few += ["--model.network.width", 16, "--data.batch_size", 8]
+    config, fast = projects / "my_digits" / "configs" / "train.yaml", ("--accelerator", "cpu", "--steps", 2)
+    use("fit", "--config", config, *few, "--trainer.max_steps", 20)
+    run_folder = tmp_path / "checkpoints" / "train"
+    use("fit", "--config", run_folder / "config.yaml", "--ckpt_path", "last", "--trainer.max_steps", 40)
+    assert torch.load(run_folder / "last.ckpt", weights_only=True)["global_step"] == 40
+    last = ("--ckpt", run_folder / "last.ckpt")
+    use("sample", *last, "--n", 2, "--label", 7, "--out", "samples", *fast)
+    evaluate = ("evaluate", "--n", 70, "--extractor", "DigitsFeatures", "--metrics", "fid", *fast)
+    use(*evaluate, *last, "--out", "result.json")
+    export = ("export", *last, "--format", "release", "--out", "release", "--samples", 4, "--license", "apache-2.0")
+    use(*export, "--metrics", "result.json")
+
+    card = (tmp_path / "release" / "README.md").read_text()
+    value = json.loads((tmp_path / "result.json").read_text())["metrics"]["fd_digits"]["value"]
+    assert f"| fd_digits | {value:.5g} |" in card
+    assert "Its classes are in `my_digits" in card
+    shutil.rmtree(run_folder)  # what was published is all that there is
+    released = ("--ckpt", tmp_path / "release" / "model.ckpt")
+    use("sample", *released, "--n", 2, "--label", 7, "--out", "again", *fast)
+    for index in range(2):
+        assert (tmp_path / "again" / f"00000{index}.png").read_bytes() == (
+            tmp_path / "samples" / f"00000{index}.png"
+        ).read_bytes()
+    use(*evaluate, *released, "--out", "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["metrics"]["fd_digits"]["value"] == value

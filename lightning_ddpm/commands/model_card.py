@@ -143,7 +143,6 @@ def _describe_loading(facts: ModelFacts) -> str:
     given = "".join(f" {each}" for each in facts.given)
     address = f"{hub.SCHEME}{UNNAMED}"
     lines = [
-        "pip install 'lightning-ddpm[hub]'",
         f"{trust}lightning-ddpm sample --ckpt {address} --n 64 --out samples{label}{given}",
     ]
     exports = "diffusers has no pipeline of this kind."
@@ -152,6 +151,7 @@ def _describe_loading(facts: ModelFacts) -> str:
         exports = "The last line writes a folder for diffusers: `DiffusionPipeline.from_pretrained('FOLDER')`."
     commands = "\n".join(lines)
     return (
+        "Where lightning_ddpm and huggingface_hub are installed:\n\n"
         f"```bash\n{commands}\n```\n\nIn Python it is `lightning_ddpm.load('{address}')`.{note} `{hub.WEIGHTS}` holds "
         f"the averaged (EMA) weights alone, and `{hub.CHECKPOINT}` the same with what builds the model; reading "
         f"either runs no code. {exports}"

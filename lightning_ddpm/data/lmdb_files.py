@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.extras import import_extra
 
 META = struct.Struct("<16x I I Q Q I 44x 48x Q")
 """A meta page of 64-bit LMDB: magic, version, address, map size, page size (with the rest of two tables), last page."""
@@ -24,10 +25,7 @@ def open_lmdb(folder: Path) -> tuple[Any, list[bytes]]:
     Raises:
         UserError: lmdb is not installed, or the folder holds no LMDB or a damaged one.
     """
-    try:
-        import lmdb
-    except ImportError as error:
-        raise UserError("LSUN needs the package lmdb, which is not installed: pip install lmdb") from error
+    lmdb = import_extra("lmdb", "images of LSUN", "lsun")
     _check_header(folder / "data.mdb")
     try:
         environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False, max_readers=1)

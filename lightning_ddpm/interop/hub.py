@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.extras import write_install_command
 
 SCHEME = "hf://"
 CHECKPOINT, WEIGHTS, CONFIG = "model.ckpt", "model.safetensors", "config.yaml"
@@ -46,7 +47,7 @@ def download(address: str) -> Path:
     """
     repository, _, revision = address.removeprefix(SCHEME).partition("@")
     check_repository(repository)
-    if "@" in address and not re.fullmatch(r"[A-Za-z0-9][\w./-]{0,200}", revision):
+    if "@" in address and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,200}", revision) or ".." in revision):
         raise UserError(f"a revision is a branch, a tag or a commit, got {revision!r} in {address}")
     with _explain(repository):
         from huggingface_hub import errors, hf_hub_download
@@ -93,7 +94,7 @@ def _explain(repository: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(f"the Hub needs huggingface_hub ({error}): pip install 'lightning-ddpm[hub]'") from error
+        raise UserError(f"the Hub needs huggingface_hub ({error}): {write_install_command('hub')}") from error
     except Exception as error:  # its own, of its HTTP library, and OSError
         from huggingface_hub import errors
 

@@ -29,6 +29,6 @@ def name_checkpoint(path: Path) -> str:
     That is ``digits`` for one that ships, ``hf://USER/MODEL@COMMIT`` for one from the Hub, and the name of any other
     file.
     """
-    if CHECKPOINTS.find(path.stem) == path:
+    if (shipped := CHECKPOINTS.find(path.stem)) and shipped.resolve() == path.resolve():  # or a path that leads to it
         return path.stem
     return hub.find_address(path) or path.name

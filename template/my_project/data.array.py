@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning_ddpm.data import ImageDataset, ImageSource, MemoryDataset
-from lightning_ddpm.data.datasets import FileDataset
-from lightning_ddpm.data.sources import Split
+from lightning_ddpm.data import FileDataset, ImageDataset, ImageSource, MemoryDataset, Split
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -17,27 +15,24 @@ class Data(ImageSource):
         self.channels, self.size = channels, size
 
     def prepare(self, root: Path) -> None:
-        self.read_labels(root)
+        self.class_names(root)
 
     def open(self, root: Path, split: Split) -> ImageDataset:
-        images, labels = np.load(root / "images.npy"), self.read_labels(root)
-        labels = np.full(len(images), -1) if labels is None else labels.astype(np.int64)
+        images, labels = np.load(root / "images.npy"), self.read_labels(root).astype(np.int64)
         chosen = (np.arange(len(images)) % 10 == 9) == (split == "test")
         return MemoryDataset(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen]))
 
-    def read_labels(self, root: Path) -> np.ndarray | None:
+    def read_labels(self, root: Path) -> np.ndarray:
         if not (root / "images.npy").is_file():
             raise UserError(f"there is no images.npy in {root}; set --data.root to its folder")
-        if not (root / "labels.npy").is_file():
-            return None
-        n, labels = len(np.load(root / "images.npy", mmap_mode="r")), np.load(root / "labels.npy")
+        n, path = len(np.load(root / "images.npy", mmap_mode="r")), root / "labels.npy"
+        labels = np.load(path) if path.is_file() else np.full(n, -1)
         if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min(initial=0) < -1:
-            raise UserError(f"{root}/labels.npy must hold a class 0, 1, ... of each of the {n} images, or -1 for none")
+            raise UserError(f"{path} must hold a class 0, 1, ... of each of the {n} images, or -1 for none")
         return labels
 
     def image_files(self, root: Path) -> list[FileDataset]:
         return []  # the images are in an array
 
     def class_names(self, root: Path) -> list[str]:
-        labels = self.read_labels(root)
-        return [] if labels is None else [str(label) for label in range(max(labels.tolist(), default=-1) + 1)]
+        return [str(label) for label in range(max(self.read_labels(root).tolist(), default=-1) + 1)]

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import torch
-from lightning_ddpm.data import ImageDataset, ImageSource, MemoryDataset
-from lightning_ddpm.data.datasets import FileDataset
-from lightning_ddpm.data.sources import Split
+from lightning_ddpm.data import FileDataset, ImageDataset, ImageSource, MemoryDataset, Split
 from sklearn.datasets import load_digits
 
 

@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import torch
-from lightning_ddpm.data import ImageDataset, ImageSource
-from lightning_ddpm.data.datasets import FileDataset, build_path_dataset
-from lightning_ddpm.data.sources import Split
+from lightning_ddpm.data import FileDataset, ImageSource, Split, build_path_dataset
 from lightning_ddpm.utils.errors import UserError
 
 
@@ -18,12 +16,10 @@ class Data(ImageSource):
         self.size = size
 
     def prepare(self, root: Path) -> None:
-        if len(list(root.rglob("*.png"))) < 10:
-            raise UserError(f"there are not ten PNG files in {root}; set --data.root to their folder")
         if self.class_names(root) and (beside := next(root.glob("*.png"), None)):
             raise UserError(f"{beside} lies beside the folders of the classes; move it into one of them")
 
-    def open(self, root: Path, split: Split) -> ImageDataset:
+    def open(self, root: Path, split: Split) -> FileDataset:
         paths = [path for i, path in enumerate(sorted(root.rglob("*.png"))) if (i % 10 == 9) == (split == "test")]
         names = self.class_names(root)
         labels = [names.index(path.relative_to(root).parts[0]) if names else -1 for path in paths]
@@ -33,6 +29,6 @@ class Data(ImageSource):
         return [self.open(root, "train"), self.open(root, "test")]  # what check-data reads
 
     def class_names(self, root: Path) -> list[str]:
-        if not root.is_dir():
-            raise UserError(f"there is no folder {root}; set --data.root to that of the PNG files")
+        if len(list(root.rglob("*.png"))) < 10:
+            raise UserError(f"there are not ten PNG files in {root}; set --data.root to their folder")
         return sorted(path.name for path in root.iterdir() if path.is_dir())

@@ -3,6 +3,8 @@
 import importlib.util
 import itertools
 import re
+import subprocess
+import sys
 import tomllib
 
 import numpy as np
@@ -40,13 +42,37 @@ def test_every_combination_of_answers_is_a_complete_project(answers, tmp_path):
     assert model["network"]["init_args"]["classes"] == (None if condition == "conditional" else 0)
     hidden = {"conditional": 0.1, "unconditional": 0.0 if data == "paired" else None}[condition]
     assert model.get("label_dropout") == hidden
-    assert ("conditions" in model["network"]["init_args"]) == (data == "paired")
+    assert ("ConcatenatedImage" in files["tiles/network.py"]) == (data == "paired")
     assert ("logger" in trainer) == (logger != "tensorboard")
     assert logger in str(trainer.get("logger", "tensorboard")).lower()
     assert trainer["callbacks"][-1]["init_args"]["monitor"] == MONITORS.get(data, "val/loss")
     project = tomllib.loads(files["pyproject.toml"])["project"]
     assert project["entry-points"] == {"lightning_ddpm.trust": {"tiles": "tiles"}}
     assert any(each.startswith(logger) for each in project["dependencies"]) == (logger in ("wandb", "mlflow"))
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory):
+    """A folder with a project for every kind of data, with classes and without."""
+    folder = tmp_path_factory.mktemp("projects")
+    for data, condition in itertools.product(DATA, CONDITIONS):
+        write_project(folder / f"{data}_{condition}", "tiles", (data, "csv", condition))
+    return folder
+
+
+def test_every_extension_point_is_an_example_of_10_to_30_lines(projects):
+    files = [path for name in ("network", "loss", "data") for path in projects.glob(f"*/tiles/{name}.py")]
+    assert len(files) == 3 * len(DATA) * len(CONDITIONS)
+    for path in files:
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        assert 10 <= len(lines) <= 30, (path, len(lines))
+
+
+def test_ruff_finds_nothing_in_a_new_project(projects):
+    pytest.importorskip("ruff", reason="there is no ruff here; pip install '.[dev]' installs it")
+    for words in (("check",), ("format", "--check")):
+        ran = subprocess.run([sys.executable, "-m", "ruff", *words, "--no-cache", projects], capture_output=True)
+        assert ran.returncode == 0, ran.stdout.decode()
 
 
 def test_no_key_of_a_config_stands_there_twice(tmp_path):
@@ -133,10 +159,10 @@ def test_a_conditional_project_refuses_data_without_classes(command, monkeypatch
 @pytest.mark.parametrize(
     ("data", "condition", "expected"),
     [
-        ("folder", "conditional", "there is no folder"),
+        ("folder", "conditional", "there are not ten PNG files in"),
         ("folder", "unconditional", "there are not ten PNG files in"),
         ("array", "conditional", "there is no images.npy in"),
-        ("paired", "conditional", "there is no folder target in"),
+        ("paired", "conditional", "there are not ten PNG files in"),
         ("paired", "unconditional", "there are not ten PNG files in"),
     ],
 )

@@ -1,6 +1,7 @@
 """A release holds the averaged weights and a card that is true, goes to a Hub and comes back, and runs no code."""
 
 import json
+import pickle
 import shutil
 import sys
 
@@ -19,6 +20,7 @@ from lightning_ddpm.models.checkpoint import read_checkpoint
 from lightning_ddpm.models.checkpoint_source import locate_checkpoint, name_checkpoint
 from lightning_ddpm.utils.condition import ConditionFormat
 from lightning_ddpm.utils.errors import UserError
+from lightning_ddpm.utils.hashing import hash_file
 
 TINY = ("--accelerator", "cpu", "--steps", 2)
 
@@ -174,6 +176,7 @@ def test_what_is_downloaded_is_compared_and_never_run(release, hub, command, tmp
         ("someone", "a model on the Hub is called USER/MODEL"),
         ("../../etc/passwd", "a model on the Hub is called USER/MODEL"),
         ("someone/code@../x", "a revision is a branch, a tag or a commit"),
+        ("someone/code@main/../../../../../x", "a revision is a branch, a tag or a commit"),  # a path in the cache
     ]:
         status, _, err = command("sample", "--ckpt", f"hf://{name}", "--n", 1, "--out", tmp_path / "out")
         assert expected in get_error_sentence(status, err), name
@@ -193,7 +196,22 @@ def test_a_hub_that_cannot_be_reached_or_refuses_is_a_sentence(release, hub, com
     assert "it cannot be reached, and is not in the cache" in get_error_sentence(status, err)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     status, _, err = command("sample", "--ckpt", "hf://someone/tiny", "--n", 1, "--out", tmp_path)
-    assert "pip install 'lightning-ddpm[hub]'" in get_error_sentence(status, err)
+    assert "pip install 'huggingface-hub>=0.30'" in get_error_sentence(status, err)
+
+
+def replace_by_pickle(folder):
+    """Write a pickle in place of the safetensors, and its digest into the list."""
+    weights, sums = folder / "model.safetensors", folder / "SHA256SUMS"
+    before = hash_file(weights)
+    weights.write_bytes(pickle.dumps(print))
+    sums.write_text(sums.read_text().replace(before, hash_file(weights)))
+
+
+def replace_by_link(path):
+    """Move a file out of its release, and leave a link to it."""
+    outside = path.parent.parent / "outside"
+    path.rename(outside)
+    path.symlink_to(outside)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +221,9 @@ def test_a_hub_that_cannot_be_reached_or_refuses_is_a_sentence(release, hub, com
         (lambda folder: (folder / "model.ckpt").unlink(), "has no model.ckpt; write a release by"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "model.safetensors is not the file that"),
         (lambda folder: (folder / "model.ckpt").write_bytes(b"x"), "model.ckpt is not the file that"),
+        (replace_by_pickle, "model.safetensors holds no safetensors"),
+        (lambda folder: replace_by_link(folder / "config.yaml"), "config.yaml is a link or a folder"),
+        (lambda folder: replace_by_link(folder / "SHA256SUMS"), "SHA256SUMS is a link or a folder"),
     ],
 )
 def test_only_a_whole_release_is_pushed(change, expected, release, hub, command, tmp_path):

@@ -12,6 +12,7 @@ from lightning_ddpm.models.checkpoint_source import locate_checkpoint, name_chec
 from lightning_ddpm.models.ddpm import DDPM
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError, first_line
+from lightning_ddpm.utils.extras import write_install_command
 from lightning_ddpm.utils.signals import release_signals
 from lightning_ddpm.utils.yaml_text import build_parser
 
@@ -28,7 +29,7 @@ def run(arguments: Sequence[str]) -> None:
         from lightning_ddpm.commands.demo import page, server
     except ImportError as error:
         raise UserError(
-            f"the demo is a page of gradio, and {first_line(error)}; install it by pip install 'lightning-ddpm[demo]'"
+            f"the demo is a page of gradio, and {first_line(error)}: {write_install_command('demo')}"
         ) from error
     with server.listen(options.host, options.port) as listener:
         model = load(options.ckpt, DDPM, raw=options.raw)

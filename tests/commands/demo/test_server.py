@@ -10,7 +10,7 @@ from helpers.command_outputs import get_error_sentence
 
 from lightning_ddpm.commands.demo import server
 from lightning_ddpm.commands.demo.server import MAX_BYTES, Gate
-from lightning_ddpm.models.checkpoint_source import name_checkpoint
+from lightning_ddpm.models.checkpoint_source import locate_checkpoint, name_checkpoint
 from lightning_ddpm.utils.errors import UserError
 
 JOIN = "/gradio_api/queue/join"
@@ -154,6 +154,12 @@ def test_a_checkpoint_of_the_hub_is_called_by_its_address(place, name, tmp_path)
     assert name_checkpoint(tmp_path / place) == name
 
 
+def test_a_checkpoint_that_ships_has_its_name_wherever_it_is_named_from(monkeypatch):
+    monkeypatch.chdir(REPOSITORY / "checkpoints")
+    assert name_checkpoint(locate_checkpoint("pretrained/digits.ckpt")) == "digits"
+    assert name_checkpoint(locate_checkpoint("digits")) == "digits"
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # uvicorn exits
 def test_a_page_that_does_not_start_is_an_error():
     async def fail(scope, receive, send):
@@ -172,4 +178,4 @@ def test_without_gradio_the_extra_is_named(command, monkeypatch):
     monkeypatch.delattr("lightning_ddpm.commands.demo.page", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     status, _, err = command("demo", "--ckpt", "digits")
-    assert "pip install 'lightning-ddpm[demo]'" in get_error_sentence(status, err)
+    assert "pip install 'gradio>=6.27'" in get_error_sentence(status, err)
