@@ -79,6 +79,8 @@ class Subject:
         sigma_data: standard deviation of the images' values in [-1, 1].
         unet, dit: arguments of the networks, of about as many parameters.
         features: config of the classifier whose features are compared; empty for the one that ships.
+        networks: those that are trained.
+        few_steps: whether predictions for few steps are trained, too, in the first network.
     """
 
     source: str
@@ -88,6 +90,13 @@ class Subject:
     unet: Mapping[str, Any] = field(default_factory=dict)
     dit: Mapping[str, Any] = field(default_factory=dict)
     features: str = ""
+    networks: tuple[str, ...] = NETWORKS
+    few_steps: bool = True
+
+    def list_predictions(self, network: str) -> list[str]:
+        """Return the predictions that a network is trained for."""
+        few_steps = self.few_steps and network == self.networks[0]
+        return [name for name, each in PREDICTIONS.items() if few_steps or not each.few_steps]
 
     def build_network(self, name: str, few_steps: bool) -> dict[str, Any]:
         """Return a network as in a config."""
@@ -110,9 +119,10 @@ DIT = {
 SUBJECTS = {
     "digits": Subject("Digits", "digits", 300, 0.75, UNET, DIT),
     "mnist": Subject(
-        *("MNIST", "mnist", 300, 0.62),
-        unet=UNET | {"multipliers": [1, 2, 2], "attention": [7]},
-        dit=DIT | {"patch": 4},
+        *("MNIST", "mnist", 200, 0.62),
+        unet=UNET | {"width": 8, "multipliers": [1, 2, 4], "attention": [7], "groups": 4},
         features="mnist_features",
+        networks=("U-Net",),
+        few_steps=False,
     ),
 }

@@ -18,7 +18,8 @@ class GeometricAugmentation(Augmentation):
 
     The 9 parameters of an image: mirrored, upside down (0 or 1), scaled by a power of 2^(0.2 z), rotated (cos - 1 and
     sin of the angle, any), stretched along an axis by 2^(0.2 z) (z times cos and sin of its direction), and shifted
-    (z for each side, in eighths of it), where z is standard normal. Beyond its edges an image is reflected.
+    (z for each side, in eighths of it), where z is standard normal. Beyond its edges an image is reflected. Pixels are
+    interpolated bicubically at twice the resolution, where Karras et al. filter by wavelets (sym6).
 
     Args:
         probability: of each transformation (Karras et al.: 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQv2).

@@ -8,7 +8,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("greenlet")
 from benchmarks.digits_tables import Results
 from benchmarks.paths_candidates import PREDICTIONS, SUBJECTS, list_solvers
-from benchmarks.paths_tables import build_config, list_predictions, summarise
+from benchmarks.paths_tables import build_config, summarise
 
 
 def test_candidates_differ_in_what_is_compared_alone() -> None:
@@ -23,7 +23,8 @@ def test_candidates_differ_in_what_is_compared_alone() -> None:
         assert model["network"]["init_args"].get("intervals", False) == PREDICTIONS[name].few_steps
         assert {sampler.nfe(1000) for sampler in list_solvers(PREDICTIONS[name]).values()} >= {19}
     assert configs["EDM"]["model"]["init_args"]["parameterization"]["init_args"] == {"sigma_data": 0.75}
-    assert set(list_predictions("U-Net")) - set(list_predictions("DiT")) == {"MeanFlow"}
+    assert set(subject.list_predictions("U-Net")) - set(subject.list_predictions("DiT")) == {"MeanFlow"}
+    assert SUBJECTS["mnist"].list_predictions("U-Net") == subject.list_predictions("DiT")
 
 
 def test_a_cell_has_the_mean_and_the_spread_of_the_seeds_that_are_done(tmp_path: Path) -> None:

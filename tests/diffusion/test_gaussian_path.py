@@ -40,6 +40,7 @@ from lightning_ddpm.utils.errors import UserError
 
 FLOW, EXPLODING = RectifiedFlow(), VarianceExploding()
 CONTINUOUS = [EXPLODING, FLOW, VarianceExploding(0.01, 20, rho=3, steps=50)]
+PARAMETERIZATIONS = [FlowVelocity(), Velocity(), X0(), PosteriorMean(), Epsilon(), EDM(0.7)]
 every_continuous_path = pytest.mark.parametrize("path", CONTINUOUS, ids=repr)
 
 
@@ -71,7 +72,7 @@ def test_a_continuous_path_runs_from_the_data_to_noise_and_time_inverts_it(path:
     torch.testing.assert_close(product, path.alpha_bar_at(10))
 
 
-@pytest.mark.parametrize("parameterization", [FlowVelocity(), Velocity(), X0(), PosteriorMean(), Epsilon(), EDM(0.7)])
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS, ids=repr)
 @pytest.mark.parametrize("path", [*CONTINUOUS, Linear(1000)], ids=repr)
 def test_every_parameterization_on_every_path_gives_the_same_x_0_and_eps(
     path: GaussianPath, parameterization: Parameterization
@@ -112,6 +113,20 @@ def test_the_likelihood_by_the_flow_is_the_density_of_the_data_on_every_path() -
     for path in (FLOW, VarianceExploding(1e-3, 1e4)):
         found = flow_log_likelihood(ONE.denoiser_for(path, FlowVelocity()), x, exact_divergence, tolerance=1e-6)
         torch.testing.assert_close(found, ONE.log_density(x), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("path", [FLOW, EXPLODING, Cosine(1000)], ids=repr)
+def test_the_likelihood_does_not_depend_on_what_an_exact_network_predicts(path: GaussianPath) -> None:
+    x, found = torch.tensor([[0.3, -0.2], [0.6, -0.1]], dtype=torch.float64).reshape(2, 1, 1, 2), {}
+    for parameterization in PARAMETERIZATIONS:
+        try:
+            denoise = TWO.denoiser_for(path, parameterization)
+        except UserError:
+            continue
+        found[str(parameterization)] = flow_log_likelihood(denoise, x, exact_divergence, tolerance=1e-3)
+    assert len(found) == (4 if path is FLOW else 6 if path is EXPLODING else 5)
+    for value in found.values():
+        torch.testing.assert_close(value, found["FlowVelocity"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", [FLOW, EXPLODING], ids=repr)
