@@ -21,7 +21,7 @@ from lightning_ddpm.utils.condition import Condition
 from lightning_ddpm.utils.console import report
 from lightning_ddpm.utils.errors import UserError
 
-TITLES = "given", "generated", "original"
+TITLES = "given", "sample", "original"
 """Columns of the grid."""
 
 
