@@ -85,9 +85,10 @@ def test_two_traces_give_the_flops_of_any_batch(tiny: Traces) -> None:
     x, t = torch.zeros(7, 1, 8, 8), torch.ones(7, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         network(x, t).square().mean().backward()
-    attention = sum(each.flops for each in tiny.work(7) if "attention" in each.name)  # torch counts none on the CPU
-    assert attention > 0
-    assert sum(each.flops for each in tiny.work(7)) - attention == counter.get_total_flops()
+    counted = sum(flops for name, flops in counter.get_flop_counts()["Global"].items() if "attention" not in str(name))
+    attention = [each.flops for each in tiny.work(7) if "attention" in each.name]  # torch 2.14 counts none on the CPU
+    assert attention and min(attention) > 0
+    assert sum(each.flops for each in tiny.work(7) if "attention" not in each.name) == counted
 
 
 def test_two_traces_give_the_work_of_another_batch_as_a_trace_of_it_does() -> None:
