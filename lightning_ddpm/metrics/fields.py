@@ -24,6 +24,7 @@ NAMES = {"spectrum": "spectrum_db", "marginals": "wasserstein"}
 """Their names in logs; that of channel i ends in ``/channel_i``."""
 MAX_VALUES = 2**21
 """Largest number of values of a channel that are compared; of more, each image gives evenly spaced ones."""
+IMAGES, REFERENCE = "evaluated images", "reference"
 FLOOR = 1e-12
 """Share of the reference's power below which the power of a ring counts as this share: images without any have none."""
 
@@ -92,7 +93,7 @@ class FieldMetrics:
     def __init__(self, shape: Sequence[int], device: torch.device, metrics: Collection[str], n: int) -> None:
         self.shape, self.metrics = tuple(shape), [each for each in FIELD_METRICS if each in metrics]
         self.device = torch.device("cpu") if device.type == "mps" else device
-        self.images, self.reference = _Measurements(self, n), _Measurements(self, 0)
+        self.images, self.reference = _Measurements(self, n, IMAGES), _Measurements(self, 0, REFERENCE)
 
     def set_reference(
         self,
@@ -115,21 +116,21 @@ class FieldMetrics:
             A description of the reference.
 
         Raises:
-            UserError: there are no images.
+            UserError: there are no images, or they have values that are not finite.
         """
         if images is None:
             raise UserError(
                 f"{' and '.join(self.metrics)} compare images, and the reference has statistics of features only; give "
                 "a folder of images or a dataset"
             )
-        self.reference = _Measurements(self, len(images))
+        self.reference = _Measurements(self, len(images), REFERENCE)
         for start, pixels in progress(iterate_shard(images, len(images), ranks, workers), ranks.share(len(images))):
             self.reference.update(start, pixels)
         self.reference.gather(ranks)
         return f"{len(images)} images"
 
     def update(self, start: int, pixels: Tensor) -> None:
-        """Add images start, start + 1, ..., (b, c, h, w) in the data's own values."""
+        """Add images start, start + 1, ..., (b, c, h, w) in the data's own, finite values."""
         self.images.update(start, pixels)
 
     def compute(self, ranks: Ranks) -> dict[str, MetricValue]:
@@ -138,7 +139,7 @@ class FieldMetrics:
         Returns:
             All metrics on rank 0; none on other ranks.
         """
-        images, self.images = self.images, _Measurements(self, self.images.n)
+        images, self.images = self.images, _Measurements(self, self.images.n, IMAGES)
         images.gather(ranks)
         if not ranks.is_first:
             return {}
@@ -154,14 +155,21 @@ class FieldMetrics:
 class _Measurements:
     """What is kept of the images of a set: the sum of their spectra, and values of each channel."""
 
-    def __init__(self, owner: FieldMetrics, n: int) -> None:
+    def __init__(self, owner: FieldMetrics, n: int, name: str) -> None:
         c, h, w = owner.shape
-        self.n, self.device, self.channels, self.pixels = n, owner.device, c, h * w
+        self.n, self.name, self.device, self.channels, self.pixels = n, name, owner.device, c, h * w
         self.spectrum = torch.zeros(c, min(h, w) // 2, dtype=torch.float64, device=owner.device)
         self.taken = min(self.pixels, max(1, MAX_VALUES // max(n, 1)))
         self.table = FeatureTable(n, c * self.taken) if "marginals" in owner.metrics else None
 
     def update(self, start: int, pixels: Tensor) -> None:
+        finite = pixels.isfinite().flatten(1).all(1)
+        if not finite.all():
+            wrong = start + int(finite.int().argmin())
+            raise UserError(
+                f"spectrum and marginals need a finite value in every pixel, and image {wrong} of the {self.name} has "
+                "NaN or infinity; leave such images out, or fill in what is missing"
+            )
         if self.spectrum.numel():
             self.spectrum += compute_radial_spectrum(pixels.to(self.device)).sum(0)
         if self.table:

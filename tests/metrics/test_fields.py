@@ -94,6 +94,16 @@ def test_of_many_values_evenly_spaced_ones_are_compared(monkeypatch: pytest.Monk
     assert measure(constant, constant[:60])["wasserstein"] == 0
 
 
+@pytest.mark.parametrize(
+    ("broken", "message"), [(0, "image 3 of the evaluated images"), (1, "image 3 of the reference")]
+)
+def test_values_that_are_not_finite_are_refused(broken: int, message: str) -> None:
+    sets = fields_of(6), fields_of(5)
+    sets[broken][3, 1, 2:, 4] = (math.nan, math.inf)[broken]
+    with pytest.raises(UserError, match=f"{message} has NaN or infinity; leave such images out"):
+        measure(*sets)
+
+
 def test_ranks_together_measure_as_one() -> None:
     images, reference = fields_of(11), fields_of(13)
     single = measure(images, reference)
