@@ -48,6 +48,7 @@ SCRIPTS = {
     "paths_tables": "what the network predicts, on which path, in which network: docs/results/paths.md",
     "evaluation_tables": "what a Fréchet distance depends on: docs/results/evaluation.md",
     "family_tables": "VAE, GAN, normalizing flow and DDPM at equal CPU time: docs/results/families.md",
+    "field_tables": "a Gaussian random field beside its closed form: docs/results/fields.md",
     "guidance_tables": "guidance on digits and MNIST: docs/results/guidance.md",
     "restoration_tables": "restored digits and MNIST images: docs/results/restoration.md",
     "superresolution_tables": "super-resolution of MNIST that is trained on pairs: docs/results/restoration.md",

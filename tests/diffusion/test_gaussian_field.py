@@ -8,8 +8,8 @@ import math
 
 import pytest
 import torch
-from helpers.gaussian_field import GaussianField
 
+from benchmarks.gaussian_field import GaussianField
 from lightning_ddpm.diffusion import Cosine, Denoiser, DPMSolverPP, FixedLarge, FixedSmall, ReverseVariance, elbo
 from lightning_ddpm.diffusion.samplers.ode import exact_divergence, flow_log_likelihood, hutchinson_divergence
 from lightning_ddpm.metrics.fields import compute_radial_spectrum, compute_spectral_distance
