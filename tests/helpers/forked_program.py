@@ -77,6 +77,5 @@ def _run(words: Sequence[str], folder: Path, environment: dict[str, str], output
     try:
         runpy.run_module("lightning_ddpm", run_name="__main__", alter_sys=True)
     except Exception as error:  # which multiprocessing prints in a way of its own
-        assert error.__traceback__
-        sys.excepthook(type(error), error, error.__traceback__.tb_next)
+        sys.excepthook(type(error), error, error.__traceback__ and error.__traceback__.tb_next)
         sys.exit(1)
