@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.command_line import REPOSITORY, read_yaml, write_yaml
+from helpers.command_line import small_arrays, write_yaml
 from PIL import Image
 
 from lightning_ddpm.data.tiff import read_tiff
@@ -17,22 +17,6 @@ def fields(tmp_path_factory):
     for index in range(N):
         np.save(folder / f"{index:02d}.npy", (280 + 5 * random.standard_normal(SHAPE)).astype(np.float32))
     return folder
-
-
-def small_arrays(folder):
-    """Return configs/arrays.yaml with a small network, two steps and a grid."""
-    config = read_yaml(REPOSITORY / "configs" / "arrays.yaml")
-    config["trainer"].update(default_root_dir=str(folder), accelerator="cpu", precision="32-true", max_steps=2)
-    config["trainer"].update(log_every_n_steps=1, val_check_interval=2)
-    keep = [each for each in config["trainer"]["callbacks"] if each["class_path"].endswith(("Grid", "Checkpoints"))]
-    keep[0]["init_args"].update(n=4, every_n_steps=2, sampler={"class_path": "DDIM", "init_args": {"steps": 2}})
-    config["trainer"]["callbacks"] = keep
-    model = config["model"]["init_args"]
-    model["network"]["init_args"].update(width=8, groups=4, blocks=1)
-    model["schedule"]["init_args"].update(steps=10)
-    config["data"].update(batch_size=8, num_workers=0)
-    config["data"]["source"]["init_args"] = {"holdout": 0.1}
-    return config
 
 
 @pytest.mark.slow  # six commands

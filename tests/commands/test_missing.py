@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.command_line import REPOSITORY, read_yaml, write_yaml
+from helpers.command_line import small_arrays, write_yaml
 from helpers.command_outputs import get_error_sentence
 from PIL import Image
 
@@ -23,19 +23,11 @@ def fields(tmp_path_factory):
 
 
 def small_config(folder, source=None):
-    """Return configs/arrays.yaml with a small network that is given the mask, two steps and a grid."""
-    config = read_yaml(REPOSITORY / "configs" / "arrays.yaml")
-    config["trainer"].update(default_root_dir=str(folder), accelerator="cpu", precision="32-true", max_steps=2)
-    config["trainer"].update(log_every_n_steps=1, val_check_interval=2)
-    keep = [each for each in config["trainer"]["callbacks"] if each["class_path"].endswith(("Grid", "Checkpoints"))]
-    keep[0]["init_args"].update(n=4, every_n_steps=2, sampler={"class_path": "DDIM", "init_args": {"steps": 2}})
-    config["trainer"]["callbacks"] = keep
-    model = config["model"]["init_args"]
+    """Return the small config of arrays with a network that is given the mask."""
+    config = small_arrays(folder)
     conditions = [{"class_path": "lightning_ddpm.networks.ConcatenatedMask"}]
-    model["network"]["init_args"].update(width=8, groups=4, blocks=1, multipliers=[1, 2], conditions=conditions)
-    model["schedule"]["init_args"].update(steps=10)
-    config["data"].update(batch_size=8, num_workers=0)
-    config["data"]["source"]["init_args"] = {"holdout": 0.1, "nan": "mask"} | (source or {})
+    config["model"]["init_args"]["network"]["init_args"].update(multipliers=[1, 2], conditions=conditions)
+    config["data"]["source"]["init_args"].update({"nan": "mask"} | (source or {}))
     return config
 
 

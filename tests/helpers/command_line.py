@@ -11,6 +11,8 @@ import yaml
 from helpers.forked_program import run_forked
 
 REPOSITORY = Path(__file__).parent.parent.parent
+TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+"""Options of fit for two ranks on the CPU."""
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 
 
@@ -85,4 +87,20 @@ def tiny_digits(folder: Path) -> Any:
     model["optimizer"]["init_args"].update(lr=0.01)
     model["lr_scheduler"]["init_args"].update(start_factor=0.5, total_iters=2)
     config["data"].update(batch_size=16)
+    return config
+
+
+def small_arrays(folder: Path) -> Any:
+    """Return configs/arrays.yaml with a small network, two steps and a grid, for a run in ``folder``."""
+    config = read_yaml(REPOSITORY / "configs" / "arrays.yaml")
+    config["trainer"].update(default_root_dir=str(folder), accelerator="cpu", precision="32-true", max_steps=2)
+    config["trainer"].update(log_every_n_steps=1, val_check_interval=2)
+    keep = [each for each in config["trainer"]["callbacks"] if each["class_path"].endswith(("Grid", "Checkpoints"))]
+    keep[0]["init_args"].update(n=4, every_n_steps=2, sampler={"class_path": "DDIM", "init_args": {"steps": 2}})
+    config["trainer"]["callbacks"] = keep
+    model = config["model"]["init_args"]
+    model["network"]["init_args"].update(width=8, groups=4, blocks=1)
+    model["schedule"]["init_args"].update(steps=10)
+    config["data"].update(batch_size=8, num_workers=0)
+    config["data"]["source"]["init_args"] = {"holdout": 0.1}
     return config

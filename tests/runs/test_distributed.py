@@ -7,13 +7,12 @@ import re
 
 import numpy as np
 import pytest
-from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
+from helpers.command_line import REPOSITORY, TWO, callback, ddpm, tiny_digits, write_yaml
 from helpers.rank_spies import weights
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 METRICS = ("fd_digits", "kd_digits", "precision_digits", "recall_digits", "classifier_score_digits")
-TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 def watched(folder):

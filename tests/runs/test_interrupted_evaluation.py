@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
+from helpers.command_line import REPOSITORY, TWO, callback, ddpm, tiny_digits, write_yaml
 from helpers.run_results import assert_equal, curves, trained
-
-TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 def fit(

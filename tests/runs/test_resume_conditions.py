@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 from helpers.blobs import EMBEDDINGS, IMAGE, describe, pair, small_config, write_blobs
-from helpers.command_line import REPOSITORY, callback, ddpm, write_yaml
+from helpers.command_line import REPOSITORY, TWO, callback, ddpm, write_yaml
 from helpers.run_results import assert_equal, curves, trained
 from helpers.run_spies import steps
-
-TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 def fit(folder: Path, kind: str, *options: object, kill_at: int | None = None) -> Any:

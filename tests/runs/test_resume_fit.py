@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.command_line import REPOSITORY, callback, ddpm, get_variables, tiny_digits, write_yaml
+from helpers.command_line import REPOSITORY, TWO, callback, ddpm, get_variables, tiny_digits, write_yaml
 from helpers.forked_program import start_forked
 from helpers.run_results import assert_equal, curves, trained
 from helpers.run_spies import diary, first_epoch, steps
@@ -16,7 +16,6 @@ from helpers.run_spies import diary, first_epoch, steps
 from lightning_ddpm.utils.run_files import UNSAVED
 
 STEPS = 12
-TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 KILLED = -signal.SIGKILL
 
 

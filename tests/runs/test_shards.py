@@ -5,15 +5,15 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
+from helpers.command_line import TWO
+from helpers.killed_runs import fit_streamed
 from helpers.run_results import assert_equal, trained
 from helpers.run_spies import first_epoch, steps
 from PIL import Image
 
 from lightning_ddpm.data import Digits
 
-N, BATCH = 40, 4
-TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+N = 40
 
 
 def write_shards(folder: Path) -> Path:
@@ -33,18 +33,9 @@ def write_shards(folder: Path) -> Path:
 
 
 def fit(folder: Path, shards: Path, *options: object, kill_at: int | None = None):
-    made = tiny_digits(folder / "run")
-    callbacks = made["trainer"]["callbacks"]
-    callback(made, "Checkpoints").update(every_n_steps=3, monitor=None)
-    made["trainer"]["callbacks"] = [each for each in callbacks if each["class_path"].endswith(("EMA", "Checkpoints"))]
-    spy = {"folder": str(folder), "kill_at": kill_at, "rank": 1}
-    made["trainer"]["callbacks"].append({"class_path": "helpers.run_spies.Diary", "init_args": spy})
-    made["trainer"].update(max_steps=12, limit_val_batches=0)
     settings = {"train": "{0..4}.tar", "held_out": "held_out.tar", "label": "cls", "channels": 1, "size": 8}
     source = {"class_path": "helpers.run_spies.StreamedShards", "init_args": settings}
-    made["data"].update(source=source, root=str(shards), batch_size=BATCH, num_workers=2)
-    file = write_yaml(folder / "config.yaml", made)
-    return ddpm("fit", "--config", file, *TWO, *options, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}")
+    return fit_streamed(folder, source, shards, *TWO, *options, kill_at=kill_at)
 
 
 @pytest.mark.slow

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
+from helpers.command_line import REPOSITORY, TWO, callback, ddpm, tiny_digits, write_yaml
 
 PATH = f"{REPOSITORY}:{REPOSITORY / 'tests'}"
-TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 DIGITS = REPOSITORY / "checkpoints" / "pretrained" / "digits.ckpt"
 BEFORE = "stopped before the first step; run the same command again"
 AFTER = "stopped after the end of training; to measure what is missing, resume with --ckpt_path last"

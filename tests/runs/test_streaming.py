@@ -4,7 +4,8 @@ import io
 from pathlib import Path
 
 import pytest
-from helpers.command_line import REPOSITORY, callback, ddpm, tiny_digits, write_yaml
+from helpers.command_line import TWO
+from helpers.killed_runs import BATCH, fit_streamed
 from helpers.run_results import assert_equal, trained
 from helpers.run_spies import first_epoch, steps
 from PIL import Image
@@ -13,8 +14,7 @@ from lightning_ddpm.data import Digits
 
 datasets = pytest.importorskip("datasets")
 parquet = pytest.importorskip("pyarrow.parquet")
-N, BATCH = 40, 4
-TWO = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+N = 40
 
 
 def write_parquet(folder: Path) -> Path:
@@ -35,19 +35,9 @@ def write_parquet(folder: Path) -> Path:
 
 
 def fit(folder: Path, data: Path, *options: object, kill_at: int | None = None):
-    made = tiny_digits(folder / "run")
-    callbacks = made["trainer"]["callbacks"]
-    callback(made, "Checkpoints").update(every_n_steps=3, monitor=None)
-    made["trainer"]["callbacks"] = [each for each in callbacks if each["class_path"].endswith(("EMA", "Checkpoints"))]
-    spy = {"folder": str(folder), "kill_at": kill_at, "rank": 1}
-    made["trainer"]["callbacks"].append({"class_path": "helpers.run_spies.Diary", "init_args": spy})
-    made["trainer"].update(max_steps=12, limit_val_batches=0)
     settings = {"name": str(data), "held_out": "test", "label": "number", "channels": 1, "size": 8}
     settings |= {"streaming": True, "shuffle_groups": 2}
-    made["data"].update(source={"class_path": "HuggingFace", "init_args": settings}, root=str(folder))
-    made["data"].update(batch_size=BATCH, num_workers=2)
-    file = write_yaml(folder / "config.yaml", made)
-    return ddpm("fit", "--config", file, *options, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}")
+    return fit_streamed(folder, {"class_path": "HuggingFace", "init_args": settings}, folder, *options, kill_at=kill_at)
 
 
 @pytest.mark.slow
