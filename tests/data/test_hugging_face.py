@@ -147,7 +147,7 @@ def test_a_missing_image_and_a_missing_package_are_named(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=r"row 1 of .*: it has no image"):
         source.prepare(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"need the package datasets.*lightning-ddpm\[huggingface\]"):
+    with pytest.raises(UserError, match=r"need the package datasets.*: pip install 'datasets>="):
         HuggingFace("ylecun/mnist").prepare(tmp_path)
 
 
