@@ -99,6 +99,7 @@ def build_config(data: Path, steps: int, conditional: bool) -> dict[str, Any]:
     model = {
         "network": network,
         "schedule": {"class_path": "lightning_ddpm.diffusion.Cosine", "init_args": {"steps": 1000}},
+        "parameterization": {"class_path": "lightning_ddpm.diffusion.Velocity"},
         "sampler": {"class_path": "lightning_ddpm.diffusion.DPMSolverPP", "init_args": {"steps": 50}},
         "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.002, "fused": True}},
         "lr_scheduler": {

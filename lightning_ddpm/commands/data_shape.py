@@ -33,8 +33,6 @@ def fill_shape(model: Namespace, data: Namespace) -> list[str] | None:
     shape, class_names = {"channels": module.channels, "size": module.size}, None
     if arguments.get("classes", 0) != 0:  # conditioned on the class: null takes the number of classes from the data
         names = module.class_names()
-        if not names and arguments.classes is None:
-            raise UserError("the images have no classes; label them, or set model.network.classes to 0")
         shape["classes"] = len(names)
         if names and "class_names" in model and model.class_names is None:
             class_names = names
@@ -44,7 +42,7 @@ def fill_shape(model: Namespace, data: Namespace) -> list[str] | None:
         if arguments.get(name, given) is None:
             if name == "size":
                 _check_takes_size(resolve_name(model.network.class_path), given)
-            arguments[name] = given
+            arguments[name] = given or None  # without labels the network raises the error that it needs them
         elif name in arguments and _write(arguments[name]) != _write(given):
             raise UserError(
                 f"the data has {name}={_write(given)} and the network has {name}={_write(arguments[name])}; set "

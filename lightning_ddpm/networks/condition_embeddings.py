@@ -21,12 +21,17 @@ class LabelEmbedding(AddedCondition):
     Args:
         classes: number of classes.
         dim: length of the vectors.
+
+    Raises:
+        UserError: the number of classes is ``None``, which stands for that of data that have none.
     """
 
     kind = "label"
 
-    def __init__(self, classes: int, dim: int) -> None:
+    def __init__(self, classes: int | None, dim: int) -> None:
         super().__init__()
+        if classes is None:
+            raise UserError("the images have no classes; label them, or set model.network.classes to 0")
         self.classes = classes
         self.build(dim)
 

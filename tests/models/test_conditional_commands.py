@@ -352,4 +352,4 @@ def test_a_model_with_classes_needs_data_with_labels(command, tmp_path) -> None:
     config["data"].update(source=source, root=str(tmp_path / "images"), batch_size=2)
     status, _, err = command("fit", "--config", write_yaml(tmp_path / "config.yaml", config))
     assert status == 2
-    assert "the images have no classes; label them, or set model.network.classes to 0" in err
+    assert "UNet needs the number of classes, got None; use labelled images, or give classes=0" in err
