@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.cpu_time import read_seconds
 from benchmarks.gaussian_field import GaussianField
 from lightning_ddpm.data.sharding import spread_indices
-from lightning_ddpm.diffusion import Denoiser, DPMSolverPP, FixedSmall, q_sample
+from lightning_ddpm.diffusion import Denoiser, DPMSolverPP, FixedLarge, q_sample
 from lightning_ddpm.diffusion.elbo import elbo_term, prior_kl
 from lightning_ddpm.diffusion.schedule import NoiseSchedule, require_chain
 from lightning_ddpm.metrics.fields import compute_radial_spectrum, compute_spectral_distance
@@ -144,11 +144,12 @@ def summarise(fields: Tensor) -> dict[str, Any]:
 def measure_elbo(denoise: Denoiser, x_0: Tensor) -> Tensor:
     """Estimate the variational bound on -log2 p of each field's density, (b,) float64 bits/dim.
 
-    The terms are the package's, with the variances beta~; the decoder is the Gaussian's density in place of the
-    probability of a level: Ho et al. 2020, eq. 5, before the discretisation of eq. 13.
+    The terms are the package's, with the variances beta, which are optimal for data of variance 1 (Ho et al. 2020,
+    section 3.2); the decoder is the Gaussian's density in place of the probability of a level: eq. 5, before the
+    discretisation of eq. 13.
     """
     schedule, noise = require_chain(denoise.schedule, "the variational bound"), ImageNoise(0, 0, len(x_0), "elbo")
-    variance = FixedSmall()
+    variance = FixedLarge()
     total = prior_kl(schedule, x_0).double()
     for t in range(1, schedule.T + 1):
         denoised = denoise(x_t := q_sample(schedule, x_0, t, noise(x_0)), t)
@@ -159,7 +160,7 @@ def measure_elbo(denoise: Denoiser, x_0: Tensor) -> Tensor:
     return total
 
 
-def _decode(schedule: NoiseSchedule, variance: FixedSmall, x_0: Tensor, x_t: Tensor, denoised: Any) -> Tensor:
+def _decode(schedule: NoiseSchedule, variance: FixedLarge, x_0: Tensor, x_t: Tensor, denoised: Any) -> Tensor:
     """Return -log2 of the density of x_0 given x_1, (b,) bits/dim."""
     log_variance = variance.log_variance(schedule, torch.ones(len(x_0), dtype=torch.long), denoised)
     log_variance = torch.as_tensor(log_variance).double().reshape(-1)[:1]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.page import DOCS, PAGES, format_table, write_table
 
@@ -119,3 +120,5 @@ def save_image(path: Path, found: dict[str, Any], folder: Path) -> None:
     bottom.set(xscale="log", xlabel="ring", ylabel="coherence", ylim=(0.4, 0.9))
     bottom.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=80)
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(64).save(path, optimize=True)
