@@ -37,12 +37,12 @@ class Program(Protocol):
         ...
 
     def train(self, data: Path, prepared: Path, clock: Clock, seed: int) -> None:
-        """Train until the clock says that the time is over.
+        """Train until the time is over.
 
         Args:
             data: folder of the datasets.
             prepared: what :meth:`prepare` wrote.
-            clock: is told of every step.
+            clock: measures every step, and ends the training.
             seed: random seed.
         """
         ...
@@ -92,7 +92,7 @@ class LightningDDPM:
 
 
 class KeepWeights(Callback):
-    """Writes checkpoints and stops the run when the clock says so."""
+    """Writes checkpoints, and stops the run when the time is over."""
 
     def __init__(self, folder: str, start: float, seconds: float, batch_size: int) -> None:
         self.clock = Clock(Path(folder), start, seconds)
