@@ -68,25 +68,27 @@ def scale(two: float, four: float) -> float:
 
 
 def count_step(
-    tree: Path, images: Path, folder: Path, batch_size: int, precision: str, callbacks: list[str]
+    tree: Path, images: Path, folder: Path, batch_size: int, precision: str, callbacks: list[str], **network: int
 ) -> dict[str, dict[str, float]]:
     """Return the counts of a step of ``fit`` in a checkout, and of its samplers."""
-    settings = make_config(tree, images, batch_size, callbacks)
+    settings = make_config(tree, images, batch_size, callbacks, **network)
     settings["trainer"] |= {"precision": precision, "max_steps": 4}
     return run_fit(tree, settings, folder, "operations.Counter")
 
 
 def count_exchanges(tree: Path, images: Path, folder: Path) -> float:
     """Return how many operations of torch.distributed a step on two ranks calls; the network is a narrow one."""
-    settings = make_config(tree, images, 2, [])
+    settings = make_config(tree, images, 2, [], width=8, groups=4)
     settings["trainer"] |= {"devices": 2, "strategy": "ddp", "max_steps": 8}
-    settings["model"]["init_args"]["network"]["init_args"] |= {"width": 8, "groups": 4}
     counts = run_fit(tree, settings, folder, "operations.Exchanges")
     return sum(count for key, count in counts.items() if "wait" not in key)
 
 
-def make_config(tree: Path, images: Path, batch_size: int, callbacks: list[str]) -> dict[str, Any]:
-    """Return the checkout's own configs/cifar10.yaml, with EMA and checkpoints, for these images and callbacks."""
+def make_config(tree: Path, images: Path, batch_size: int, callbacks: list[str], **network: int) -> dict[str, Any]:
+    """Return the checkout's own configs/cifar10.yaml, with EMA and checkpoints, for these images and callbacks.
+
+    ``network`` changes arguments of its network.
+    """
     settings: dict[str, Any] = yaml.safe_load((tree / "configs" / "cifar10.yaml").read_text())
     kept = [each for each in settings["trainer"]["callbacks"] if each["class_path"].endswith((".EMA", ".Checkpoints"))]
     for each in kept:
@@ -95,6 +97,7 @@ def make_config(tree: Path, images: Path, batch_size: int, callbacks: list[str])
     more = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "accelerator": "cpu", "log_every_n_steps": 1000}
     settings["trainer"] |= {"callbacks": [*added, *kept], "precision": "32-true", **more}
     source = {"class_path": "lightning_ddpm.data.ImageFolder", "init_args": {"channels": 3, "size": 32}}
+    settings["model"]["init_args"]["network"]["init_args"] |= network
     settings["data"] = {"source": source, "root": str(images), "batch_size": batch_size, "flip": True}
     return settings
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.command_line import REPOSITORY, ddpm
+from helpers.command_line import REPOSITORY, ddpm, run
 from helpers.conditions import DescribedDigits, make_network
 from helpers.tiny import quiet_trainer, same, tiny_model, tiny_network, weights
 from PIL import Image
@@ -148,7 +149,8 @@ def test_evaluate_records_compilation_and_computes_the_same_metric(tmp_path: Pat
 @pytest.mark.slow
 def test_a_missing_compiler_is_reported(tmp_path: Path) -> None:
     options = ("--n", 1, "--steps", 1, "--out", tmp_path / "samples", "--compile", "--accelerator", "cpu")
-    ended = ddpm("sample", "--ckpt", CKPT, *options, CXX=tmp_path / "g++", TORCHINDUCTOR_CACHE_DIR=tmp_path / "cache")
+    environment = {"CXX": tmp_path / "g++", "TORCHINDUCTOR_CACHE_DIR": tmp_path / "cache"}  # which torch's import reads
+    ended = run(sys.executable, "-m", "lightning_ddpm", "sample", "--ckpt", CKPT, *options, **environment)
     assert ended.returncode == 2
     assert "error: torch.compile cannot compile the network here: No working C++ compiler found" in ended.stderr
     assert "or train without compilation" in ended.stderr
