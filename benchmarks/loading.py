@@ -44,21 +44,21 @@ def run(options: Namespace) -> None:
     """Time every source with 0, 1 and 2 workers.
 
     The sources are the digits; images of CIFAR-10's size that are decoded once, into memory or into a file, or at every
-    access, and converted to floats before the transfer instead of after it; photographs in a folder and in LSUN's
+    access, and converted to floats before the transfer instead of after it; JPEG files in a folder and in LSUN's
     database; and CIFAR-10, MNIST, Fashion-MNIST and CelebA if --data has them.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _measure(options, "digits", {"Digits": _make_opener(Digits(), folder)})
         images_folder, small = write_noise_images(folder, IMAGES, 3, 32), ImageFolder(size=32, channels=3)
-        photographs, large = _write_photographs(folder, IMAGES // 4), ImageFolder(size=256, channels=3)
+        jpegs, large = _write_jpegs(folder, IMAGES // 4), ImageFolder(size=256, channels=3)
         openers = {
             "ImageFolder, in memory": _make_opener(small, images_folder),
             "ImageFolder, in memory, sent as floats": _make_opener(small, images_folder, module=SentAsFloats),
             "ImageFolder, in a mapped file": _make_opener(small, images_folder, 0, f"{folder}/decoded"),
             "ImageFolder, from PNG files": _make_opener(small, images_folder, 0),
-            "ImageFolder, 256 x 256 from JPEG files": _make_opener(large, photographs, 0),
-            "LSUN, 256 x 256": _make_opener(LSUN("church_outdoor", 256), _write_lsun(folder, photographs), 0),
+            "ImageFolder, 256 x 256 from JPEG files": _make_opener(large, jpegs, 0),
+            "LSUN, 256 x 256": _make_opener(LSUN("church_outdoor", 256), _write_lsun(folder, jpegs), 0),
         }
         published = {
             "cifar-10-batches-py": CIFAR10(),
@@ -72,24 +72,24 @@ def run(options: Namespace) -> None:
         _measure(options, "cifar10", openers)
 
 
-def _write_photographs(folder: Path, n: int) -> Path:
+def _write_jpegs(folder: Path, n: int) -> Path:
     """Write n JPEG files of 320 x 256 pixels, enlarged from coarse noise."""
-    photographs = folder / "photographs"
-    photographs.mkdir()
+    jpegs = folder / "jpegs"
+    jpegs.mkdir()
     for index in range(n):
         noise = torch.randint(0, 256, (32, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(index))
-        Image.fromarray(noise.numpy()).resize((320, 256), Image.Resampling.BICUBIC).save(photographs / f"{index}.jpg")
-    return photographs
+        Image.fromarray(noise.numpy()).resize((320, 256), Image.Resampling.BICUBIC).save(jpegs / f"{index}.jpg")
+    return jpegs
 
 
-def _write_lsun(folder: Path, photographs: Path) -> Path:
-    """Write the photographs into databases like LSUN's."""
+def _write_lsun(folder: Path, jpegs: Path) -> Path:
+    """Write the JPEG files into databases like LSUN's."""
     for split in ("train", "val"):
         with (
             lmdb.open(str(folder / f"church_outdoor_{split}_lmdb"), map_size=2**30) as base,
             base.begin(write=True) as to,
         ):
-            for path in photographs.iterdir():
+            for path in jpegs.iterdir():
                 to.put(path.stem.encode(), _encode_webp(path))
     return folder
 

@@ -56,7 +56,7 @@ def save_image_grid(path: Path, images: Mapping[tuple[str, str], Any], cell: tup
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for (row, column), image in images.items():
         y, x = rows.index(row), columns.index(column)
-        axes[y, x].imshow(image, cmap="grey")
+        axes[y, x].imshow(image, cmap="gray")
         axes[y, x].set(xticks=[], yticks=[], title=column if y == 0 else None)
         axes[y, x].set_ylabel(row if x == 0 else "", fontsize=7)
     figure.savefig(path, dpi=dpi)

@@ -57,6 +57,7 @@ ALLOWED = [
     ("lightning_ddpm/callbacks/plots.py", "draw", r"canvas\.draw\(", "matplotlib's method"),
     ("lightning_ddpm/data/image_io.py", "draw", r"Draw black text|ImageDraw\.Draw\(", "text is drawn, by Pillow"),
     ("lightning_ddpm/data/previews.py", "draw", r"ImageDraw\.Draw\(", "Pillow's class"),
+    ("benchmarks/*.py", "figure", r"(?i)\bfigure(?= = Figure|\.| import|\(|\))|import Figure", "a plot of matplotlib"),
     ("docs/*", "figure", r"plt\.figure\(", "matplotlib's function"),
     ("docs/tutorials/your_images.md", "picture", r"photographs?", "two photographs that scikit-learn ships"),
 ]
@@ -70,6 +71,7 @@ def list_texts() -> dict[str, list[str]]:
     """
     found = [
         *REPOSITORY.glob("lightning_ddpm/**/*.py"),
+        *REPOSITORY.glob("benchmarks/**/*.py"),
         *REPOSITORY.glob("configs/**/*.yaml"),
         *(path for kind in ("md", "py", "ipynb", "yaml") for path in REPOSITORY.glob(f"docs/**/*.{kind}")),
         *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),

@@ -166,7 +166,7 @@ def count_kernels(step: Callable[[], None]) -> dict[str, Any]:
 
 
 def measure_sampling(trial: Trial) -> Variants:
-    """Yield DDIM at several batch sizes, with the grey levels by which images differ from those of smaller batches."""
+    """Yield DDIM at several batch sizes, with the gray levels by which images differ from those of smaller batches."""
     model = build_model(trial).eval()
     sizes = (1, 2, 4) if trial.tiny else (1, 64, 256)
     found: dict[int, Tensor] = {}
@@ -183,7 +183,7 @@ def measure_sampling(trial: Trial) -> Variants:
             for size, smaller in found.items()
         }
         found[n] = images
-        return {"seconds": seconds, "images/s": n / seconds, "largest difference in grey levels": levels}
+        return {"seconds": seconds, "images/s": n / seconds, "largest difference in gray levels": levels}
 
     for n in sizes:
         yield f"batch {n}", partial(sample, n)
