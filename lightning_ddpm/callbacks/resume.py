@@ -25,6 +25,9 @@ FIXED = (
     "lr_scheduler.class_path",
 )
 """Parts of the config that weights, optimizer state and random numbers depend on; dropout is an exception."""
+UNSET = "not set"
+"""The value of an option that one of two configs does not have, such as one that is newer than a checkpoint."""
+NOTHING = (None, UNSET)
 LEARNED = "UncertaintyWeighted"
 """The objective that has weights; the others can be exchanged."""
 
@@ -40,7 +43,7 @@ def compare_configs(config: dict[str, Any], before: dict[str, Any] | None) -> li
         within = name.removeprefix("model.").removeprefix("init_args.")
         fixed = within.startswith(FIXED) and name.startswith("model.") and not name.endswith((".dropout", ".recompute"))
         learned = within.startswith("objective") and LEARNED in f"{old}{new}"
-        if ((fixed or name == "seed_everything") and old is not None) or learned:
+        if ((fixed or name == "seed_everything") and old not in NOTHING) or learned:
             cause, before_, now = _find_cause(changes, name) or (name, old, new)
             raise UserError(
                 f"{cause} is {now}, but the checkpoint's run has {before_}, and a run cannot be resumed with another "
@@ -133,12 +136,12 @@ class Resume(Callback):
 
 
 def _find_changes(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield what differs between two configs: (dotted name, before, now), with ``None`` for a missing value."""
+    """Yield what differs between two configs: (dotted name, before, now), with ``UNSET`` for a missing value."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
-            yield from _find_changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from _find_changes(before.get(key, UNSET), now.get(key, UNSET), f"{name}.{key}" if name else key)
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for index, (old, new) in enumerate(zip(before, now, strict=True)):
             yield from _find_changes(old, new, f"{name}[{index}]")
-    elif before != now:
+    elif before != now and not (before in NOTHING and now in NOTHING):
         yield name, before, now

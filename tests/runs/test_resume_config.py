@@ -9,6 +9,7 @@ import torch
 from helpers.command_line import tiny_digits, write_yaml
 from helpers.run_spies import diary
 
+from lightning_ddpm.callbacks.resume import compare_configs
 from lightning_ddpm.models.checkpoint import previous_path, read_checkpoint
 from lightning_ddpm.models.optimizer import normalize_optimizer_state
 
@@ -185,3 +186,9 @@ def test_a_damaged_last_checkpoint_is_reported_and_the_previous_one_used(resume:
     state = uninterrupted["ImageDataModule"]
     assert {name: state[name] for name in ("epoch", "seen", "images")} == {"epoch": 1, "seen": 16, "images": 40}
     assert state["batch"] == [8, 1]
+
+
+def test_an_option_that_the_checkpoint_is_older_than_was_not_set_and_no_change_at_its_null() -> None:
+    before = {"model": {"network": {"width": 8}}, "data": {"batch_size": 4}}
+    now = {"model": {"network": {"width": 8, "heads": 4, "tags": None}}, "data": {"batch_size": 4, "mask": None}}
+    assert compare_configs(now, before) == [("model.network.heads", "not set", 4)]
