@@ -66,6 +66,12 @@ def list_solvers(prediction: Prediction) -> dict[int, Sampler]:
 
 
 NETWORKS = ("U-Net", "DiT")
+"""The first one is trained for few steps, too."""
+
+
+def list_predictions(network: str) -> list[str]:
+    """Return the predictions that a network is trained for."""
+    return [name for name, each in PREDICTIONS.items() if network == NETWORKS[0] or not each.few_steps]
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,6 @@ class Subject:
         sigma_data: standard deviation of the images' values in [-1, 1].
         unet, dit: arguments of the networks, of about as many parameters.
         features: config of the classifier whose features are compared; empty for the one that ships.
-        networks: those that are trained.
-        few_steps: whether predictions for few steps are trained, too, in the first network.
     """
 
     source: str
@@ -90,13 +94,6 @@ class Subject:
     unet: Mapping[str, Any] = field(default_factory=dict)
     dit: Mapping[str, Any] = field(default_factory=dict)
     features: str = ""
-    networks: tuple[str, ...] = NETWORKS
-    few_steps: bool = True
-
-    def list_predictions(self, network: str) -> list[str]:
-        """Return the predictions that a network is trained for."""
-        few_steps = self.few_steps and network == self.networks[0]
-        return [name for name, each in PREDICTIONS.items() if few_steps or not each.few_steps]
 
     def build_network(self, name: str, few_steps: bool) -> dict[str, Any]:
         """Return a network as in a config."""
@@ -121,8 +118,7 @@ SUBJECTS = {
     "mnist": Subject(
         *("MNIST", "mnist", 200, 0.62),
         unet=UNET | {"width": 8, "multipliers": [1, 2, 4], "attention": [7], "groups": 4},
+        dit=DIT | {"patch": 4},
         features="mnist_features",
-        networks=("U-Net",),
-        few_steps=False,
     ),
 }

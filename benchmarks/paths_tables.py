@@ -29,7 +29,15 @@ from benchmarks.check_samples import compute_frechet, flatten_images
 from benchmarks.digits_tables import Results
 from benchmarks.models import read_config
 from benchmarks.page import DOCS, PAGES, format_table, save_image_grid, write_table
-from benchmarks.paths_candidates import BATCH, PREDICTIONS, SUBJECTS, Subject, list_solvers
+from benchmarks.paths_candidates import (
+    BATCH,
+    NETWORKS,
+    PREDICTIONS,
+    SUBJECTS,
+    Subject,
+    list_predictions,
+    list_solvers,
+)
 from benchmarks.recipe_runs import read_step
 from lightning_ddpm import data
 from lightning_ddpm.commands.main import main
@@ -65,8 +73,8 @@ def run(options: Namespace) -> None:
     results = Results(out / "scores.json")
     score = make_score(options, subject)
     for seed in options.seeds:  # all candidates with one seed first: a first table early
-        for network in subject.networks:
-            for prediction in subject.list_predictions(network):
+        for network in NETWORKS:
+            for prediction in list_predictions(network):
                 measure(options, subject, (prediction, network, seed), results, score)
     write_page(options.dataset, results)
     plot(options, out)
@@ -208,24 +216,22 @@ def is_of(key: str, row: str, column: str) -> bool:
 
 def write_page(dataset: str, results: Results) -> None:
     """Write the tables of the scores that are known."""
-    page, cell, subject = PAGES / "paths.md", partial(summarise, results), SUBJECTS[dataset]
+    page, cell = PAGES / "paths.md", partial(summarise, results)
     rows = []
     for name in (name for name, each in PREDICTIONS.items() if not each.few_steps):
         row = [PREDICTIONS[name].title]
-        for network in subject.networks:
+        for network in NETWORKS:
             of = f"{name} | {network}"
             row += [cell(of, "19 NFE", "features", 0), cell(of, "likelihood", "bits", 2)]
         rows.append(row)
-    columns = ["predicts", *(f"{network}: {what}" for network in subject.networks for what in ("distance", "bits/dim"))]
+    columns = ["predicts", *(f"{network}: {what}" for network in NETWORKS for what in ("distance", "bits/dim"))]
     write_table(page, dataset, format_table(columns, rows))
-    if not subject.few_steps:
-        return
     few = [name for name, each in PREDICTIONS.items() if each.few_steps or name == "flow"]
     nfes = list(list_solvers(PREDICTIONS["flow"]))
     rows = [
         [
             PREDICTIONS[name].title,
-            *(cell(f"{name} | {subject.networks[0]}", f"{nfe} NFE", "features", 0) for nfe in nfes),
+            *(cell(f"{name} | {NETWORKS[0]}", f"{nfe} NFE", "features", 0) for nfe in nfes),
         ]
         for name in few
     ]
@@ -234,9 +240,9 @@ def write_page(dataset: str, results: Results) -> None:
 
 def plot(options: Namespace, out: Path) -> None:
     """Show the first images of every candidate of the first seed, from the same noise."""
-    images, subject = {}, SUBJECTS[options.dataset]
-    for network in subject.networks:
-        for prediction in subject.list_predictions(network):
+    images = {}
+    for network in NETWORKS:
+        for prediction in list_predictions(network):
             folder = get_folder(out, prediction, network, options.seeds[0])
             nfe, sampler = list(list_solvers(PREDICTIONS[prediction]).items())[-1]
             model = load(folder / "last.ckpt", DDPM)
@@ -244,5 +250,5 @@ def plot(options: Namespace, out: Path) -> None:
             images[network, f"{prediction}, {nfe} NFE"] = grid.permute(1, 2, 0)
     blank = torch.full_like(next(iter(images.values())), 255)
     columns = list(dict.fromkeys(column for _, column in images))
-    filled = {(row, column): images.get((row, column), blank) for row in subject.networks for column in columns}
+    filled = {(row, column): images.get((row, column), blank) for row in NETWORKS for column in columns}
     save_image_grid(DOCS / f"paths_{options.dataset}.png", filled, cell=(1.7, 1.7), dpi=80)
