@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("greenlet")
 from benchmarks.digits_tables import Results
-from benchmarks.paths_candidates import PREDICTIONS, SUBJECTS, list_solvers
+from benchmarks.paths_candidates import PREDICTIONS, SUBJECTS, list_predictions, list_solvers
 from benchmarks.paths_tables import build_config, summarise
 
 
