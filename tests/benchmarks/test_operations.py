@@ -61,11 +61,11 @@ def test_a_step_of_fit_in_bfloat16_converts_no_block_and_reads_nothing(tmp_path:
 @pytest.mark.slow
 def test_losses_in_bfloat16_follow_those_in_float32_within_a_thousandth() -> None:
     losses = {
-        name: torch.tensor(precision_parity.train(*variant, seed=0, steps=12)["losses"])
+        name: torch.tensor(precision_parity.train(*variant, seed=0, steps=4)["losses"])
         for name, variant in precision_parity.VARIANTS.items()
     }
     exact = losses.pop(precision_parity.FLOAT32)
     for name, found in losses.items():
-        assert len(found) == 12
+        assert len(found) == 4
         difference = (found / exact - 1).abs()
         assert 0 < difference.max() < 1e-3, name
