@@ -5,6 +5,7 @@ measure image quality and write the tables and images of docs/results/. ``WHAT -
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -108,4 +109,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # temporary folders are removed
     main()

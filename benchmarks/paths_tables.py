@@ -10,7 +10,6 @@ scores known so far, which are copied to benchmarks/results/paths/ once they are
 """
 
 import math
-import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
@@ -67,7 +66,6 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command continues"))
     subject, out = SUBJECTS[options.dataset], options.out / options.dataset
     out.mkdir(parents=True, exist_ok=True)
     results = Results(out / "scores.json")

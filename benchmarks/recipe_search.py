@@ -16,7 +16,6 @@ computes it, and in features of the classifier of configs/mnist_features.yaml, w
 
 import json
 import math
-import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -66,7 +65,6 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command continues"))
     options.folder.mkdir(parents=True, exist_ok=True)
     results = Results(options.folder / "scores.json")
     if options.part == "measure":

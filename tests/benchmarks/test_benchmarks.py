@@ -1,8 +1,10 @@
 """The benchmarks' arithmetic and tables, and small runs of them."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -241,6 +243,20 @@ def test_many_files_have_one_stat_each_and_tar_files_are_read_whole(tmp_path: Pa
     batches = [min(-(-n * trained // 10 // 100) * 100, trained) for n in range(1, 11)]  # that complete a tenth
     assert found["settings"]["columns"] == [f"{images:,}" for images in batches]
     assert len(found["values"]["all processes, MB"]) == 10
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_is_terminated_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "benchmarks", "many_files", "--files", "100000000"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(words, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not [*tmp_path.glob("*/images")]:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.communicate()[1] == "stopped by SIGTERM\n"
+    assert process.returncode == 1
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.slow
