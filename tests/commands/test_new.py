@@ -196,8 +196,9 @@ def test_the_command_writes_the_project_and_names_the_next_commands(command, mon
     ("arguments", "expected"),
     [
         ((), "new needs --folder"),
-        (("class",), "a project is a Python package"),
-        (("Zoë",), "a project is a Python package"),
+        (("class",), "and no word of Python's own, got class"),
+        (("Zoë",), "the project is a Python package, whose name must be a letter a-z, then a-z, 0-9 and _ only"),
+        (("1st",), "the project is a Python package, whose name must be a letter a-z, then a-z, 0-9 and _ only"),
         (("json",), "json is the name of a package that Python has already"),
         (("torch",), "torch is the name of a package that Python has already"),
         (("mine", "--data", "video"), "--data expects digits or folder or array or paired, got"),
