@@ -33,6 +33,7 @@ def test_every_combination_of_answers_is_a_complete_project(answers, tmp_path):
     assert set(files) == set(written)
     for name, text in files.items():
         assert not re.search(r"my.project|#: |LIGHTNING_DDPM_VERSION|cifar10", text), name
+        assert name.endswith(".py") or "\n\n\n" not in text, name
         if name.endswith(".py"):
             compile(text, name, "exec")
     lines = [line.strip() for line in files["configs/train.yaml"].splitlines()]
