@@ -8,7 +8,7 @@ from lightning_ddpm.utils.huge_pages import restart_with_huge_pages
 
 def run() -> int:
     """Run this process as the program; return its exit status."""
-    if len(sys.argv) > 1 and not {"-h", "--help"}.intersection(sys.argv):  # help appears at once
+    if len(sys.argv) > 1 and not {"-h", "--help", "--version"}.intersection(sys.argv):  # help appears at once
         restart_with_huge_pages()
     return main()
 

@@ -82,7 +82,7 @@ class SaveConfig(SaveConfigCallback):
                 run_folder.note_origin(folder, self._origin)
             for name in INVOCATION:
                 config.pop(name, None)
-            content = (self._comment + self.parser.dump(config, skip_none=False)).encode()
+            content = (self._comment + self.parser.dump(config, skip_unset=False)).encode()
             write_atomically(folder / CONFIG, lambda file: file.write(content))
 
 
@@ -192,7 +192,7 @@ class DDPMCLI(LightningCLI):
 
     def _dump_complete_config(self) -> dict[str, Any]:
         """Return the configuration as plain data."""
-        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+        text = self.parser.dump(self.config, skip_link_targets=False, skip_unset=False)
         config: dict[str, Any] = load_yaml(text)[self.subcommand]
         return config
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from lightning_ddpm import __version__
 from lightning_ddpm.utils.command_start import mark_start
 from lightning_ddpm.utils.errors import UserError
 from lightning_ddpm.utils.signals import release_signals, watch_signals
@@ -15,14 +16,14 @@ from lightning_ddpm.utils.threads import limit_spinning, limit_threads
 USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightning_ddpm COMMAND [options])
 
   new         begin your own project:         new my_project
-  fit         train a model:                  fit --config configs/digits.yaml
-  sample      sample images of a checkpoint:  sample --ckpt checkpoints/pretrained/digits.ckpt --n 64 --out DIR
+  fit         train a model:                  fit --config digits
+  sample      sample images of a checkpoint:  sample --ckpt digits --n 64 --out DIR
   restore     inpaint, upsample, denoise:     restore --task denoise --sigma 0.2 --ckpt RUN/best.ckpt ...
   evaluate    compute FID, KID, ...:          evaluate --ckpt RUN/best.ckpt --n 50000 --out result.json
   reconstruct average the weights anew:       reconstruct --ckpt RUN --sigma_rel 0.05
   tune        find the best such average:     tune --ckpt RUN --n 5000
-  plan        predict memory and hours:       plan --config configs/cifar10.yaml --gpu h100-80gb
-  check-data  read every image of a dataset:  check-data --config configs/image_folder.yaml --data.root DIR
+  plan        predict memory and hours:       plan --config cifar10 --gpu h100-80gb
+  check-data  read every image of a dataset:  check-data --config image_folder --data.root DIR
   validate    compute the validation metrics: validate --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   test        compute the test metrics:       test --config RUN/config.yaml --ckpt_path RUN/best.ckpt
   predict     sample images by the Trainer:   predict --config RUN/config.yaml --ckpt_path RUN/best.ckpt
@@ -32,7 +33,7 @@ USAGE = """usage: lightning-ddpm COMMAND [options]        (or: python -m lightni
   import      read another program's model:   import --folder DIR --out FILE.ckpt
 
 COMMAND --help lists the options of a command. Every value of a config is an option as well, for example
---trainer.max_steps 1000."""
+--trainer.max_steps 1000. --version prints the version."""
 
 TRAINER = dict.fromkeys(("fit", "validate", "test", "predict"), "fit.run")
 COMMANDS = TRAINER | {
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         print(USAGE)
+        return 0
+    if command == "--version":
+        print(f"lightning-ddpm {__version__}")
         return 0
     try:
         if command not in COMMANDS:

@@ -105,12 +105,14 @@ def _describe_training(config: Mapping[str, Any]) -> str:
 
 
 def _describe_class(named: Any) -> str:
-    """Return a class of a config with its arguments, as in ``Adam(lr=0.001)``."""
+    """Return a class of a config with its arguments, as in ``Adam(lr=0.001)``; one of another package by its path."""
     if not isinstance(named, Mapping) or "class_path" not in named:
         return ""
     arguments = {name: value for name, value in (named.get("init_args") or {}).items() if value is not None}
     plain = (f"{name}={value}" for name, value in arguments.items() if isinstance(value, str | int | float | list))
-    return f"`{str(named['class_path']).rpartition('.')[2]}({', '.join(plain)})`"
+    path = str(named["class_path"])
+    name = path.rpartition(".")[2] if path.startswith(("lightning_ddpm.", "torch.")) else path
+    return f"`{name}({', '.join(plain)})`"
 
 
 def _describe_results(results: Sequence[Mapping[str, Any]]) -> str:
@@ -130,7 +132,7 @@ def _describe_results(results: Sequence[Mapping[str, Any]]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         notes.append(f"{number}. {settings}; {compared}; {result['devices']}; {result['finished']}; {versions}.")
     header = ("metric", "value", "error", "images", "protocol", "measurement")
-    errors = "The error is the standard deviation over subsets or splits, or the standard error of a mean."
+    errors = "The error, where a metric has one, is the standard deviation over subsets or splits, or that of a mean."
     return f"{_make_table(header, rows)}\n\n{errors}\n\n" + "\n".join(notes)
 
 

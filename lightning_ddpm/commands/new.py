@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
     """Parse the options and write the project."""
     parser = build_parser("new", "Begin a project of your own: `new my_project`, with options after the name.")
     add = parser.add_argument
-    add("--folder", type=resolve_path, required=True, help="the project's folder and name; the first word may be it")
+    add("--folder", type=resolve_path, required=True, help="the project's folder and name; may be the first word")
     what = "what data.py reads: digits, PNG files, an array in a file, or pairs of PNG files"
     add("--data", choices=DATA, default="digits", help=what)
     add("--conditional", action="store_true", help="condition the model on the classes of the data")
@@ -46,10 +46,10 @@ def run(arguments: Sequence[str]) -> None:
     named = bool(arguments) and not arguments[0].startswith("-")
     options = parse(parser, ["--folder", *arguments] if named else arguments, "new")
     folder = Path(os.path.abspath(options.folder))
-    name = folder.name.replace("-", "_")
-    _check_name(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{options.folder} exists already; choose another name, or delete it")
+    name = folder.name.replace("-", "_")
+    _check_name(name)
     check_writable(folder.parent)
     answers = (options.data, options.logger, CONDITIONS[0] if options.conditional else CONDITIONS[1])
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
@@ -107,7 +107,8 @@ def _choose_lines(text: str, answers: set[str]) -> str:
 def _check_name(name: str) -> None:
     """Raise UserError if a project's name cannot be that of a Python package, or is taken by another one."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise UserError(f"a project is a Python package, so that its name has a-z, 0-9 and _ only, got {name}")
+        rule = "a letter a-z, then a-z, 0-9 and _ only, and no word of Python's own"
+        raise UserError(f"the project is a Python package, whose name must be {rule}, got {name}")
     spec = None if name in sys.stdlib_module_names else find_spec(name)
     if name in sys.stdlib_module_names or (spec and spec.origin):
         where = f" ({spec.origin})" if spec else ""

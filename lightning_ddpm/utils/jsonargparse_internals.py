@@ -1,10 +1,17 @@
 """Every use of jsonargparse's private API, with the reason; tests fail in words when a release changes one."""
 
+from argparse import Action
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import isroutine
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from jsonargparse import ActionConfigFile, ArgumentParser, _typehints  # type: ignore[attr-defined]
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    _typehints,
+)
 from jsonargparse._common import parsing_settings
 from jsonargparse._util import NestedArg
 
@@ -27,6 +34,17 @@ class Option(NamedTuple):
     nargs: int | str | None
     required: bool
     is_config: bool
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Help that gives no type for an option whose value a function reads; jsonargparse prints the function's address.
+
+    No public setting leaves the type of an option out.
+    """
+
+    def _get_type_str(self, action: Action) -> str | None:
+        kind: str | None = None if isroutine(action.type) else super()._get_type_str(action)
+        return kind
 
 
 def list_options(parser: ArgumentParser) -> list[Option]:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
 
+from lightning_ddpm.utils.jsonargparse_internals import HelpFormatter
 from lightning_ddpm.utils.text_files import check_yaml
 
 MODE = "lightning_ddpm"
@@ -21,7 +22,11 @@ NUMBER = re.compile(r"[-+.0-9][-+.0-9_:eE]*")
 def build_parser(command: str | None = None, description: str | None = None) -> ArgumentParser:
     """Return a parser that reads and writes this format and raises its errors; it has no options yet."""
     return ArgumentParser(
-        command and f"lightning-ddpm {command}", description=description, exit_on_error=False, parser_mode=MODE
+        command and f"lightning-ddpm {command}",
+        description=description,
+        exit_on_error=False,
+        parser_mode=MODE,
+        formatter_class=HelpFormatter,
     )
 
 

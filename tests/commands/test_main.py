@@ -8,6 +8,9 @@ import pytest
 from helpers.command_line import ddpm, run
 from helpers.command_outputs import get_error_sentence
 
+import lightning_ddpm
+from lightning_ddpm.commands.main import COMMANDS
+
 
 def test_help_lists_the_commands_without_importing_torch():
     started = run(sys.executable, "-X", "importtime", "-m", "lightning_ddpm", "--help")
@@ -26,6 +29,17 @@ def test_the_help_of_a_command_lists_its_options(name, option, command):
     status, out, _ = command(name, "--help")
     assert status == 0
     assert option in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_help_shows_an_address_in_memory(name, command):
+    status, out, _ = command(name, "--help")
+    assert status == 0
+    assert " at 0x" not in " ".join(out.split())
+
+
+def test_the_version_is_printed(command):
+    assert command("--version") == (0, f"lightning-ddpm {lightning_ddpm.__version__}\n", "")
 
 
 def test_the_installed_script_runs_the_same_program():

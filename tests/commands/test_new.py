@@ -33,6 +33,7 @@ def test_every_combination_of_answers_is_a_complete_project(answers, tmp_path):
     assert set(files) == set(written)
     for name, text in files.items():
         assert not re.search(r"my.project|#: |LIGHTNING_DDPM_VERSION|cifar10", text), name
+        assert name.endswith(".py") or "\n\n\n" not in text, name
         if name.endswith(".py"):
             compile(text, name, "exec")
     lines = [line.strip() for line in files["configs/train.yaml"].splitlines()]
@@ -196,8 +197,9 @@ def test_the_command_writes_the_project_and_names_the_next_commands(command, mon
     ("arguments", "expected"),
     [
         ((), "new needs --folder"),
-        (("class",), "a project is a Python package"),
-        (("Zoë",), "a project is a Python package"),
+        (("class",), "and no word of Python's own, got class"),
+        (("Zoë",), "the project is a Python package, whose name must be a letter a-z, then a-z, 0-9 and _ only"),
+        (("1st",), "the project is a Python package, whose name must be a letter a-z, then a-z, 0-9 and _ only"),
         (("json",), "json is the name of a package that Python has already"),
         (("torch",), "torch is the name of a package that Python has already"),
         (("mine", "--data", "video"), "--data expects digits or folder or array or paired, got"),

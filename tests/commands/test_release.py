@@ -108,6 +108,14 @@ def test_a_card_offers_diffusers_only_where_export_writes_it(release, command, t
     assert "diffusers has no pipeline of this kind" in text
 
 
+def test_a_card_names_the_package_of_a_class_of_another():
+    config = {"data": {"source": {"class_path": "tiles.data.Data", "init_args": {"size": 32}}}}
+    config |= {"model": {"init_args": {"optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001}}}}}
+    card = write_card(ModelFacts("tiny", None, {}, config, ("tiles",), False, None, (), "0" * 64, 1, ()), ())
+    assert "| dataset | `tiles.data.Data(size=32)` |" in card
+    assert "| optimizer | `Adam(lr=0.001)` |" in card
+
+
 def test_the_command_of_a_card_gives_what_the_model_is_conditioned_on():
     given = list_condition_options(ConditionFormat(("ink",), (), (1, 4, 4)))
     card = write_card(ModelFacts("tiny", None, {}, {}, (), False, None, (), "0" * 64, 1, given), ())

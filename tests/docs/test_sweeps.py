@@ -33,7 +33,8 @@ TINY = {
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_killed_is_resumed_by_the_next_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("found", [".unsaved", "last.ckpt"])  # before the first checkpoint, and after it
+def test_a_trial_that_is_killed_is_resumed_by_the_next_call(found: str, tmp_path: Path) -> None:
     (script,) = re.findall(r":caption: sweep\.py\n\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     beat = '"heartbeat_interval": 15, "grace_period": 30'
     assert beat in script
@@ -45,8 +46,8 @@ def test_a_trial_that_is_killed_is_resumed_by_the_next_call(tmp_path: Path) -> N
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 200
-        while not list(tmp_path.glob("checkpoints/sweep/*/last.ckpt")):
-            assert process.poll() is None, "the sweep ended before its first checkpoint"
+        while not list(tmp_path.glob(f"checkpoints/sweep/*/{found}")):
+            assert process.poll() is None, f"the sweep ended without {found}"
             assert time.monotonic() < end
             time.sleep(0.02)
     finally:
@@ -55,7 +56,7 @@ def test_a_trial_that_is_killed_is_resumed_by_the_next_call(tmp_path: Path) -> N
     time.sleep(3)  # until the killed trial's heartbeat is late
     ended = run(*command)
     assert ended.returncode == 0, ended.stderr
-    assert "resuming after step" in ended.stdout
+    assert ("resuming after step" in ended.stdout) == (found == "last.ckpt")
     assert "best of 2 trials" in ended.stdout
     study = optuna.load_study(study_name="digits", storage=f"sqlite:///{tmp_path}/checkpoints/sweep/study.db")
     killed, resumed = study.trials
@@ -80,14 +81,16 @@ def test_a_trial_of_wandb_is_a_run_of_its_own_that_is_resumed(tmp_path: Path) ->
     assert config["command"][-1] == "${args}"
     command = [*config["command"][:-1], *utils.create_sweep_command_args(values)["args"]]
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WANDB_RUN_ID": "abc"}
-    for existing in (False, True):
+    run_folder = tmp_path / "checkpoints" / "sweep" / "abc"
+    run_folder.mkdir(parents=True)
+    for existing in (None, ".unsaved", "last.ckpt"):
         if existing:
-            (tmp_path / "checkpoints" / "sweep" / "abc").mkdir(parents=True)
-            (tmp_path / "checkpoints" / "sweep" / "abc" / "last.ckpt").touch()
+            (run_folder / existing).touch()
         ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         words = ran.stdout.splitlines()
         assert words[words.index("--trainer.default_root_dir") + 1] == "checkpoints/sweep/abc"
-        assert (words[-2:] == ["--ckpt_path", "last"]) == existing
+        assert (words[-2:] == ["--ckpt_path", "last"]) == bool(existing)
+        (run_folder / ".unsaved").unlink(missing_ok=True)
     options = words[:-2]
     assert options[:3] == ["fit", "--config", "digits"]
     with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):

@@ -30,6 +30,7 @@ from lightning_ddpm.commands.main import main
 sys.addaudithook(refuse)
 sys.exit(main())
 """
+WIDTH = "document.querySelector('[role=tablist]').getBoundingClientRect().width"
 SHOWN = "[...document.querySelectorAll('.strip')].some((each) => each.offsetParent)"
 
 
@@ -101,6 +102,7 @@ def read_pixels(page):
 
 def test_images_appear_are_inpainted_by_mouse_and_interpolated(visit):
     page = visit()
+    width = page.evaluate(WIDTH)
     set_number(page, "Seed", 4)
     page.get_by_role("button", name="Generate").click()
     images = read_pixels(page)
@@ -132,6 +134,7 @@ def test_images_appear_are_inpainted_by_mouse_and_interpolated(visit):
     between = read_pixels(page)
     assert np.array_equal(between[0], images[0])
     assert not np.array_equal(between[-1], images[0])
+    assert page.evaluate(WIDTH) == width  # the page keeps its layout from tab to tab
 
 
 def test_two_visitors_wait_for_each_other_and_one_can_stop(visit):
