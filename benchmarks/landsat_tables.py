@@ -54,8 +54,8 @@ CURVES = {"training tiles": ("black", "-"), "held-out tiles": ("black", ":"), "s
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("task", nargs="?", default="train", choices=["train", "report"], help="the model, or the page")
     parser.add_argument("--tif", type=Path, help="the scene, L7_ETMs.tif; needed until its tiles are in the folder")
-    parser.add_argument("--steps", type=int, default=6000, help="steps of 16 tiles")
-    parser.add_argument("--n", type=int, default=512, help="number of samples")
+    parser.add_argument("--steps", type=int, default=4000, help="steps of 16 tiles")
+    parser.add_argument("--n", type=int, default=240, help="number of samples")
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/landsat_tables"), help="data, run and results")
 
 
