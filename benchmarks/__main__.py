@@ -50,6 +50,7 @@ SCRIPTS = {
     "evaluation_tables": "what a Fréchet distance depends on: docs/results/evaluation.md",
     "family_tables": "VAE, GAN, normalizing flow and DDPM at equal CPU time: docs/results/families.md",
     "field_tables": "a Gaussian random field beside its closed form: docs/results/fields.md",
+    "landsat_tables": "tiles of a satellite's scene in five bands: docs/results/satellite.md",
     "guidance_tables": "guidance on digits and MNIST: docs/results/guidance.md",
     "restoration_tables": "restored digits and MNIST images: docs/results/restoration.md",
     "superresolution_tables": "super-resolution of MNIST that is trained on pairs: docs/results/restoration.md",

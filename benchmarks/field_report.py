@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
-from benchmarks.page import DOCS, PAGES, format_table, write_table
+from benchmarks.page import DOCS, PAGES, format_table, save_figure, write_table
 
 PAGE = PAGES / "fields.md"
 RINGS = (1, 2, 4, 8, 12, 16, 20, 24)
@@ -119,6 +118,4 @@ def save_image(path: Path, found: dict[str, Any], folder: Path) -> None:
     bottom.plot(rings, known["coherence"], color="black", linewidth=1, label="known")
     bottom.set(xscale="log", xlabel="ring", ylabel="coherence", ylim=(0.4, 0.9))
     bottom.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=80)
-    with Image.open(path) as image:
-        image.convert("RGB").quantize(64).save(path, optimize=True)
+    save_figure(path, figure, 64)

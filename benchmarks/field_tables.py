@@ -95,6 +95,11 @@ def build_config(data: Path, steps: int, conditional: bool) -> dict[str, Any]:
         network["init_args"] = {"conditions": [embedding]}
         source["init_args"] |= {"held_out_file": None, "holdout": 0.02}
         source = {"class_path": "lightning_ddpm.data.Described", "init_args": {"source": source, "vector": COLUMNS}}
+    return build_training(network, source, data, steps)
+
+
+def build_training(network: dict[str, Any], source: dict[str, Any], data: Path, steps: int) -> dict[str, Any]:
+    """Return the config of a run of this many steps of 16 images, which predicts v on the cosine schedule."""
     warm_up = max(1, min(100, steps // 10))
     model = {
         "network": network,

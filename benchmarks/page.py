@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = DOCS / "results"
@@ -60,6 +61,13 @@ def save_image_grid(path: Path, images: Mapping[tuple[str, str], Any], cell: tup
         axes[y, x].set(xticks=[], yticks=[], title=column if y == 0 else None)
         axes[y, x].set_ylabel(row if x == 0 else "", fontsize=7)
     figure.savefig(path, dpi=dpi)
+
+
+def save_figure(path: Path, figure: Figure, colours: int) -> None:
+    """Save a figure as a PNG file of 80 pixels per inch with this number of colours, at most 256."""
+    figure.savefig(path, dpi=80)
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(colours).save(path, optimize=True)
 
 
 def save_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> None:
