@@ -1,5 +1,7 @@
 """The other programs of the speed run, each by its own classes, with its own defaults and with tuned settings."""
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.speedrun_clock import Clock
+from lightning_ddpm.commands.precision import WORTHWHILE
 from lightning_ddpm.data.datasets import ImageDataset
 from lightning_ddpm.data.image_io import save_image, to_float, to_uint8
+from lightning_ddpm.utils.precision_probe import measure_bf16_speedup
 
 BATCH = 250
 """Images that are sampled at a time."""
 NFE = 50
 """Of both programs, by their DDIM."""
+BF16 = ("bf16", "amp")
+"""The settings for bfloat16, which a processor may be slower in."""
+
+
+@cache
+def is_bf16_faster() -> bool:
+    """Return whether bfloat16 is measured to be worthwhile on this processor, as ``precision: auto`` does for ours."""
+    return measure_bf16_speedup(torch.device("cpu")) >= WORTHWHILE
+
+
+def adapt(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with bfloat16 where they have it and this processor is faster with it."""
+    return {name: value and is_bf16_faster() if name in BF16 else value for name, value in settings.items()}
 
 
 DIFFUSERS_NETWORKS: dict[str, dict[str, Any]] = {
@@ -35,7 +52,7 @@ class Diffusers:
     """
 
     def __init__(self, settings: str, dataset: str) -> None:
-        self.shape, self.training = DIFFUSERS_NETWORKS[settings], DIFFUSERS_TRAINING[settings]
+        self.shape, self.training = DIFFUSERS_NETWORKS[settings], adapt(DIFFUSERS_TRAINING[settings])
         self.file = f"{dataset}.pt"
 
     def describe(self) -> dict[str, Any]:
@@ -134,7 +151,7 @@ class DenoisingDiffusionPytorch:
     """
 
     def __init__(self, settings: str, dataset: str) -> None:
-        self.shape, self.training = PYTORCH_NETWORKS[settings], PYTORCH_TRAINING[settings]
+        self.shape, self.training = PYTORCH_NETWORKS[settings], adapt(PYTORCH_TRAINING[settings])
         self.folder = f"{dataset}-png"
 
     def describe(self) -> dict[str, Any]:
