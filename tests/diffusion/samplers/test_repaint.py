@@ -59,7 +59,7 @@ def test_more_passes_approach_the_conditional_distribution() -> None:
 @pytest.mark.slow
 def test_many_passes_reach_the_conditional_distribution() -> None:
     data = Mixture([1.0], [[0.3, -0.2]], [[[0.25, 0.15], [0.15, 0.16]]])
-    n, mean, variance = 2000, -0.2 + 0.6 * (0.7 - 0.3), 0.16 - 0.6 * 0.15
+    n, mean, variance = 1000, -0.2 + 0.6 * (0.7 - 0.3), 0.16 - 0.6 * 0.15
     x = sample_second_pixel(data, n, RePaint(Ancestral(FixedLarge()), KNOWN_IMAGE, FIRST_PIXEL, 40, 10))
     assert float(x.mean()) == pytest.approx(mean, abs=3 * math.sqrt(variance / n))
     assert float(x.var()) == pytest.approx(variance, abs=3 * variance * math.sqrt(2 / n))
