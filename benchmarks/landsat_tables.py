@@ -232,4 +232,4 @@ def save_image(path: Path, folder: Path) -> None:
     axes[0, 0].set_ylabel("power")
     axes[1, 0].set_ylabel("density")
     axes[0, -1].legend(frameon=False, fontsize=7)
-    save_figure(path, figure, 128)
+    save_figure(path, figure, 64)
