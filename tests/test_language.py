@@ -57,7 +57,7 @@ ALLOWED = [
     ("lightning_ddpm/callbacks/plots.py", "draw", r"canvas\.draw\(", "matplotlib's method"),
     ("lightning_ddpm/data/image_io.py", "draw", r"Draw black text|ImageDraw\.Draw\(", "text is drawn, by Pillow"),
     ("lightning_ddpm/data/previews.py", "draw", r"ImageDraw\.Draw\(", "Pillow's class"),
-    ("benchmarks/*.py", "figure", r"(?i)(import |a |: )figure|\bfigure(?= = |[.(),]| import|:)", "a plot of matplotlib"),
+    ("benchmarks/*.py", "figure", r"(?i)(import |a |: )figure|\bfigure(?= = |[.(),]| import|:)", "matplotlib's plot"),
     ("docs/*", "figure", r"plt\.figure\(", "matplotlib's function"),
     ("docs/tutorials/your_images.md", "picture", r"photographs?", "two photographs that scikit-learn ships"),
 ]
