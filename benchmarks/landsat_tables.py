@@ -216,7 +216,7 @@ def save_image(path: Path, folder: Path) -> None:
     for axis, name in zip(top.subplots(1, 2), ("training tiles", "samples"), strict=True):
         chosen = sets[name][spread_indices(min(SHOWN**2, len(sets[name])), len(sets[name]))]
         shown = ((chosen[:, COMPOSITE].numpy() - low) / (high - low)).clip(0, 1)
-        axis.imshow(make_grid(torch.from_numpy(shown), SHOWN, padding=1, pad_value=1).permute(1, 2, 0))
+        axis.imshow(make_grid(torch.from_numpy(shown), SHOWN, padding=1, pad_value=1).permute(1, 2, 0).numpy())
         axis.set_title(f"{name}, bands 4, 3, 2", fontsize=9)
         axis.set_axis_off()
     axes = bottom.subplots(2, BANDS)
