@@ -69,7 +69,7 @@ def test_the_whole_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     main(["landsat_tables", "report", *words])
     found = json.loads((tmp_path / "runs" / "result.json").read_text())
     (noise,) = [
-        each for each in found["metrics"] if (each["tiles"], each["reference"]) == ("Gaussian noise", "training")
+        each for each in found["metrics"] if (each["tiles"], each["reference"]) == ("Gaussian noise", "training tiles")
     ]
     assert noise["values"]["spectrum_db"] < 1  # the scene is noise itself
     assert np.shape(found["correlations"]["samples"]) == (5, 5)
