@@ -32,7 +32,7 @@ def test_it_measures_every_part_on_the_cpu_and_writes_the_results(tmp_path: Path
         results = read(tmp_path, part)
         assert results
         assert not [name for name, each in results.items() if "failed" in each or "skipped" in each], results
-    assert set(read(tmp_path, "sampling")["batch 4"]["largest difference in grey levels"].values()) <= {0, 1}
+    assert set(read(tmp_path, "sampling")["batch 4"]["largest difference in gray levels"].values()) <= {0, 1}
     training = read(tmp_path, "training")
     assert {f"{name}, batch 4" for name in variants.CHOICES} < training.keys()
     assert all(len(each["ms"]) == 3 for each in training.values())
@@ -124,7 +124,7 @@ def test_the_curve_s_config_evaluates_within_the_time_only(tmp_path: Path) -> No
     assert names == ["ChannelsLast", "Compile", "EMA", "Evaluation"]
 
 
-def test_grey_levels_are_compared_over_all_images_that_batches_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gray_levels_are_compared_over_all_images_that_batches_share(monkeypatch: pytest.MonkeyPatch) -> None:
     generate = variants.DDPM.generate
 
     def shifted(self: Any, request: Any, start: int, stop: int) -> torch.Tensor:
@@ -135,6 +135,6 @@ def test_grey_levels_are_compared_over_all_images_that_batches_share(monkeypatch
 
     monkeypatch.setattr(variants.DDPM, "generate", shifted)
     found = [measure() for _, measure in variants.measure_sampling(Trial(CPU, tiny=True))]
-    levels = found[-1]["largest difference in grey levels"]
+    levels = found[-1]["largest difference in gray levels"]
     assert levels["images of batch 1"] <= 1
     assert 2 <= levels["images of batch 2"] <= 4
