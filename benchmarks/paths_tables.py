@@ -1,7 +1,7 @@
 """Makes the tables and the image of docs/results/paths.md: what the network predicts, on which path, in which network.
 
     python -m benchmarks paths_tables digits                 # 25 minutes of one CPU core
-    python -m benchmarks paths_tables mnist --root data      # an hour
+    python -m benchmarks paths_tables mnist --root data      # 40 minutes
 
 Every candidate is trained by ``fit`` from three seeds, with the same images seen, learning rate and average of the
 weights, and sampled by the same solver with the same number of network evaluations (NFE). Runs and scores are kept in
